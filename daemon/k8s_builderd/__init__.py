@@ -1,0 +1,1 @@
+"""k8s-builderd: runs Hyperledger Fabric chaincode on Kubernetes."""

@@ -1,0 +1,31 @@
+"""The family of errors that are told to people: each one is a line that says what to change."""
+
+from typing import ClassVar
+
+
+class BuilderError(Exception):
+    """An error whose text is one line for the operator.
+
+    A subclass may carry a `remedy`, which is told after the message.
+    """
+
+    remedy: ClassVar[str] = ""
+
+    def __str__(self) -> str:
+        """Return the message and the remedy, on one line."""
+        message = " ".join(super().__str__().split())
+        return f"{message}. {self.remedy}" if self.remedy else message
+
+
+class PackageError(BuilderError):
+    """A file of the chaincode package, or a field in it, breaks a rule; the text names all three."""
+
+    def __init__(self, file: str, rule: str, field: str = "") -> None:
+        self.file = file
+        self.field = field
+        self.rule = rule
+        super().__init__(f"{file}: field '{field}' {rule}" if field else f"{file} {rule}")
+
+
+class SettingsError(BuilderError):
+    """An environment variable has a value that cannot be used; the text names the variable and the rule."""
