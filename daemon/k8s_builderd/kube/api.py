@@ -1,0 +1,315 @@
+"""Requests to the API server. The sole importer of aiohttp's client and of kubernetes_asyncio.
+
+kubernetes_asyncio finds the configuration (in a cluster, or a kubeconfig with token, client certificate or exec
+plugin); the requests are made here, on one connection pool without a limit: every followed log holds a connection,
+and with a bounded pool the hundredth chaincode would wait for the ninety-ninth to end.
+"""
+
+import socket
+import ssl
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+
+from k8s_builderd.errors import SettingsError
+from k8s_builderd.kube import slim
+from k8s_builderd.kube.errors import ApiError, Unauthorized, Unreachable, error_for_status
+from k8s_builderd.kube.objects import RawList, Status
+
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+KEEPALIVE_IDLE = 20
+"""Seconds of silence on a connection before the kernel asks whether the other side is there."""
+
+KEEPALIVE_INTERVAL = 10
+UNACKNOWLEDGED = 30_000
+"""Milliseconds after which unanswered data or probes end a connection (TCP_USER_TIMEOUT)."""
+
+_ERROR_BODY = 64 * 1024
+
+_decode_status = msgspec.json.Decoder(Status).decode
+_decode_list = msgspec.json.Decoder(RawList).decode
+
+
+class Resource(msgspec.Struct, frozen=True):
+    """A kind of object: where it lives in the API, and RBAC's name for it."""
+
+    prefix: str
+    plural: str
+    rbac: str
+
+    def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
+        """Return the URL path of the collection, of one object, or of a subresource of it."""
+        parts = [self.prefix, "namespaces", namespace, self.plural, name, subresource]
+        return "/".join(part for part in parts if part)
+
+
+JOBS = Resource("/apis/batch/v1", "jobs", "jobs.batch")
+PODS = Resource("/api/v1", "pods", "pods")
+SECRETS = Resource("/api/v1", "secrets", "secrets")
+EVENTS = Resource("/api/v1", "events", "events")
+
+
+def _socket(address: Any) -> socket.socket:
+    # A node that loses power sends no FIN: without these a watch on it stays silent for hours.
+    family, kind, protocol, _, _ = address
+    connection = socket.socket(family, kind, protocol)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED)
+    return connection
+
+
+class Credentials:
+    """Who we are to the API server: its address, and a bearer token that may change."""
+
+    def __init__(self, kubeconfig: str) -> None:
+        self._kubeconfig = kubeconfig
+        self._configuration, self._config = slim.load()
+        self.current: Any = None
+
+    async def load(self) -> None:
+        """Read the configuration, or read it again after a 401.
+
+        :raises SettingsError: if there is none, or it cannot be used.
+        """
+        configuration = self._configuration.Configuration()
+        try:
+            if self._kubeconfig:
+                await self._config.load_kube_config(
+                    config_file=self._kubeconfig, client_configuration=configuration, persist_config=False
+                )
+            else:
+                self._config.load_incluster_config(client_configuration=configuration)
+        except Exception as error:  # the loaders raise whatever a file or plugin makes them raise
+            if self._kubeconfig:
+                raise SettingsError(
+                    f"The KUBECONFIG_PATH environment variable must name a kubeconfig that can be used:"
+                    f" {self._kubeconfig}: {error}"
+                ) from error
+            raise SettingsError(
+                f"Not in a Kubernetes pod ({error}): set the KUBECONFIG_PATH environment variable to a kubeconfig"
+            ) from error
+        self.current = configuration
+
+    async def headers(self) -> dict[str, str]:
+        """Return the Authorization header, the token read anew from its file where that is due."""
+        settings = await self.current.auth_settings()
+        bearer = settings.get("BearerToken")
+        return {"Authorization": bearer["value"]} if bearer else {}
+
+    def ssl(self) -> ssl.SSLContext | bool:
+        """Return what TLS to speak.
+
+        :raises SettingsError: if a certificate file is missing or broken.
+        """
+        now = self.current
+        if not now.host.startswith("https"):
+            return True
+        try:
+            context = ssl.create_default_context(cafile=now.ssl_ca_cert)
+            if now.cert_file:
+                context.load_cert_chain(now.cert_file, now.key_file)
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(f"The kubeconfig's certificates cannot be used: {error}") from error
+        if now.disable_strict_ssl_verification and hasattr(ssl, "VERIFY_X509_STRICT"):
+            context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        if not now.verify_ssl:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+class Api:
+    """The API server, as one namespace sees it. Borrowed by everybody, closed by who opened it."""
+
+    def __init__(
+        self, credentials: Credentials, session: aiohttp.ClientSession, namespace: str, timeout: float
+    ) -> None:
+        self.namespace = namespace
+        self.last_answer = 0.0
+        """When the API server last answered, by `time.monotonic()`."""
+        self._credentials = credentials
+        self._session = session
+        self._brief = aiohttp.ClientTimeout(total=patience)
+        self._streaming = aiohttp.ClientTimeout(total=None, sock_connect=patience)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, kubeconfig: str, namespace: str, *, patience: float = 10.0) -> AsyncIterator[Self]:
+        """Open a connection pool; nothing is asked yet.
+
+        :param kubeconfig: a file's path, or empty for the pod's own service account.
+        :param patience: seconds that one request may take; watches and logs have no end.
+        :raises SettingsError: if the configuration cannot be used.
+        """
+        credentials = Credentials(kubeconfig)
+        await credentials.load()
+        connector = aiohttp.TCPConnector(limit=0, ssl=credentials.ssl(), socket_factory=_socket)
+        async with aiohttp.ClientSession(connector=connector, auto_decompress=True) as session:
+            yield cls(credentials, session, namespace, patience)
+
+    async def list(self, resource: Resource, **selectors: str) -> RawList:
+        """Return all objects that the selectors (`labelSelector`, `fieldSelector`) choose.
+
+        :raises ApiError: as every request here does.
+        """
+        return _decode_list(await self._request("GET", "list", resource, resource.path(self.namespace), selectors))
+
+    async def get(self, resource: Resource, name: str) -> bytes:
+        """Return one object as JSON."""
+        return await self._request("GET", "get", resource, resource.path(self.namespace, name))
+
+    async def create(self, resource: Resource, body: Mapping[str, Any]) -> bytes:
+        """Create an object and return it as JSON.
+
+        An `Unreachable` leaves open whether it was created: a second try answers with `AlreadyExists` then.
+        """
+        return await self._request("POST", "create", resource, resource.path(self.namespace), body=body)
+
+    async def delete(self, resource: Resource, name: str) -> None:
+        """Delete an object; what it owns goes after it, in the background."""
+        query = {"propagationPolicy": "Background"}
+        await self._request("DELETE", "delete", resource, resource.path(self.namespace, name), query)
+
+    @asynccontextmanager
+    async def watch(self, resource: Resource, query: Mapping[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open a watch and hand out its bytes as they come, cut anywhere."""
+        path = resource.path(self.namespace)
+        async with self._stream("watch", resource, path, {"watch": "true", **query}) as chunks:
+            yield chunks
+
+    @asynccontextmanager
+    async def log(self, pod: str, query: Mapping[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open a pod's log and hand out its bytes as they come, cut anywhere.
+
+        The end of the iterator is a clean end of the stream; a broken one raises `Unreachable`.
+        """
+        async with self._stream("get", PODS, PODS.path(self.namespace, pod, "log"), query, "pods/log") as chunks:
+            yield chunks
+
+    async def _request(
+        self,
+        method: str,
+        verb: str,
+        resource: Resource,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> bytes:
+        data = msgspec.json.encode(body) if body is not None else None
+        try:
+            response = await self._send(method, path, query, data, self._brief)
+            async with response:
+                content = await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise _unreachable(error, verb, resource.rbac) from error
+        if response.status >= HTTPStatus.MULTIPLE_CHOICES:
+            raise _refusal(response, content, verb, resource.rbac)
+        return content
+
+    @asynccontextmanager
+    async def _stream(
+        self, verb: str, resource: Resource, path: str, query: Mapping[str, str], rbac: str = ""
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        what = rbac or resource.rbac
+        try:
+            response = await self._send("GET", path, query, None, self._streaming)
+        except (aiohttp.ClientError, OSError) as error:
+            raise _unreachable(error, verb, what) from error
+        try:
+            if response.status >= HTTPStatus.MULTIPLE_CHOICES:
+                try:
+                    content = await response.content.read(_ERROR_BODY)
+                except (aiohttp.ClientError, OSError) as error:
+                    raise _unreachable(error, verb, what) from error
+                raise _refusal(response, content, verb, what)
+            yield _chunks(response, verb, what)
+        finally:
+            response.close()  # a stream is never read to its end for the sake of the connection
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        data: bytes | None,
+        limits: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        response = await self._send_once(method, path, query, data, limits)
+        if response.status == HTTPStatus.UNAUTHORIZED:
+            # The token may have been replaced (a kubeconfig's tokenFile, an exec plugin's expiry): once more with the
+            # new one. 401 comes before anything is carried out.
+            response.close()
+            try:
+                await self._credentials.load()
+            except SettingsError as error:
+                raise Unauthorized(str(error)) from error
+            response = await self._send_once(method, path, query, data, limits)
+        self.last_answer = time.monotonic()
+        return response
+
+    async def _send_once(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        data: bytes | None,
+        limits: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        now = self._credentials.current
+        headers = await self._credentials.headers()
+        if data is not None:
+            headers["Content-Type"] = "application/json"
+        return await self._session.request(
+            method,
+            now.host + path,
+            params=dict(query or {}),
+            data=data,
+            headers=headers,
+            timeout=limits,
+            proxy=now.proxy,
+            proxy_headers=now.proxy_headers,
+            server_hostname=now.tls_server_name,
+        )
+
+
+async def _chunks(response: aiohttp.ClientResponse, verb: str, rbac: str) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in response.content.iter_any():
+            yield chunk
+    except (aiohttp.ClientError, OSError) as error:
+        raise _unreachable(error, verb, rbac) from error
+
+
+def _unreachable(error: Exception, verb: str, rbac: str) -> Unreachable:
+    words = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+    return Unreachable(f"the Kubernetes API does not answer ({words})", verb=verb, resource=rbac)
+
+
+def _refusal(response: aiohttp.ClientResponse, content: bytes, verb: str, rbac: str) -> ApiError:
+    try:
+        status = _decode_status(content)
+    except msgspec.MsgspecError:
+        status = Status(message=f"HTTP {response.status} {response.reason}")
+    details = status.details
+    after: float | None = details.retry_after_seconds if details else None
+    header = response.headers.get("Retry-After", "")
+    if after is None and header.isdecimal():
+        after = int(header)
+    return error_for_status(response.status)(
+        status.message or f"HTTP {response.status}",
+        verb=verb,
+        resource=rbac,
+        reason=status.reason or "",
+        retry_after=after,
+    )

@@ -1,0 +1,81 @@
+"""What can go wrong between us and the API server, told with the verb and resource that it happened to."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from k8s_builderd.errors import BuilderError
+
+
+class ApiError(BuilderError):
+    """The API server refused a request, or could not be asked.
+
+    `verb` and `resource` are RBAC's words (`create`, `jobs.batch`), `reason` is the Status object's.
+    """
+
+    transient: ClassVar[bool] = False
+
+    def __init__(
+        self, message: str, *, verb: str = "", resource: str = "", reason: str = "", retry_after: float | None = None
+    ) -> None:
+        self.verb = verb
+        self.resource = resource
+        self.reason = reason
+        self.retry_after = retry_after
+        super().__init__(f"cannot {verb} {resource}: {message}" if verb else message)
+
+
+class Unreachable(ApiError):
+    """Raised when no answer came: connection refused, reset, or timed out. The request may have been carried out."""
+
+    transient = True
+
+
+class Unavailable(ApiError):
+    """Raised for 429 and 5xx: asking again later can succeed."""
+
+    transient = True
+
+
+class Unauthorized(ApiError):
+    """Raised for 401: the API server does not know our credentials."""
+
+    remedy = "Check the service account's token or the kubeconfig's user"
+
+
+class Forbidden(ApiError):
+    """Raised for 403: RBAC or an admission plugin says no."""
+
+    remedy = "Check the Role of the daemon's service account (docs/operations.md lists the rights it needs)"
+
+
+class NotFound(ApiError):
+    """Raised for 404: the object, or its namespace, is not there."""
+
+
+class AlreadyExists(ApiError):
+    """Raised for 409 of a create: the name is taken."""
+
+
+class Expired(ApiError):
+    """Raised for 410: the resourceVersion is too old to watch from, so the list has to be read again."""
+
+
+class Invalid(ApiError):
+    """Raised for 400 and 422: the request can never succeed as it is."""
+
+
+_BY_STATUS: Mapping[int, type[ApiError]] = {
+    400: Invalid,
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    409: AlreadyExists,
+    410: Expired,
+    422: Invalid,
+    429: Unavailable,
+}
+
+
+def error_for_status(status: int) -> type[ApiError]:
+    """Return the class of error that stands for an HTTP status."""
+    return _BY_STATUS.get(status, Unavailable if status >= 500 else ApiError)

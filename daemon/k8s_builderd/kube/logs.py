@@ -1,0 +1,147 @@
+"""Follows one container's log to its very end, through every break, without a lost or a doubled line."""
+
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Protocol
+
+import anyio
+import structlog
+
+from k8s_builderd.backoff import delays
+from k8s_builderd.kube.api import Api
+from k8s_builderd.kube.errors import ApiError, Invalid, NotFound
+from k8s_builderd.kube.loglines import Batch, Position, Reader
+
+DRAIN_TIMEOUT = 30.0
+"""Seconds for which the rest of an ended container's log is asked for before it is given up."""
+
+_log = structlog.get_logger("k8s_builderd.logs")
+
+
+class Container(Protocol):
+    """What has to be known of a container while its log is followed; the watches know it."""
+
+    @property
+    def ended(self) -> bool:
+        """Say whether the container has ended, so that its log grows no more."""
+
+    @property
+    def gone(self) -> bool:
+        """Say whether the pod's object is gone, so that there is no log any more."""
+
+    async def changed(self) -> None:
+        """Wait until one of the two may have changed."""
+
+
+class LogIncomplete(ApiError):
+    """Raised when the container has ended and the rest of its log could not be had."""
+
+
+async def follow(
+    api: Api,
+    pod: str,
+    name: str,
+    container: Container,
+    after: Position | None,
+    *,
+    deliver: Callable[[Batch], Awaitable[None]],
+    gap: Callable[[], Awaitable[None]],
+    rng: Random | None = None,
+) -> None:
+    """Pass on every line after a position, until the container has ended and all of its log has come.
+
+    An end of the stream proves nothing: a clean one also comes when the kubelet is killed. Only a pass that
+    began after the container had ended, and came to a clean end, has everything.
+
+    :param name: the container's name.
+    :param after: where to go on; None for the beginning.
+    :param deliver: takes each batch; while it waits nothing is read, so a slow reader costs no memory.
+    :param gap: is called once when lines after `after` have been thrown away (only the newest file is served after a
+        rotation), before the lines that are left.
+    :raises LogIncomplete: if the API server does not give the rest within `DRAIN_TIMEOUT` of the container's end.
+    """
+    passage = _Passage(api, pod, name, container, after, deliver, gap)
+    pauses = delays(0.1, 5.0, rng)
+    give_up: float | None = None
+    while True:
+        ended = container.ended
+        if ended and give_up is None:
+            give_up = anyio.current_time() + DRAIN_TIMEOUT
+        before = passage.position
+        try:
+            if await passage.run(ended=ended):
+                return
+        except NotFound:
+            if container.gone or ended:
+                return  # its log went with it
+        except ApiError as error:
+            if not error.transient and not isinstance(error, Invalid):  # Invalid: it waits to start
+                raise
+            _log.info("log_interrupted", pod=pod, reason=str(error))
+            if give_up is not None and anyio.current_time() > give_up:
+                raise LogIncomplete(f"the rest of the chaincode's log could not be read: {error}") from error
+        if passage.position != before:
+            pauses = delays(0.1, 5.0, rng)
+        with anyio.move_on_after(next(pauses)):
+            await container.changed()
+
+
+class _Passage:
+    """Where one follower is in a log, and the two ways to go on from there."""
+
+    def __init__(
+        self,
+        api: Api,
+        pod: str,
+        name: str,
+        container: Container,
+        after: Position | None,
+        deliver: Callable[[Batch], Awaitable[None]],
+        gap: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.position = after
+        self._api = api
+        self._pod = pod
+        self._container_name = name
+        self._container = container
+        self._deliver = deliver
+        self._gap = gap
+
+    async def run(self, *, ended: bool) -> bool:
+        """Go on until a stream ends; return whether that was the end of the log.
+
+        A followed stream that has not shown the position may show it yet, or never; one that ends by itself tells.
+        So what is there already is read first, and only then followed.
+        """
+        if self.position is None:
+            await self._read(None, follow=not ended, ended=ended)
+            return ended
+        reader = await self._read(self.position, follow=False, ended=ended)
+        if not reader.found:
+            await self._gap()
+            await self._read(self.position, follow=not ended, ended=ended, everything=True)
+        elif not ended:
+            await self._read(self.position, follow=True, ended=False)
+        return ended
+
+    async def _read(self, after: Position | None, *, follow: bool, ended: bool, everything: bool = False) -> Reader:
+        query = {"container": self._container_name, "timestamps": "true"}
+        if follow:
+            query["follow"] = "true"
+        if after is not None:
+            query["sinceTime"] = after.since
+        reader = Reader(None if everything else after)
+        async with self._api.log(self._pod, query) as chunks:
+            async for chunk in chunks:
+                for batch in reader.feed(chunk):
+                    await self._pass_on(batch)
+                if reader.passed_by:
+                    return reader
+        if ended:
+            for batch in reader.end():
+                await self._pass_on(batch)
+        return reader
+
+    async def _pass_on(self, batch: Batch) -> None:
+        await self._deliver(batch)
+        self.position = batch.position

@@ -1,0 +1,63 @@
+"""What the watches have told about one Job and its pod, folded into what the launch has to know."""
+
+import anyio
+
+from k8s_builderd.kube.objects import Job, Pod, Terminated
+from k8s_builderd.kube.watch import Applied, Deleted
+
+CONTAINER = "chaincode"
+
+
+class Sightings:
+    """The newest state of a Job and its pod, and what must not be forgotten once it was seen.
+
+    A pod can end and vanish between two looks of whoever waits; so the changes are folded in as they come, in
+    `saw`, and only the result is looked at.
+    """
+
+    def __init__(self) -> None:
+        self.job: Job | None = None
+        self.job_gone = False
+        self.pod: Pod | None = None
+        self.pod_gone = False
+        self.terminated: Terminated | None = None
+        self.started = False
+        self._changed = anyio.Event()
+
+    def saw(self, change: Applied[Job] | Deleted[Job] | Applied[Pod] | Deleted[Pod]) -> None:
+        """Fold in one change."""
+        item = change.object
+        deleted = isinstance(change, Deleted)
+        if isinstance(item, Job):
+            if not self.job_gone:
+                self.job = item
+                self.job_gone = deleted
+        elif self.pod is None or self.pod.metadata.uid == item.metadata.uid:
+            # One pod for each Job: with restartPolicy Never and backoffLimit 0 a second one would be Kubernetes'
+            # mistake, and the first is the one whose chaincode the peer knows.
+            self.pod = item
+            self.pod_gone = self.pod_gone or deleted
+            state = item.container(CONTAINER)
+            self.started = self.started or state.running is not None or state.terminated is not None
+            self.terminated = state.terminated or self.terminated
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def changed(self) -> None:
+        """Wait for the next change."""
+        await self._changed.wait()
+
+    @property
+    def gone(self) -> bool:
+        """Say whether the pod's object is gone, or can never come because its Job is."""
+        return self.pod_gone or (self.pod is None and self.job_gone)
+
+    @property
+    def ended(self) -> bool:
+        """Say whether the container has ended, or can never run. Phase Running says neither (observed)."""
+        return self.terminated is not None or self.gone or (self.pod is not None and self.pod.ended)
+
+    @property
+    def running(self) -> bool:
+        """Say whether the container runs now, for all we know."""
+        return self.started and not self.ended

@@ -1,0 +1,231 @@
+"""A reflector: one kind of object under one label selector, listed and then watched, for as long as it runs.
+
+Level, not edge: what a new list no longer has is reported as gone, so nothing that happened while no watch was
+open is missed. Why this is not kubernetes_asyncio's Watch: that one asks again with the resourceVersion that has just
+been refused as too old, spins on an empty stream, and never says what vanished.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from random import Random
+from typing import Generic, Protocol, TypeVar
+
+import anyio
+import msgspec
+import structlog
+
+from k8s_builderd.backoff import delays
+from k8s_builderd.kube.api import Api, Resource
+from k8s_builderd.kube.errors import ApiError, Expired, error_for_status
+from k8s_builderd.kube.objects import Meta, ObjectOnly, RawWatchEvent, Status
+
+MAX_EVENT = 8 * 1024 * 1024
+"""Bytes of one watch event; etcd refuses objects over 1.5 MiB, and JSON may escape what it holds."""
+
+WATCH_TIMEOUT = 300
+"""Seconds after which the API server ends a watch, so that a new one balances over its instances."""
+
+_log = structlog.get_logger("k8s_builderd.watch")
+_decode_event = msgspec.json.Decoder(RawWatchEvent).decode
+_decode_bookmark = msgspec.json.Decoder(ObjectOnly).decode
+_decode_status = msgspec.json.Decoder(Status).decode
+
+
+class _Object(Protocol):
+    @property
+    def metadata(self) -> Meta: ...
+
+
+T = TypeVar("T", bound=_Object)
+
+
+class Applied(msgspec.Struct, Generic[T], frozen=True):
+    """The object is there, in this state."""
+
+    object: T
+
+
+class Deleted(msgspec.Struct, Generic[T], frozen=True):
+    """The object is gone, or has lost the label; this was its last known state."""
+
+    object: T
+
+
+class Reflector(Generic[T]):
+    """Keeps `objects` (by uid) as the API server has them, and tells each change to one synchronous callback.
+
+    `synced` is true while the last list succeeded and a watch goes on from it; `trouble` says what is wrong otherwise.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        resource: Resource,
+        kind: type[T],
+        selector: str,
+        changed: Callable[[Applied[T] | Deleted[T]], None],
+        *,
+        silence: float = 130.0,
+        rng: Random | None = None,
+    ) -> None:
+        """Prepare; `run` does the work.
+
+        :param silence: seconds without a byte after which a watch counts as dead; two bookmarks' worth.
+        """
+        self.objects: dict[str, T] = {}
+        self.ever_synced = anyio.Event()
+        self.trouble: str | None = "not listed yet"
+        self._api = api
+        self._resource = resource
+        self._decode = msgspec.json.Decoder(kind).decode
+        self._selector = selector
+        self._changed = changed
+        self._silence = silence
+        self._rng = rng or Random()  # noqa: S311 - spreads load, keeps no secret
+        self._gone: dict[str, None] = {}
+        self._restart_delays()
+
+    @property
+    def synced(self) -> bool:
+        """Say whether `objects` is what the API server has, but for what is on its way."""
+        return self.trouble is None
+
+    async def run(self) -> None:
+        """List and watch until cancelled; whatever the API server does, this goes on."""
+        version = ""
+        while True:
+            try:
+                if not version:
+                    version = await self._relist()
+                version = await self._watch(version)
+            except Expired:
+                version = ""  # the normal case after a restart of the API server
+                self._trouble("the resourceVersion has expired, listing again")
+            except ApiError as error:
+                version = self._version if version else ""
+                self._trouble(str(error))
+            except msgspec.MsgspecError as error:
+                version = ""
+                self._trouble(f"cannot read what the API server sent: {error}")
+            else:
+                continue
+            await anyio.sleep(next(self._delays))
+
+    def adopt(self, object: T) -> None:  # noqa: A002 - Kubernetes' word
+        """Take in an object that a request of ours returned, before the watch tells of it."""
+        if object.metadata.uid not in self._gone:
+            self._apply(object)
+
+    def _restart_delays(self) -> None:
+        self._delays = delays(0.2, 10.0, self._rng)
+
+    def _trouble(self, words: str) -> None:
+        if self.trouble != words:
+            _log.warning("watch_interrupted", resource=self._resource.rbac, reason=words)
+        self.trouble = words
+
+    async def _relist(self) -> str:
+        listed = await self._api.list(self._resource, labelSelector=self._selector)
+        version = listed.metadata.resource_version
+        present = set()
+        for raw in listed.items or ():
+            item = self._decode(raw)
+            present.add(item.metadata.uid)
+            self._apply(item)
+        for uid in self.objects.keys() - present:
+            # One that a request of ours created after this list was made is not missing from it.
+            if not _newer(self.objects[uid].metadata.resource_version, version):
+                self._delete(self.objects[uid])
+        self._version = version
+        self._synced()
+        return version
+
+    def _synced(self) -> None:
+        if self.trouble is not None:
+            _log.info("watch_synced", resource=self._resource.rbac, objects=len(self.objects))
+        self.trouble = None
+        self.ever_synced.set()
+
+    async def _watch(self, version: str) -> str:
+        query = {
+            "resourceVersion": version,
+            "labelSelector": self._selector,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(int(WATCH_TIMEOUT * self._rng.uniform(1, 2))),
+        }
+        self._version = version
+        quiet = True
+        async with self._api.watch(self._resource, query) as chunks:
+            self._synced()
+            lines = _lines(chunks)
+            while True:
+                with anyio.move_on_after(self._silence) as deadline:
+                    line = await anext(lines, None)
+                if deadline.cancelled_caught:
+                    self._trouble(f"no word from the watch for {self._silence:g} s, opening another")
+                    break
+                if line is None:
+                    break
+                self._tell(_decode_event(line))
+                if quiet:
+                    # Only a stream that delivers ends the back-off: one that is opened and cut at once does not.
+                    quiet = False
+                    self._restart_delays()
+        if quiet:
+            await anyio.sleep(next(self._delays))
+        return self._version
+
+    def _tell(self, event: RawWatchEvent) -> None:
+        match event.type:
+            case "BOOKMARK":
+                self._version = _decode_bookmark(event.object).metadata.resource_version
+            case "ADDED" | "MODIFIED":
+                item = self._decode(event.object)
+                self._version = item.metadata.resource_version
+                self._apply(item)
+            case "DELETED":
+                item = self._decode(event.object)
+                self._version = item.metadata.resource_version
+                self._delete(item)
+            case "ERROR":
+                status = _decode_status(event.object)
+                kind = error_for_status(status.code or 500)
+                raise kind(status.message or "the watch failed", verb="watch", resource=self._resource.rbac)
+
+    def _apply(self, item: T) -> None:
+        known = self.objects.get(item.metadata.uid)
+        if known is None or _newer(item.metadata.resource_version, known.metadata.resource_version):
+            self.objects[item.metadata.uid] = item
+            self._changed(Applied(item))
+
+    def _delete(self, item: T) -> None:
+        uid = item.metadata.uid
+        known = self.objects.pop(uid, None)
+        self._gone[uid] = None
+        if len(self._gone) > 1024:
+            del self._gone[next(iter(self._gone))]
+        if known is not None:
+            self._changed(Deleted(item))
+
+
+def _newer(version: str, than: str) -> bool:
+    # Kubernetes promises since 1.35 that resourceVersions of one resource compare as numbers; they always did.
+    if version.isdecimal() and than.isdecimal():
+        return int(version) > int(than)
+    return version != than
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield whole lines; half a line at the end of the stream is dropped, the next watch brings it whole."""
+    rest = bytearray()
+    async for chunk in chunks:
+        start = len(rest)
+        rest += chunk
+        if b"\n" not in chunk:
+            if len(rest) > MAX_EVENT:
+                raise Expired(f"a watch event is longer than {MAX_EVENT} bytes")
+            continue
+        end = rest.rindex(b"\n", start) + 1
+        whole, rest = bytes(rest[:end]), rest[end:]
+        for line in whole.split(b"\n"):
+            if line.strip():
+                yield line
