@@ -133,7 +133,7 @@ class Api:
     """The API server, as one namespace sees it. Borrowed by everybody, closed by who opened it."""
 
     def __init__(
-        self, credentials: Credentials, session: aiohttp.ClientSession, namespace: str, timeout: float
+        self, credentials: Credentials, session: aiohttp.ClientSession, namespace: str, patience: float
     ) -> None:
         self.namespace = namespace
         self.last_answer = 0.0

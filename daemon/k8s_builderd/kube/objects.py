@@ -28,6 +28,7 @@ class Meta(_Read, frozen=True):
     resource_version: str = ""
     creation_timestamp: datetime | None = None
     deletion_timestamp: datetime | None = None
+    deletion_grace_period_seconds: int | None = None
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
     owner_references: tuple[OwnerReference, ...] | None = None
@@ -86,6 +87,7 @@ class Terminated(_Read, frozen=True):
 
     exit_code: int = 0
     signal: int | None = None
+    finished_at: datetime | None = None
     reason: str | None = None
     message: str | None = None
 

@@ -54,8 +54,12 @@ class Sightings:
 
     @property
     def ended(self) -> bool:
-        """Say whether the container has ended, or can never run. Phase Running says neither (observed)."""
-        return self.terminated is not None or self.gone or (self.pod is not None and self.pod.ended)
+        """Say whether the container has ended, or can never run. The phase Running says neither."""
+        if self.terminated is not None or self.gone:
+            return True
+        if self.pod is not None:
+            return self.pod.ended
+        return self.job is not None and self.job.finished
 
     @property
     def running(self) -> bool:

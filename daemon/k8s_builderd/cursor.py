@@ -1,0 +1,48 @@
+"""What `run` keeps for us: which Job and pod its log comes from, and where in it it is. Pure."""
+
+import re
+
+from msgspec import Struct
+
+from k8s_builderd.kube.loglines import Position
+
+_UID = "[0-9A-Za-z-]{1,64}"
+_FORM = re.compile(
+    rf"1 (?P<job>{_UID})(?: (?P<pod>{_UID})(?: (?P<at>[0-9TZ:.+-]{{20,40}}) (?P<digest>[0-9a-f]{{16}})"
+    r" (?P<alike>\d{1,18}) (?P<pieces>\d{1,18}))?)?"
+)
+
+
+class Cursor(Struct, frozen=True):
+    """The uids of the Job and its pod, and the position in the log; what is not known yet is empty.
+
+    Written as words with one space between them, behind the version of this form: `1 JOB POD AT DIGEST ALIKE PIECES`.
+    """
+
+    job: str
+    pod: str = ""
+    position: Position | None = None
+
+    def __str__(self) -> str:
+        """Return the form in which it travels."""
+        words = ["1", self.job]
+        if self.pod:
+            words.append(self.pod)
+            if (at := self.position) is not None:
+                words += [at.at, at.digest, str(at.alike), str(at.pieces)]
+        return " ".join(words)
+
+    @classmethod
+    def parse(cls, text: str) -> "Cursor":
+        """Read the form in which it travels.
+
+        :raises ValueError: if it is none.
+        """
+        match = _FORM.fullmatch(text)
+        if match is None:
+            raise ValueError("not a cursor")
+        position = None
+        if match["at"]:
+            position = Position(match["at"], match["digest"], int(match["alike"]), int(match["pieces"]))
+            _ = position.since  # raises ValueError for a timestamp that is none
+        return cls(match["job"], match["pod"] or "", position)

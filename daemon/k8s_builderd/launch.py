@@ -1,0 +1,269 @@
+"""Takes one run from its request to the end of its chaincode. Never touches sockets, and never deletes.
+
+Every step can be taken again: names follow from the run's token, a creation that meets its own first attempt
+has succeeded, the log goes on after the cursor. So a run that comes back after its daemon has died, or after its
+connection broke, goes the same way as a new one; it only finds more of it done.
+"""
+
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Protocol, TypeVar
+
+import anyio
+import msgspec
+import structlog
+
+from k8s_builderd import manifests
+from k8s_builderd.backoff import delays
+from k8s_builderd.cursor import Cursor
+from k8s_builderd.diagnosis import Diagnosis, diagnose, verdict
+from k8s_builderd.errors import BuilderError
+from k8s_builderd.kube import logs
+from k8s_builderd.kube.api import EVENTS, JOBS, SECRETS, Api
+from k8s_builderd.kube.errors import AlreadyExists, ApiError, Forbidden
+from k8s_builderd.kube.loglines import Batch
+from k8s_builderd.kube.objects import Event, Job
+from k8s_builderd.kube.pods import Sightings
+from k8s_builderd.manifests import Owner, Plan
+
+FORBIDDEN_PATIENCE = 5.0
+"""Seconds for which a 403 is tried again: an API server that has just started answers so for a moment."""
+
+EVENTS_FIRST, EVENTS_CAP = 0.4, 5.0
+"""Seconds between two looks at the events of a launch that does not come up."""
+
+_log = structlog.get_logger("k8s_builderd.launch")
+_decode_job = msgspec.json.Decoder(Job).decode
+_decode_event = msgspec.json.Decoder(Event).decode
+
+T = TypeVar("T")
+
+
+class LaunchFailed(BuilderError):
+    """Raised when the chaincode does not run and will not; the text says what to change."""
+
+
+class TimedOut(LaunchFailed):
+    """Raised when the container did not run within START_TIMEOUT."""
+
+
+class Vanished(LaunchFailed):
+    """Raised when the cursor's Job is no longer there; the chaincode is not launched a second time."""
+
+
+class Audience(Protocol):
+    """Who is told how the launch goes: the connection of one `run`."""
+
+    async def say(self, text: str) -> None:
+        """Tell one line of the builder's own."""
+
+    async def log(self, cursor: str, lines: bytes = b"") -> None:
+        """Pass on lines of the chaincode, and the cursor after them."""
+
+
+class Launch:
+    """One run on its way: its plan, what the watches say of it, and its audience."""
+
+    def __init__(
+        self,
+        api: Api,
+        plan: Plan,
+        sightings: Sightings,
+        audience: Audience,
+        *,
+        created: Callable[[Job], None],
+        told: set[str],
+        rng: Random | None = None,
+    ) -> None:
+        """Prepare; the steps are called in the order in which they stand here.
+
+        :param created: is told of the Job as soon as a request of ours has returned it.
+        :param told: what this run has been told already; what is in it is not told again.
+        """
+        self._api = api
+        self._plan = plan
+        self._sightings = sightings
+        self._audience = audience
+        self._created = created
+        self._told = told
+        self._rng = rng
+        self._trouble = ""
+
+    async def run(self, owner: Owner | None, cursor: Cursor | None) -> int:
+        """Create what is not there yet, wait until the container runs, pass on its log, and say how it ended.
+
+        :returns: the exit code of `run`.
+        :raises LaunchFailed: if it never ran, or is gone without a trace.
+        :raises ApiError: if the API server refuses what the launch needs.
+        """
+        plan = self._plan
+        deadline = plan.settings.start_timeout
+        try:
+            with anyio.fail_after(deadline):
+                job_uid = await self._job(owner, cursor)
+                await self._secret(job_uid)
+                await self._introduce(job_uid, cursor)
+                await self._started(job_uid)
+        except TimeoutError:
+            held_up = f"; {self._trouble}" if self._trouble else ""
+            raise TimedOut(
+                f"error waiting for chaincode job {plan.namespace}/{plan.job_name} to start for chaincode ID"
+                f" {plan.chaincode.chaincode_id}: timed out waiting for the condition{held_up}"
+            ) from None
+        await self._log(job_uid, cursor)
+        return await self._end()
+
+    async def _job(self, owner: Owner | None, cursor: Cursor | None) -> str:
+        """Return the uid of the run's Job, made now if this run has none yet."""
+        sightings = self._sightings
+        if cursor is not None:
+            return self._adopt(cursor)
+        if sightings.job is not None:
+            return sightings.job.metadata.uid
+        body = manifests.job(self._plan, owner)
+        try:
+            job = _decode_job(await self._patiently(lambda: self._api.create(JOBS, body)))
+            _log.info("job_created", job=self._plan.job_name)
+        except AlreadyExists:
+            job = _decode_job(await self._patiently(lambda: self._api.get(JOBS, self._plan.job_name)))
+            if job.metadata.annotation(manifests.TOKEN_ANNOTATION) != self._plan.token_sha256:
+                raise LaunchFailed(
+                    f"there is a job {self._plan.namespace}/{self._plan.job_name} of another run: delete it"
+                ) from None
+        self._created(job)
+        return job.metadata.uid
+
+    def _adopt(self, cursor: Cursor) -> str:
+        job, pod = self._sightings.job, self._sightings.pod
+        if job is not None and job.metadata.uid != cursor.job:
+            job = None
+        # The pod outlives its Job for a moment, and has the exit code and the rest of the log.
+        if job is None and (pod is None or (cursor.pod and pod.metadata.uid != cursor.pod)):
+            raise Vanished(
+                f"chaincode job {self._plan.namespace}/{self._plan.job_name} is gone: the chaincode ended or its job"
+                " was deleted while no daemon watched it; the next request starts it anew"
+            )
+        return cursor.job
+
+    async def _secret(self, job_uid: str) -> None:
+        if self._sightings.started or self._sightings.job_gone:
+            return  # its volume is mounted, or never will be
+        body = manifests.secret(self._plan, job_uid)
+        try:
+            await self._patiently(lambda: self._api.create(SECRETS, body))
+        except AlreadyExists:
+            return  # of this run: no other has this name
+
+    async def _introduce(self, job_uid: str, cursor: Cursor | None) -> None:
+        if cursor is not None:
+            return
+        await self._audience.log(str(Cursor(job_uid)))
+        plan = self._plan
+        await self._audience.say(
+            f"Running chaincode ID {plan.chaincode.chaincode_id} with kubernetes job {plan.namespace}/{plan.job_name}"
+        )
+
+    async def _started(self, job_uid: str) -> None:
+        """Wait until the container runs or has ended; meanwhile tell what holds it up, each thing once.
+
+        The pod tells most of it at once. That it is refused or cannot mount its volumes is told by events only, so
+        these are looked at now and then.
+        """
+        sightings = self._sightings
+        pauses = delays(EVENTS_FIRST, EVENTS_CAP, self._rng)
+        events: list[Event] = []
+        pause = next(pauses)
+        while not (sightings.started or sightings.ended):
+            await self._tell(diagnose(sightings.pod, events))
+            with anyio.move_on_after(pause) as waiting:
+                await sightings.changed()
+            if waiting.cancelled_caught:
+                pause = next(pauses)
+                events = await self._events(job_uid)
+
+    async def _tell(self, diagnoses: list[Diagnosis]) -> None:
+        for diagnosis in diagnoses:
+            if diagnosis.hopeless:
+                raise LaunchFailed(diagnosis.text)
+            self._trouble = diagnosis.text
+            await self._tell_once(diagnosis.cause, f"Waiting for chaincode to start: {diagnosis.text}")
+
+    async def _tell_once(self, cause: str, text: str) -> None:
+        if cause not in self._told:
+            self._told.add(cause)
+            await self._audience.say(text)
+
+    async def _events(self, job_uid: str) -> list[Event]:
+        """Return the events of the Job and its pod, or what is to be had of them."""
+        pod = self._sightings.pod
+        uids = [job_uid] if pod is None else [job_uid, pod.metadata.uid]
+        found: list[Event] = []
+        for uid in uids:
+            try:
+                listed = await self._api.list(EVENTS, fieldSelector=f"involvedObject.uid={uid}")
+            except ApiError as error:
+                _log.info("events_unavailable", reason=str(error))
+                return found
+            found += [_decode_event(item) for item in listed.items or ()]
+        return found
+
+    async def _log(self, job_uid: str, cursor: Cursor | None) -> None:
+        sightings = self._sightings
+        pod = sightings.pod
+        if pod is None:
+            return
+        uid = pod.metadata.uid
+        position = cursor.position if cursor is not None and cursor.pod == uid else None
+
+        async def deliver(batch: Batch) -> None:
+            await self._audience.log(str(Cursor(job_uid, uid, batch.position)), batch.lines)
+
+        async def gap() -> None:
+            await self._audience.say("Some lines of the chaincode's log are missing here: its file was rotated away")
+
+        try:
+            await logs.follow(
+                self._api,
+                pod.metadata.name,
+                manifests.CONTAINER,
+                sightings,
+                position,
+                deliver=deliver,
+                gap=gap,
+                rng=self._rng,
+            )
+        except ApiError as error:
+            # The log is for people; the peer's concern is the chaincode, so that goes on.
+            _log.warning("log_lost", reason=str(error))
+            await self._audience.say(f"The chaincode's log cannot be followed: {error}")
+
+    async def _end(self) -> int:
+        sightings = self._sightings
+        while not sightings.ended:
+            await sightings.changed()
+        how = verdict(sightings.job_gone, sightings.pod, sightings.terminated, sightings.job)
+        _log.info("chaincode_ended", code=how.code, reason=how.text)
+        await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {how.text}")
+        return how.code
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Ask the API until it answers; what time is left for that is the caller's.
+
+        :raises ApiError: if asking again would not help.
+        """
+        pauses = delays(0.2, 5.0, self._rng)
+        forbidden_until = anyio.current_time() + FORBIDDEN_PATIENCE
+        while True:
+            try:
+                return await attempt()
+            except ApiError as error:
+                if isinstance(error, Forbidden):
+                    if anyio.current_time() > forbidden_until:
+                        raise
+                elif not error.transient:
+                    raise
+                self._trouble = str(error)
+                _log.info("api_retry", reason=str(error))
+                if error.transient:
+                    await self._tell_once("api", f"Trying again: {error}")
+                await anyio.sleep(max(next(pauses), error.retry_after or 0))

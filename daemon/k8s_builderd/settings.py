@@ -1,0 +1,260 @@
+"""Reads the environment, once, into frozen Structs; every mistake is told with the variable's name.
+
+The names without `FABRIC_K8S_BUILDER_` and those of the Go builder mean what they mean there
+(docs/configuration.md has them all). What the operator sets on the daemon wins over what a client forwards.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from k8s_builderd.errors import SettingsError
+from k8s_builderd.golang import parse_bool, parse_duration
+from k8s_builderd.names import label_value_fault, name_prefix_fault
+
+PREFIX = "FABRIC_K8S_BUILDER_"
+PEER_ID = "CORE_PEER_ID"
+NAMESPACE = PREFIX + "NAMESPACE"
+FORWARDED = (
+    PEER_ID,
+    *(PREFIX + name for name in ("DEBUG", "NODE_ROLE", "OBJECT_NAME_PREFIX", "SERVICE_ACCOUNT", "START_TIMEOUT")),
+)
+"""What a client's environment may fill in where the daemon's leaves it unset."""
+
+DEFAULT_SOCKET = "/run/k8s-builder/builder.sock"
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_DNS_1123_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_DNS_1123_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+T = TypeVar("T")
+
+
+class LaunchSettings(Struct, frozen=True):
+    """What one launch is made with, from the daemon's environment and the client's. Times are in seconds."""
+
+    peer_id: str
+    node_role: str = ""
+    object_name_prefix: str = "hlfcc"
+    service_account: str = "default"
+    start_timeout: float = 180.0
+    debug: bool = False
+
+
+class Settings(Struct, frozen=True):
+    """What the daemon is run with. Times are in seconds."""
+
+    environment: Mapping[str, str]
+    """The forwarded names that the operator has set on the daemon."""
+    kubeconfig: str
+    namespace: str
+    instance: str
+    socket: Path = Path(DEFAULT_SOCKET)
+    socket_mode: int = 0o660
+    allowed_uids: frozenset[int] | None = None
+    health_address: tuple[str, int] = ("0.0.0.0", 9480)  # noqa: S104 - the kubelet's probes come from outside the pod
+    log_format: str = "json"
+    debug: bool = False
+    run_as_non_root: bool = False
+    pod_name: str = ""
+    pod_uid: str = ""
+    pod_template: Mapping[str, Any] = {}
+    max_connections: int = 4096
+    request_timeout: float = 10.0
+    reconnect_grace: float = 10.0
+    orphan_grace: float = 60.0
+    watch_silence: float = 130.0
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+        """Read the environment.
+
+        :raises SettingsError: for the first variable whose value cannot be used.
+        """
+        read = _Reader(os.environ if environ is None else environ)  # noqa: TID251 - the one place
+        launch_settings(
+            {PEER_ID: "checked for each run", **read.environ}
+        )  # a mistake is told at start, not at a launch
+        return cls(
+            environment={name: read.environ[name] for name in FORWARDED if read.environ.get(name)},
+            kubeconfig=read.environ.get("KUBECONFIG_PATH", ""),
+            namespace=read("NAMESPACE", _own_namespace(), _namespace),
+            instance=read("INSTANCE", socket.gethostname()[:63], _label_value),
+            socket=read("SOCKET", Path(DEFAULT_SOCKET), _socket_path),
+            socket_mode=read("SOCKET_MODE", 0o660, _mode),
+            allowed_uids=read("ALLOWED_UIDS", None, _uids),
+            health_address=read("HEALTH_ADDRESS", ("0.0.0.0", 9480), _address),  # noqa: S104 - as above
+            log_format=read("LOG_FORMAT", "json", _one_of("json", "console")),
+            debug=read("DEBUG", False, parse_bool),
+            run_as_non_root=read("RUN_AS_NON_ROOT", False, parse_bool),
+            pod_name=read("POD_NAME", "", str),
+            pod_uid=read("POD_UID", "", str),
+            pod_template=read("POD_TEMPLATE", {}, _pod_template),
+            max_connections=read("MAX_CONNECTIONS", 4096, _positive),
+            request_timeout=read("REQUEST_TIMEOUT", 10.0, _positive_duration),
+            reconnect_grace=read("RECONNECT_GRACE", 10.0, _positive_duration),
+            orphan_grace=read("ORPHAN_GRACE", 60.0, _positive_duration),
+            watch_silence=read("WATCH_SILENCE", 130.0, _positive_duration),
+        )
+
+    def for_launch(self, forwarded: Mapping[str, str]) -> LaunchSettings:
+        """Return what to launch with, where a client has forwarded this environment.
+
+        :raises SettingsError: if a value cannot be used, CORE_PEER_ID is not set, or the client wants a namespace
+            that is not the daemon's.
+        """
+        wanted = forwarded.get(NAMESPACE, "")
+        if wanted and wanted != self.namespace:
+            raise SettingsError(
+                f"The {NAMESPACE} environment variable of the peer says {wanted!a}, but this daemon works in the"
+                f" namespace {self.namespace!a}: set it on the daemon (the sidecar container), or unset it on the peer"
+            )
+        return launch_settings({**forwarded, **self.environment})
+
+    def overridden(self, forwarded: Mapping[str, str]) -> list[str]:
+        """Return the names whose forwarded value differs from the daemon's, which wins."""
+        return sorted(name for name, value in self.environment.items() if forwarded.get(name, value) != value)
+
+
+def launch_settings(environ: Mapping[str, str]) -> LaunchSettings:
+    """Read what one launch is made with.
+
+    :raises SettingsError: in the Go builder's words.
+    """
+    read = _Reader(environ)
+    if not environ.get(PEER_ID):
+        raise SettingsError(f"Expected {PEER_ID} environment variable")
+    return LaunchSettings(
+        peer_id=environ[PEER_ID],
+        node_role=read("NODE_ROLE", "", _kubernetes_label_value),
+        object_name_prefix=read("OBJECT_NAME_PREFIX", "hlfcc", _name_prefix),
+        service_account=read("SERVICE_ACCOUNT", "default", _service_account),
+        start_timeout=read("START_TIMEOUT", 180.0, _go_duration),
+        debug=read("DEBUG", False, parse_bool),
+    )
+
+
+class _Rule(ValueError):
+    """A value breaks a rule whose text already goes on after 'environment variable '."""
+
+
+class _Reader:
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+
+    def __call__(self, name: str, default: T, parse: Callable[[str], T]) -> T:
+        value = self.environ.get(PREFIX + name, "")
+        if not value:
+            return default
+        try:
+            return parse(value)
+        except _Rule as rule:
+            raise SettingsError(f"The {PREFIX}{name} environment variable {rule}") from None
+        except ValueError as error:
+            raise SettingsError(f"The {PREFIX}{name} environment variable cannot be used: {error}") from None
+
+
+def _kubernetes_label_value(value: str) -> str:
+    if fault := label_value_fault(value):
+        raise _Rule(f"must be a valid Kubernetes label value: {fault}")
+    return value
+
+
+def _name_prefix(value: str) -> str:
+    if fault := name_prefix_fault(value):
+        raise _Rule(fault)
+    return value
+
+
+def _go_duration(value: str) -> float:
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise _Rule(f"must be a valid Go duration string, e.g. 3m40s: {error}") from None
+
+
+def _positive_duration(value: str) -> float:
+    seconds = _go_duration(value)
+    if seconds <= 0:
+        raise _Rule(f"must be a duration above zero; it is {value!a}")
+    return seconds
+
+
+def _service_account(value: str) -> str:
+    if len(value) > 253 or not _DNS_1123_SUBDOMAIN.fullmatch(value):
+        raise _Rule(f"must be the name of a Kubernetes service account (a DNS-1123 subdomain); it is {value!a}")
+    return value
+
+
+def _namespace(value: str) -> str:
+    if not _DNS_1123_LABEL.fullmatch(value):
+        raise _Rule(f"must be the name of a Kubernetes namespace (a DNS-1123 label); it is {value!a}")
+    return value
+
+
+def _label_value(value: str) -> str:
+    return _kubernetes_label_value(value)
+
+
+def _socket_path(value: str) -> Path:
+    if len(os.fsencode(value)) > 107 or not value.startswith("/"):
+        raise _Rule("must be an absolute path of at most 107 bytes (Linux: sun_path of a Unix socket)")
+    return Path(value)
+
+
+def _mode(value: str) -> int:
+    if not re.fullmatch("0?o?[0-7]{3,4}", value):
+        raise _Rule(f"must be an octal file mode such as 0660; it is {value!a}")
+    return int(value.replace("o", ""), 8)
+
+
+def _uids(value: str) -> frozenset[int] | None:
+    if not re.fullmatch(r"\d+(,\d+)*", value):
+        raise _Rule(f"must be user ids with commas between them, such as 0,1000; it is {value!a}")
+    return frozenset(int(uid) for uid in value.split(","))
+
+
+def _address(value: str) -> tuple[str, int]:
+    host, colon, port = value.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65535:
+        raise _Rule(f"must be an address and a port such as 0.0.0.0:9480 or [::]:9480; it is {value!a}")
+    return host.strip("[]"), int(port)
+
+
+def _positive(value: str) -> int:
+    if not value.isdecimal() or int(value) == 0:
+        raise _Rule(f"must be a number above zero; it is {value!a}")
+    return int(value)
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in choices:
+            raise _Rule(f"must be one of {', '.join(choices)}; it is {value!a}")
+        return value
+
+    return parse
+
+
+def _pod_template(value: str) -> Mapping[str, Any]:
+    try:
+        template = msgspec.json.decode(Path(value).read_bytes())
+    except OSError as error:
+        raise _Rule(f"must name a file that can be read: {value}: {error.strerror}") from None
+    except msgspec.DecodeError as error:
+        raise _Rule(f"must name a file with a JSON object: {value}: {error}") from None
+    if not isinstance(template, dict) or not template.keys() <= {"metadata", "spec"}:
+        raise _Rule(f"must name a file with a JSON object that holds metadata, spec or both: {value}")
+    return template
+
+
+def _own_namespace() -> str:
+    try:
+        return _NAMESPACE_FILE.read_text().strip() or "default"
+    except OSError:
+        return "default"
