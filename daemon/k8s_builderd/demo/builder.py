@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -18,7 +19,7 @@ from anyio.abc import TaskGroup
 
 from k8s_builderd.errors import BuilderError
 
-from .session import OnLine, Session, propagated, start_session
+from .session import OnExit, OnLine, Session, propagated, start_session
 from .unpack import Package, path_of, unpack_code
 
 
@@ -124,21 +125,19 @@ class ExternalBuilder:
         if not built.exists():
             raise BuildError(f"chaincode {chaincode_id} is not installed")
         launch = Path(tempfile.mkdtemp(prefix="fabric-run", dir=self._directory))
+        remove = partial(shutil.rmtree, launch, ignore_errors=True)
         try:
             _write(launch / "chaincode.json", connection.document(chaincode_id), 0o600)
-            session = await self._start("run", built / "bld", launch)
-        except BaseException as error:
-            shutil.rmtree(launch, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise BuildError(f"builder run failed to start: {error}") from error
-            raise
+            session = await self._start("run", built / "bld", launch, on_exit=remove)
+        except OSError as error:
+            remove()
+            raise BuildError(f"builder run failed to start: {error}") from error
         self.sessions.append(session)
-        self._tasks.start_soon(_remove_after, session, launch)
         return session
 
-    async def _start(self, program: str, *directories: Path) -> Session:
+    async def _start(self, program: str, *directories: Path, on_exit: OnExit = lambda: None) -> Session:
         return await start_session(
-            self._tasks, [self._location / "bin" / program, *directories], self._environment, self._on_line
+            self._tasks, [self._location / "bin" / program, *directories], self._environment, self._on_line, on_exit
         )
 
 
@@ -159,13 +158,6 @@ async def open_builder(
             for session in builder.sessions:
                 session.signal(signal.SIGKILL)
             tasks.cancel_scope.cancel()
-
-
-async def _remove_after(session: Session, directory: Path) -> None:
-    try:
-        await session.wait()
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:

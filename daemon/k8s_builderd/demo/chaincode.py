@@ -33,7 +33,7 @@ def main() -> int:
     # Imported late, because the shim takes its time and SIGTERM has to work from the first moment.
     import anyio
 
-    from .keyvalue import load, serve
+    from .keyvalue import load, quieten, serve
 
     try:
         settings = load(os.environ)  # noqa: TID251  # a program of its own: its settings are the CORE_ variables
@@ -43,6 +43,7 @@ def main() -> int:
     except OSError as error:
         say(str(error))
         return 2
+    quieten()
     say(f"registers as {settings.chaincode_id} with the peer at {settings.peer_address}")
     say(anyio.run(serve, settings, say))
     return 1

@@ -51,11 +51,14 @@ def load(environ: Mapping[str, str]) -> Settings:
     )
 
 
-async def serve(settings: Settings, say: Say) -> str:
-    """Register with the peer, serve transactions until the stream ends, and return why it ended."""
-    # The shim logs all it does, payloads included, to the root logger and to asyncio's.
+def quieten() -> None:
+    """Keep the shim, which sets up logging when it is imported, from logging all it does, payloads included."""
     for name in ("", "asyncio"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+async def serve(settings: Settings, say: Say) -> str:
+    """Register with the peer, serve transactions until the stream ends, and return why it ended."""
     # The peer is reached directly, whatever proxy the image's environment names.
     options = [("grpc.enable_http_proxy", 0)]
     if settings.root_cert is None:

@@ -23,12 +23,10 @@ from .ledger import Ledger
 from .messages import REGISTER_METHOD, ChaincodeMessage, Kind, decode, decode_chaincode_id, decode_response, encode
 from .messages import encode_input as encode_arguments
 from .registry import HandlerRegistry, LaunchState
-from .stream import State, StreamError, StreamHandler, TransactionError
+from .stream import Log, State, StreamError, StreamHandler, TransactionError
 
 _HOST = "127.0.0.1"
 _CHANNEL_ID = "mychannel"
-# Instance.TermTimeout: from SIGTERM to SIGKILL, and from SIGKILL until the peer gives up.
-_TERM_SECONDS = 5.0
 # accesscontrol's ttl: how long after a launch its certificate can be used to register.
 _CERTIFICATE_SECONDS = 600.0
 
@@ -70,7 +68,9 @@ class Peer:
         authority: CertificateAuthority | None,
         startup_timeout: float,
         execute_timeout: float,
+        term_timeout: float,
         keepalive: float,
+        log: Log,
     ) -> None:
         self.address = ""
         self.mspid = mspid
@@ -83,7 +83,9 @@ class Peer:
         self._authority = authority
         self._startup_timeout = startup_timeout
         self._execute_timeout = execute_timeout
+        self._term_timeout = term_timeout
         self._keepalive = keepalive
+        self._log = log
         self._running: dict[str, RunningChaincode] = {}
         self._certificates: dict[bytes, tuple[str, float]] = {}
 
@@ -124,7 +126,7 @@ class Peer:
         return await self._transact(chaincode_id, arguments, commit=False)
 
     async def stop(self, chaincode_id: str) -> None:
-        """SIGTERM to the newest `run` of this id, SIGKILL 5 s later. Raises StopError.
+        """SIGTERM to the newest `run` of this id, SIGKILL after the term time-out. Raises StopError.
 
         A `run` of an earlier launch that timed out is never signalled again.
         """
@@ -133,14 +135,17 @@ class Peer:
             raise StopError(f"failed to stop chaincode {chaincode_id}: instance has not been started")
         for number in (signal.SIGTERM, signal.SIGKILL):
             running.signal(number)
-            with anyio.move_on_after(_TERM_SECONDS):
+            with anyio.move_on_after(self._term_timeout):
                 await running.wait()
                 return
         raise StopError(f"failed to stop instance '{chaincode_id}'")
 
     async def shutdown(self) -> None:
-        """SIGTERM to the newest `run` of every id at once, and wait at most 5 s, as the peer does when it stops."""
-        with anyio.move_on_after(_TERM_SECONDS):
+        """SIGTERM to the newest `run` of every id at once, and wait for the term time-out at most.
+
+        This is what the peer does when it stops; what has not ended then is not killed.
+        """
+        with anyio.move_on_after(self._term_timeout):
             async with anyio.create_task_group() as stopping:
                 for chaincode_id in self._running:
                     stopping.start_soon(self.stop, chaincode_id)
@@ -164,14 +169,15 @@ class Peer:
         wire = _GrpcWire(context)
         try:
             await self._authenticate(wire, context)
-            handler = StreamHandler(self.registry, wire, keepalive=self._keepalive)
+            handler = StreamHandler(self.registry, wire, self._log, keepalive=self._keepalive)
             self.streams.append(handler)
             try:
                 await handler.serve()
             finally:
                 self.streams.remove(handler)
         except* (StreamError, grpc.aio.BaseError) as group:
-            reason = "; ".join(str(error) for error in group.exceptions)
+            reason = _words(group)
+            self._log(f"error handling message, ending stream: {reason}")
             context.set_code(grpc.StatusCode.UNKNOWN)
             context.set_details(f"error handling message, ending stream: {reason}")
 
@@ -221,6 +227,12 @@ class Peer:
         return response.payload
 
 
+def _words(error: BaseException) -> str:
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(_words(inner) for inner in error.exceptions)
+    return str(error)
+
+
 class _GrpcWire:
     """A gRPC call as the handler's wire."""
 
@@ -268,10 +280,13 @@ async def open_peer(
     tls: bool = True,
     startup_timeout: float = 300.0,
     execute_timeout: float = 30.0,
+    term_timeout: float = 5.0,
     keepalive: float = 0.0,
+    log: Log = lambda _: None,
 ) -> AsyncIterator[Peer]:
-    """Start a peer on a free port of 127.0.0.1; times are in seconds, 0 sends no keepalives.
+    """Start a peer on a free port of 127.0.0.1; times are in seconds and the peer's own, a keepalive of 0 sends none.
 
+    `term_timeout` is the time from SIGTERM to SIGKILL, `log` is given lines in the words of the peer's own log.
     Each start makes a new CA. Leaving stops every chaincode as `Peer.shutdown` does and ends every stream.
     """
     authority = CertificateAuthority() if tls else None
@@ -284,7 +299,9 @@ async def open_peer(
             authority=authority,
             startup_timeout=startup_timeout,
             execute_timeout=execute_timeout,
+            term_timeout=term_timeout,
             keepalive=keepalive,
+            log=log,
         )
         server.add_generic_rpc_handlers((_Service(peer),))
         if authority is None:

@@ -27,6 +27,7 @@ class Line:
 
 
 OnLine = Callable[[Line], Awaitable[None]]
+OnExit = Callable[[], None]
 
 
 class LineScanner:
@@ -60,7 +61,7 @@ class LineScanner:
 class Session:
     """A running program. Made by `start_session`."""
 
-    def __init__(self, command: str, process: Process, stderr: int, on_line: OnLine) -> None:
+    def __init__(self, command: str, process: Process, stderr: int, on_line: OnLine, on_exit: OnExit) -> None:
         self.command = command
         self.pid = process.pid
         self.stuck = False
@@ -68,6 +69,7 @@ class Session:
         self._process = process
         self._stderr: int | None = stderr
         self._on_line = on_line
+        self._on_exit = on_exit
         self._exited = anyio.Event()
 
     async def wait(self) -> int:
@@ -110,6 +112,7 @@ class Session:
             self.signal(signal.SIGKILL)
             with anyio.CancelScope(shield=True):
                 await self._process.wait()
+            self._on_exit()
             self._exited.set()
 
     async def _read(self) -> None:
@@ -136,11 +139,16 @@ class Session:
 
 
 async def start_session(
-    tasks: TaskGroup, arguments: Sequence[str | os.PathLike[str]], environment: Mapping[str, str], on_line: OnLine
+    tasks: TaskGroup,
+    arguments: Sequence[str | os.PathLike[str]],
+    environment: Mapping[str, str],
+    on_line: OnLine,
+    on_exit: OnExit = lambda: None,
 ) -> Session:
     """Start a program as the peer does: stdin and stdout are /dev/null, no other environment, no process group.
 
-    `on_line` is awaited for each line and nothing is read meanwhile. Raises OSError if the program cannot be started.
+    `on_line` is awaited for each line and nothing is read meanwhile; `on_exit` is called before `Session.wait` returns.
+    Raises OSError if the program cannot be started.
     """
     # A pipe of our own, because a stream of the event loop would read ahead of the scanner.
     reading, writing = os.pipe()
@@ -158,7 +166,7 @@ async def start_session(
         raise
     finally:
         os.close(writing)
-    session = Session(PurePath(arguments[0]).name, process, reading, on_line)
+    session = Session(PurePath(arguments[0]).name, process, reading, on_line, on_exit)
     tasks.start_soon(session.follow, name=f"{session.command} {session.pid}")
     return session
 

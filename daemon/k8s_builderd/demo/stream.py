@@ -4,7 +4,7 @@ After Fabric's core/chaincode/handler.go.
 """
 
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
@@ -28,6 +28,10 @@ from .registry import HandlerRegistry, RegisterError
 
 # How many results one answer to a query holds: the peer's MaxResultLimit.
 _BATCH = 100
+
+
+# What the peer would log: one line, in Fabric's words.
+Log = Callable[[str], None]
 
 
 class TransactionError(BuilderError):
@@ -70,12 +74,13 @@ class Transaction:
 class StreamHandler:
     """The handler of one stream; `serve` runs until the stream ends."""
 
-    def __init__(self, registry: HandlerRegistry, wire: Wire, *, keepalive: float = 0) -> None:
+    def __init__(self, registry: HandlerRegistry, wire: Wire, log: Log, *, keepalive: float = 0) -> None:
         self.chaincode_id = ""
         self.state = State.CREATED
         self.done = anyio.Event()
         self._registry = registry
         self._wire = wire
+        self._log = log
         self._keepalive = keepalive
         self._sending = anyio.Lock()
         self._transactions: dict[tuple[str, str], Transaction] = {}
@@ -100,6 +105,7 @@ class StreamHandler:
         finally:
             self.done.set()
             self._registry.deregister(self.chaincode_id)
+            self._log(f"deregister handler: {self.chaincode_id}")
 
     async def execute(
         self, channel_id: str, namespace: str, arguments: bytes, simulator: Simulator, seconds: float
@@ -153,9 +159,12 @@ class StreamHandler:
         except RegisterError as error:
             # The stream stays open, and the chaincode is told nothing.
             self._registry.failed(self.chaincode_id, error)
+            self._log(f"failed to start {self.chaincode_id} -- {error}")
             return
+        self._log(f"Got REGISTER for chaincodeID = {self.chaincode_id}, sending back REGISTERED")
         await self._send(ChaincodeMessage(Kind.REGISTERED))
         self.state = State.ESTABLISHED
+        self._log(f"sending READY for chaincode {self.chaincode_id}")
         await self._send(ChaincodeMessage(Kind.READY))
         self.state = State.READY
         self._registry.ready(self.chaincode_id)

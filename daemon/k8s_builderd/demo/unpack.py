@@ -14,13 +14,13 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from k8s_builderd.errors import BuilderError
 
 _LABEL = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.+-]*")
+_REGULAR = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE})
 # Fabric's pkgIDreg: what may not stand in the name of a directory made for a chaincode id.
 _NOT_IN_A_PATH = re.compile(r'[<>:"/\\|?*&]')
 
@@ -42,15 +42,14 @@ class Package:
 def read_package(content: bytes) -> Package:
     """Read a .tgz as the peer reads it at its installation. Raises UnpackError."""
     metadata = code = None
-    with _entries(content, "the chaincode package") as entries:
-        for entry, data in entries:
-            if entry.type not in {tarfile.REGTYPE, tarfile.AREGTYPE}:
-                raise UnpackError(f"tar entry {entry.name} is not a regular file, type {entry.type.decode()}")
-            # Names are compared as they stand: the peer does not know ./metadata.json.
-            if entry.name == "metadata.json":
-                metadata = data
-            elif entry.name == "code.tar.gz":
-                code = data
+    for entry, data in _entries(content, "the chaincode package"):
+        if entry.type not in _REGULAR:
+            raise UnpackError(f"tar entry {entry.name} is not a regular file, type {entry.type.decode()}")
+        # Names are compared as they stand: the peer does not know ./metadata.json.
+        if entry.name == "metadata.json":
+            metadata = data
+        elif entry.name == "code.tar.gz":
+            code = data
     if code is None:
         raise UnpackError("did not find a code package inside the package")
     if metadata is None:
@@ -61,21 +60,20 @@ def read_package(content: bytes) -> Package:
 
 def unpack_code(code: bytes, directory: Path) -> None:
     """Unpack code.tar.gz into `directory`. Raises UnpackError at the first entry that the peer would refuse."""
-    with _entries(code, "code.tar.gz") as entries:
-        for entry, data in entries:
-            if escapes(entry.name):
-                raise UnpackError(f"tar contains the absolute or escaping path '{entry.name}'")
-            target = directory / entry.name
+    for entry, data in _entries(code, "code.tar.gz"):
+        if escapes(entry.name):
+            raise UnpackError(f"tar contains the absolute or escaping path '{entry.name}'")
+        if entry.type not in _REGULAR and entry.type != tarfile.DIRTYPE:
+            raise UnpackError(f"invalid file type '{entry.type[0]}' contained in archive for file '{entry.name}'")
+        target = directory / entry.name
+        try:
             if entry.type == tarfile.DIRTYPE:
-                target.mkdir(mode=0o700, parents=True, exist_ok=True)
-            elif entry.type in {tarfile.REGTYPE, tarfile.AREGTYPE}:
-                target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                # The name is checked above; the mode is the archive's own, as with the peer.
-                file = os.open(target, os.O_CREAT | os.O_WRONLY, entry.mode & 0o777)
-                with os.fdopen(file, "wb") as stream:
-                    stream.write(data)
+                _make_directories(target)
             else:
-                raise UnpackError(f"invalid file type '{entry.type[0]}' contained in archive for file '{entry.name}'")
+                _make_directories(target.parent)
+                _write(target, data, entry.mode & 0o777)
+        except OSError as error:
+            raise UnpackError(f"could not create '{entry.name}': {error.strerror}") from error
 
 
 def escapes(name: str) -> bool:
@@ -87,6 +85,18 @@ def escapes(name: str) -> bool:
 def path_of(chaincode_id: str) -> str:
     """Return the name of the directory that the peer keeps for a chaincode id."""
     return _NOT_IN_A_PATH.sub("-", chaincode_id)
+
+
+def _make_directories(path: Path) -> None:
+    if not path.is_dir():
+        _make_directories(path.parent)
+        path.mkdir(mode=0o700)
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    # The mode is the archive's own, as with the peer, which does not cut a file that an earlier entry made.
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY, mode), "wb") as stream:
+        stream.write(content)
 
 
 def _label(metadata: bytes) -> str:
@@ -103,16 +113,14 @@ def _label(metadata: bytes) -> str:
     return label
 
 
-@contextmanager
-def _entries(content: bytes, what: str) -> Iterator[Iterator[tuple[tarfile.TarInfo, bytes]]]:
+def _entries(content: bytes, what: str) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
     try:
         stream = io.BytesIO(gzip.decompress(content))
-        # A format of blocks throughout: an archive without any entry ends with zeros or is empty.
+        # An archive without any entry is zeros only, or empty.
         if not stream.getvalue().strip(b"\0"):
-            yield iter(())
             return
         with tarfile.open(fileobj=stream, mode="r:") as archive:
-            yield _read(archive, stream)
+            yield from _read(archive, stream)
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise UnpackError(f"{what} is not a gzip-ed tar archive: {error}") from error
 
