@@ -95,7 +95,7 @@ def hash_label_value(hash_hex: str) -> str:
 
 def label_value_fault(value: str) -> str | None:
     """Return the rule that `value` breaks as a Kubernetes label value, in Kubernetes' words; None if it is one."""
-    if len(value.encode("utf-8", "surrogateescape")) > LABEL_VALUE_LENGTH:
+    if len(value.encode("utf-8", "replace")) > LABEL_VALUE_LENGTH:
         return f"must be no more than {LABEL_VALUE_LENGTH} bytes"
     if not re.fullmatch(_LABEL_VALUE, value):
         return (
@@ -112,7 +112,7 @@ def name_prefix_fault(value: str) -> str | None:
     The text goes on after 'The FABRIC_K8S_BUILDER_OBJECT_NAME_PREFIX environment variable '.
     A dash at the end is allowed, because more follows it.
     """
-    if len(value.encode("utf-8", "surrogateescape")) > PREFIX_LENGTH:
+    if len(value.encode("utf-8", "replace")) > PREFIX_LENGTH:
         return f"must be a maximum of {PREFIX_LENGTH} characters"
     if not re.fullmatch(_DNS_1035_LABEL, value[:-1] + "a" if len(value) > 1 and value[-1] == "-" else value):
         return (
