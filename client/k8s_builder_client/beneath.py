@@ -1,6 +1,7 @@
 """Files below a directory, reached one component at a time so that no link on the way is followed."""
 
 import os
+import stat
 
 _CHUNK = 1 << 16
 
@@ -69,6 +70,8 @@ class Copies:
             descriptors.append(os.open(self._destination, os.O_RDONLY | os.O_DIRECTORY))
             reader = open_file(descriptors[0], source, os.O_RDONLY)
             descriptors.append(reader)
+            if not stat.S_ISREG(os.fstat(reader).st_mode):
+                raise OSError(0, "It is not a regular file any more")
             writer = open_file(descriptors[1], destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL, make_parents=True)
             descriptors.append(writer)
             while True:

@@ -60,11 +60,15 @@ def test_frames_come_out_whole_however_the_stream_is_cut(piece: int) -> None:
     assert b"".join(wire.frame(kind, payload) for kind, payload in decoded(stream, piece)) == stream
 
 
+def read_to_the_end(data: bytes) -> None:
+    for kind, payload in decoded(data, 1 << 16):
+        {wire.LOG: wire.log, wire.COPY: wire.copy, wire.EXIT: wire.exit_code}[kind](payload)
+
+
 @pytest.mark.parametrize("golden", named(GOLDEN["malformed"]))
 def test_what_is_no_frame_of_the_daemon_is_refused(golden: dict[str, Any]) -> None:
     with pytest.raises(wire.FrameError):
-        for kind, payload in decoded(bytes.fromhex(golden["hex"]), 1 << 16):
-            {wire.LOG: wire.log, wire.COPY: wire.copy, wire.EXIT: wire.exit_code}[kind](payload)
+        read_to_the_end(bytes.fromhex(golden["hex"]))
 
 
 def test_the_golden_frames_hold_every_kind() -> None:
