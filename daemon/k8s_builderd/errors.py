@@ -29,3 +29,7 @@ class PackageError(BuilderError):
 
 class SettingsError(BuilderError):
     """An environment variable has a value that cannot be used; the text names the variable and the rule."""
+
+
+class ClientGone(Exception):
+    """Raised when a connection has closed before its call was over; there is nobody left to tell."""

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from msgspec import Struct
 
-from k8s_builderd.errors import BuilderError
+from k8s_builderd.errors import BuilderError, PackageError
 
 VERSION = b"1"
 STAGES = ("detect", "build", "release", "run")
@@ -69,6 +69,15 @@ class Request(Struct, frozen=True):
     token: bytes
     """32 hexadecimal digits for `run`, otherwise empty."""
     cursor: str
+
+    def document(self, name: str) -> bytes:
+        """Return a document's content.
+
+        :raises PackageError: if the client could not read it.
+        """
+        if name in self.documents:
+            return self.documents[name]
+        raise PackageError(name, f"cannot be read: {self.unreadable.get(name, 'the client has not sent it')}")
 
     def __repr__(self) -> str:
         # Documents hold the chaincode's private key, and the token is a secret too: neither belongs in a log.

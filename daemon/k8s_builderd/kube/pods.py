@@ -58,10 +58,20 @@ class Sightings:
         if self.terminated is not None or self.gone:
             return True
         if self.pod is not None:
-            return self.pod.ended
+            return container_ended(self.pod)
         return self.job is not None and self.job.finished
 
     @property
     def running(self) -> bool:
         """Say whether the container runs now, for all we know."""
         return self.started and not self.ended
+
+
+def container_running(pod: Pod) -> bool:
+    """Say whether the pod's chaincode runs now, by this state of it."""
+    return pod.container(CONTAINER).running is not None
+
+
+def container_ended(pod: Pod) -> bool:
+    """Say whether the pod's chaincode has ended, or can never run, by this state of it."""
+    return pod.container(CONTAINER).terminated is not None or pod.ended

@@ -1,0 +1,55 @@
+"""`k8s-builderd`: settings, logging, exit code."""
+
+import sys
+from pathlib import Path
+
+import anyio
+import click
+import msgspec
+
+from k8s_builderd import daemon, logconf
+from k8s_builderd.errors import BuilderError
+from k8s_builderd.settings import Settings
+
+
+@click.command()
+@click.option("--embedded", is_flag=True, help="Start an embedded cluster and use it: chaincode as local processes.")
+@click.option(
+    "--images",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The embedded cluster's table of images (JSON, see k8s-builder embedded-cluster --help).",
+)
+@click.version_option(package_name="k8s-builderd")
+def main(embedded: bool, images: Path | None) -> None:
+    """Run Hyperledger Fabric chaincode on Kubernetes, for the peer beside this daemon.
+
+    All settings come from the environment; docs/configuration.md has them in one table.
+    """
+    try:
+        settings = Settings.load()
+        logconf.configure(settings.log_format, debug=settings.debug)
+        anyio.run(_serve_embedded, settings, images) if embedded else anyio.run(daemon.serve, settings)
+    except (BuilderError, BaseExceptionGroup) as error:
+        told = _leaves(error)
+        if not all(isinstance(leaf, BuilderError) for leaf in told):
+            raise
+        for leaf in told:
+            click.echo(f"k8s-builderd: {leaf}", err=True)
+        sys.exit(1)
+
+
+async def _serve_embedded(settings: Settings, images: Path | None) -> None:
+    from k8s_builderd.embedded.process import running  # the daemon proper knows nothing of it
+
+    async with running(settings.namespace, images) as kubeconfig:
+        await daemon.serve(msgspec.structs.replace(settings, kubeconfig=str(kubeconfig)))
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
+if __name__ == "__main__":
+    main()

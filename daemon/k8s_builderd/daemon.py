@@ -1,0 +1,69 @@
+"""The composition root: opens what the daemon is made of, in order, and closes it in the reverse order."""
+
+import signal
+from functools import partial
+
+import anyio
+import structlog
+from anyio.abc import TaskStatus
+
+from k8s_builderd import health
+from k8s_builderd.kube.api import Api
+from k8s_builderd.listener import Listener
+from k8s_builderd.owner import OwnPod
+from k8s_builderd.runs import Runs
+from k8s_builderd.settings import Settings
+from k8s_builderd.stages import build, detect, release, run
+from k8s_builderd.telemetry import Telemetry
+
+_log = structlog.get_logger("k8s_builderd.daemon")
+
+
+async def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT; then let go of everything and delete nothing, because chaincode goes on.
+
+    :raises SettingsError: if a setting cannot be used.
+    """
+    telemetry = Telemetry()
+    async with (
+        Api.open(settings.kubeconfig, settings.namespace, patience=settings.request_timeout) as api,
+        anyio.create_task_group() as tasks,
+    ):
+        await tasks.start(_end_on_signal, tasks.cancel_scope)
+        runs = Runs(api, settings, telemetry)
+        own_pod = OwnPod()
+        listener = Listener(
+            settings,
+            {
+                "detect": detect.serve,
+                "build": build.serve,
+                "release": release.serve,
+                "run": partial(run.serve, settings=settings, runs=runs),
+            },
+            telemetry,
+        )
+        checks: dict[str, health.Check] = {
+            "socket": lambda: None if listener.open else "not open yet",
+            "jobs": lambda: runs.jobs.trouble,
+            "pods": lambda: runs.pods.trouble,
+            "owner": lambda: own_pod.trouble,
+        }
+        telemetry.gauge("runs", "Runs known", lambda: runs.count)
+        telemetry.gauge("connections", "Connections open", lambda: listener.connections)
+        telemetry.gauge("ready", "1 when /readyz says ok", lambda: not any(check() for check in checks.values()))
+        async with runs.open():
+            await tasks.start(health.serve, settings.health_address, checks, telemetry)
+            await tasks.start(listener.serve)
+            _log.info("daemon_started", namespace=settings.namespace, instance=settings.instance)
+            tasks.start_soon(runs.expire_orphans)
+            runs.set_owner(await own_pod.confirm(api, settings))
+            await anyio.sleep_forever()
+
+
+async def _end_on_signal(scope: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            _log.info("daemon_ends", signal=number.name)
+            scope.cancel()
+            return

@@ -1,0 +1,204 @@
+"""The Unix socket: who may come, how many at once, and what becomes of each call. Never touches Kubernetes."""
+
+import errno
+import fcntl
+import os
+import resource
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import structlog
+from anyio.abc import TaskStatus
+from structlog.contextvars import bound_contextvars
+
+from k8s_builderd.connection import Connection
+from k8s_builderd.errors import BuilderError, ClientGone, SettingsError
+from k8s_builderd.protocol import ProtocolError, Request
+from k8s_builderd.settings import Settings
+from k8s_builderd.telemetry import Telemetry
+
+BACKLOG = 1024
+FAREWELL = 2.0
+"""Seconds in which a client must take its last words."""
+
+_DESCRIPTORS_EACH = 2
+"""File descriptors that one `run` costs: its connection, and the log that is followed for it."""
+_DESCRIPTORS_KEPT = 64
+
+_GERUNDS = {"detect": "detecting", "build": "building", "release": "releasing", "run": "running"}
+
+_log = structlog.get_logger("k8s_builderd.listener")
+
+Serve = Callable[[Request, Connection], Awaitable[int]]
+
+
+class Listener:
+    """Accepts connections and serves each in a task of its own, whose errors stay there."""
+
+    def __init__(self, settings: Settings, stages: Mapping[str, Serve], telemetry: Telemetry) -> None:
+        self.open = False
+        self.connections = 0
+        self._settings = settings
+        self._stages = stages
+        self._telemetry = telemetry
+        self._most = min(settings.max_connections, _descriptors())
+
+    async def serve(self, *, task_status: TaskStatus[None]) -> None:
+        """Listen until cancelled; started when the socket is there.
+
+        :raises SettingsError: if the socket cannot be made, or another daemon has it.
+        """
+        path = self._settings.socket
+        with _locked(path), _bound(path, self._settings.socket_mode) as listening:
+            self.open = True
+            task_status.started()
+            _log.info("socket_open", path=str(path), connections=self._most)
+            async with anyio.create_task_group() as tasks:
+                while True:
+                    await anyio.wait_readable(listening)
+                    for accepted in _accept(listening):
+                        tasks.start_soon(self._handle, accepted)
+
+    async def _handle(self, accepted: socket.socket) -> None:
+        self.connections += 1
+        try:
+            with accepted:
+                await self._call(Connection(accepted))
+        except ClientGone:
+            pass
+        except Exception:  # noqa: BLE001 - one call that breaks takes no other along
+            _log.exception("call_broke")
+        finally:
+            self.connections -= 1
+
+    async def _call(self, connection: Connection) -> None:
+        who = connection.credentials
+        if self.connections > self._most:
+            await self._turn_away(
+                connection, f"more than {self._most} connections (FABRIC_K8S_BUILDER_MAX_CONNECTIONS)"
+            )
+            return
+        allowed = self._settings.allowed_uids
+        if allowed is not None and who.uid not in allowed:
+            await self._turn_away(connection, f"user id {who.uid} is not in FABRIC_K8S_BUILDER_ALLOWED_UIDS")
+            return
+        try:
+            with anyio.fail_after(self._settings.request_timeout):
+                request = await connection.read_request()
+        except TimeoutError:
+            seconds = self._settings.request_timeout
+            await self._turn_away(connection, f"the request was not complete within {seconds:g} s")
+            return
+        except ProtocolError as error:
+            await self._turn_away(connection, str(error))
+            return
+        with bound_contextvars(stage=request.stage, client_pid=request.pid, uid=who.uid):
+            code = await self._serve(request, connection)
+            self._telemetry.called(request.stage, code)
+            with anyio.move_on_after(FAREWELL):
+                await connection.exit(code)
+
+    async def _serve(self, request: Request, connection: Connection) -> int:
+        try:
+            return await self._stages[request.stage](request, connection)
+        except SettingsError as error:
+            text = str(error)  # in the Go builder's words, which have nothing in front of them
+        except BuilderError as error:
+            text = f"Error {_GERUNDS[request.stage]} chaincode: {error}"
+        _log.warning("call_failed", reason=text)
+        with anyio.move_on_after(FAREWELL):
+            await connection.say(text)
+        return 1
+
+    async def _turn_away(self, connection: Connection, why: str) -> None:
+        _log.warning("client_turned_away", reason=why, uid=connection.credentials.uid)
+        with anyio.move_on_after(FAREWELL):
+            await connection.say(f"The k8s-builderd daemon ends this call: {why}")
+            await connection.exit(1)
+
+
+def _accept(listening: socket.socket) -> list[socket.socket]:
+    accepted: list[socket.socket] = []
+    while len(accepted) < BACKLOG:
+        try:
+            connection, _ = listening.accept()
+        except BlockingIOError:
+            break
+        except OSError as error:
+            if error.errno not in {errno.ECONNABORTED, errno.EMFILE, errno.ENFILE}:
+                raise
+            _log.warning("accept_failed", reason=error.strerror)
+            break
+        connection.setblocking(False)
+        accepted.append(connection)
+    return accepted
+
+
+def _descriptors() -> int:
+    """Allow ourselves as many file descriptors as we may have, and return for how many connections that is enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return max(1, (hard - _DESCRIPTORS_KEPT) // _DESCRIPTORS_EACH) if hard != resource.RLIM_INFINITY else 1 << 20
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock beside the socket: whoever has it may remove a socket that a dead daemon has left."""
+    beside = path.with_name(path.name + ".lock")
+    try:
+        descriptor = os.open(beside, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise SettingsError(
+            f"The FABRIC_K8S_BUILDER_SOCKET environment variable must name a socket in a directory that can be"
+            f" written: {beside}: {error.strerror}"
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SettingsError(
+                f"Another k8s-builderd has the socket of the FABRIC_K8S_BUILDER_SOCKET environment variable"
+                f" ({beside} is locked): end it, or give this one a socket of its own"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _bound(path: Path, mode: int) -> Iterator[socket.socket]:
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listening.setblocking(False)
+        try:
+            _make_room(path)
+            # Nobody can connect before listen(), so nobody can before the mode is what it is to be.
+            listening.bind(os.fspath(path))
+            path.chmod(mode)
+            listening.listen(BACKLOG)
+        except OSError as error:
+            raise SettingsError(
+                f"The FABRIC_K8S_BUILDER_SOCKET environment variable must name a socket that can be made:"
+                f" {path}: {error.strerror}"
+            ) from error
+        yield listening
+    finally:
+        listening.close()
+        path.unlink(missing_ok=True)
+
+
+def _make_room(path: Path) -> None:
+    try:
+        there = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(there.st_mode):
+        raise SettingsError(
+            f"The FABRIC_K8S_BUILDER_SOCKET environment variable must name a socket; {path} is something else"
+        )
+    path.unlink()

@@ -1,0 +1,424 @@
+"""The registry of runs: who is attended by a client, who has a grace, whose Job is to be deleted, and when.
+
+A run outlives its connection. It is created by the first request with its token, or by a Job that a new daemon
+finds, and it is forgotten when its container has ended and nobody attends it. Deleting a Job is a decision made here
+and nowhere else, for one of the reasons of `Reason`; cancellation means that the daemon ends, and deletes nothing.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from random import Random
+from typing import Protocol, Self
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from k8s_builderd import launch, manifests
+from k8s_builderd.backoff import delays
+from k8s_builderd.cursor import Cursor
+from k8s_builderd.errors import BuilderError, ClientGone
+from k8s_builderd.kube.api import JOBS, PODS, Api
+from k8s_builderd.kube.errors import ApiError, NotFound
+from k8s_builderd.kube.objects import Job, Meta, Pod
+from k8s_builderd.kube.pods import Sightings, container_ended, container_running
+from k8s_builderd.kube.watch import Applied, Deleted, Reflector
+from k8s_builderd.launch import LaunchFailed, TimedOut
+from k8s_builderd.manifests import Owner, Plan
+from k8s_builderd.settings import Settings
+from k8s_builderd.telemetry import Telemetry
+
+STOP_PATIENCE = 2.0
+"""Seconds that `run` waits for the API to accept a deletion; the peer kills it after 5."""
+
+LATE = 15.0
+"""Seconds for which a deleted Job may still turn up: a creation that was cut off can be carried out late."""
+
+END_PATIENCE = manifests.GRACE_SECONDS + 5.0
+"""Seconds that a launch waits for the containers of the one before it."""
+
+_log = structlog.get_logger("k8s_builderd.runs")
+
+
+class Reason(StrEnum):
+    """Why a Job is deleted."""
+
+    STOPPED = "stopped"
+    CLIENT_GONE = "client gone"
+    FAILED = "failed"
+    SUPERSEDED = "superseded"
+    ORPHAN = "orphan"
+
+
+class Superseded(LaunchFailed):
+    """Raised in a run when the peer has launched the same chaincode anew, or another client has taken its token."""
+
+
+class Connection(launch.Audience, Protocol):
+    """The connection of one `run`, as this room needs it."""
+
+    async def stop_asked(self) -> bool:
+        """Wait for the client's next word: True for stop, False when it is gone."""
+
+
+class Attendance:
+    """One connection's hold on a run. Ended from outside by `displace`."""
+
+    def __init__(self) -> None:
+        self.left = anyio.Event()
+        self.displaced: BuilderError | None = None
+        self.scope = anyio.CancelScope()
+
+    def displace(self, error: BuilderError) -> None:
+        """End it; its client is told the error."""
+        self.displaced = error
+        self.scope.cancel()
+
+
+class Run:
+    """One run: its names, what the watches say of it, and who attends it."""
+
+    def __init__(self, job_name: str, object_name: str, token_sha256: str) -> None:
+        self.job_name = job_name
+        self.object_name = object_name
+        self.token_sha256 = token_sha256
+        self.sightings = Sightings()
+        self.told: set[str] = set()
+        self.attendance: Attendance | None = None
+        self.absences = 0
+        self.attempted = False
+        """Whether a Job of this run may exist."""
+        self.ending: anyio.Event | None = None
+        """Set while its Job is being deleted; the event tells that the API has accepted that."""
+
+    @classmethod
+    def of(cls, meta: Meta) -> Self:
+        """Return the run that a Job found in the cluster belongs to."""
+        run = cls(meta.name, meta.label(manifests.OBJECT_LABEL), meta.annotation(manifests.TOKEN_ANNOTATION))
+        run.attempted = True
+        return run
+
+    @property
+    def live(self) -> bool:
+        """Say whether its container runs or may yet come to run."""
+        return self.attempted and not self.sightings.ended
+
+
+class Runs:
+    """All runs of this daemon's instance, by the name of their Job."""
+
+    def __init__(self, api: Api, settings: Settings, telemetry: Telemetry, *, rng: Random | None = None) -> None:
+        self._api = api
+        self._settings = settings
+        self._telemetry = telemetry
+        self._rng = rng
+        self._by_job: dict[str, Run] = {}
+        self._changed = anyio.Event()
+        self._owner: Owner | None = None
+        self.owner_known = anyio.Event()
+        self._claims_count = False
+        self._tasks: TaskGroup
+        label = manifests.selector(settings.instance)
+        self.jobs = Reflector(api, JOBS, Job, label, self._job_changed, silence=settings.watch_silence, rng=rng)
+        self.pods = Reflector(api, PODS, Pod, label, self._pod_changed, silence=settings.watch_silence, rng=rng)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Watch, and do what has to be done without a client, until the context is left."""
+        async with anyio.create_task_group() as self._tasks:
+            self._tasks.start_soon(self.jobs.run)
+            self._tasks.start_soon(self.pods.run)
+            yield
+            self._tasks.cancel_scope.cancel()
+
+    def set_owner(self, owner: Owner | None) -> None:
+        """Say which pod is to own the Jobs; launches wait for this."""
+        self._owner = owner
+        self.owner_known.set()
+
+    async def expire_orphans(self) -> None:
+        """Start the grace of the Jobs that nobody claims, once the watches are synced. Call when the socket is open."""
+        await self._synced()
+        self._claims_count = True
+        for run in list(self._by_job.values()):
+            if run.attendance is None and run.ending is None:
+                self._start_grace(run, self._settings.orphan_grace, Reason.ORPHAN)
+
+    @property
+    def count(self) -> int:
+        """The number of runs."""
+        return len(self._by_job)
+
+    async def attend(self, plan: Plan, cursor: Cursor | None, connection: Connection) -> int:
+        """Serve one connection of a run until its chaincode ends, or it is stopped.
+
+        :returns: the exit code of `run`.
+        :raises BuilderError: what to tell the client before it exits with 1.
+        :raises ClientGone: if the connection closed; the run has its grace now.
+        """
+        run = self._by_job.get(plan.job_name)
+        if run is None:
+            run = self._by_job[plan.job_name] = Run(plan.job_name, plan.object_name, plan.token_sha256)
+        if run.token_sha256 != plan.token_sha256:
+            raise LaunchFailed(f"there is a job {plan.namespace}/{plan.job_name} of another run: try again")
+        if run.ending is not None:
+            raise LaunchFailed(f"chaincode job {plan.namespace}/{plan.job_name} is being deleted")
+        previous, attendance = run.attendance, Attendance()
+        run.attendance = attendance
+        try:
+            if previous is not None:
+                previous.displace(Superseded("another client has taken this run over"))
+                await previous.left.wait()
+            return await self._serve(run, attendance, plan, cursor, connection)
+        finally:
+            attendance.left.set()
+            if run.attendance is attendance:
+                run.attendance = None
+                run.absences += 1
+                self._forget_if_over(run)
+
+    async def _serve(
+        self, run: Run, attendance: Attendance, plan: Plan, cursor: Cursor | None, connection: Connection
+    ) -> int:
+        code: int | None = None
+        failure: BuilderError | None = None
+        stop: bool | None = None
+
+        async def listen() -> None:
+            nonlocal stop
+            stop = await connection.stop_asked()
+            attendance.scope.cancel()
+
+        with attendance.scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(listen)
+                try:
+                    code = await self._launch(run, plan, cursor, connection)
+                except BuilderError as error:
+                    failure = error
+                except ClientGone:
+                    stop = False
+                except Exception:  # noqa: BLE001 - one run that breaks takes no other along
+                    _log.exception("launch_broke", job=run.job_name)
+                    failure = LaunchFailed("the daemon made a mistake; its log says more")
+                tasks.cancel_scope.cancel()
+        if attendance.displaced is not None:
+            raise attendance.displaced
+        if stop:
+            return await self._stop(run, connection)
+        if failure is not None:
+            await self._delete(run, Reason.FAILED)
+            raise failure
+        if code is not None:
+            return code
+        if stop is None:
+            # Cancelled from elsewhere: the daemon ends. The checkpoint lets that through.
+            await anyio.lowlevel.checkpoint()
+        self._start_grace(run, self._settings.reconnect_grace, Reason.CLIENT_GONE)
+        raise ClientGone
+
+    async def _launch(self, run: Run, plan: Plan, cursor: Cursor | None, connection: Connection) -> int:
+        await self._ready(plan, cursor)
+        if cursor is None and run.sightings.job is None:
+            await self._supersede(run, plan, connection)
+            run.attempted = True
+        steps = launch.Launch(
+            self._api,
+            plan,
+            run.sightings,
+            connection,
+            created=self.jobs.adopt,
+            told=run.told,
+            rng=self._rng,
+        )
+        return await steps.run(self._owner, cursor)
+
+    async def _ready(self, plan: Plan, cursor: Cursor | None) -> None:
+        """Wait until it is known what there is. A chaincode that runs already has all the time in the world."""
+        if cursor is not None:
+            await self._synced()
+            return
+        with anyio.move_on_after(plan.settings.start_timeout) as waiting:
+            await self._synced()
+            await self.owner_known.wait()
+        if waiting.cancelled_caught:
+            why = self.jobs.trouble or self.pods.trouble or "the daemon's own pod could not be looked up"
+            raise TimedOut(
+                f"error waiting for chaincode job {plan.namespace}/{plan.job_name} to start for chaincode ID"
+                f" {plan.chaincode.chaincode_id}: timed out waiting for the condition; {why}"
+            )
+
+    async def _synced(self) -> None:
+        await self.jobs.ever_synced.wait()
+        await self.pods.ever_synced.wait()
+
+    # What is stale
+
+    async def _supersede(self, run: Run, plan: Plan, connection: Connection) -> None:
+        """End earlier launches of the same chaincode, and wait until their containers have ended.
+
+        When the stream of a stale chaincode closes, its peer drops whoever holds the chaincode's id, a launch in
+        progress included (Fabric's core/chaincode/handler_registry.go, Deregister). So nothing is created before that,
+        and where that peer is the one that asks now, this launch is lost: it ends, and the next one succeeds.
+
+        :raises Superseded: if the peer has dropped this launch.
+        """
+        rivals = [
+            rival
+            for rival in self._by_job.values()
+            if rival is not run and rival.object_name == run.object_name and (rival.live or rival.attendance)
+        ]
+        stale = {
+            uid: pod
+            for uid, pod in self.pods.objects.items()
+            if pod.metadata.label(manifests.OBJECT_LABEL) == run.object_name
+            and _job_of(pod.metadata) != run.job_name
+            and not container_ended(pod)
+        }
+        if not rivals and not stale:
+            return
+        dropped = any(self._same_peer(pod, plan) for pod in stale.values() if container_running(pod))
+        names = sorted({rival.job_name for rival in rivals} | {_job_of(pod.metadata) for pod in stale.values()})
+        await connection.say(f"Waiting for an earlier launch of this chaincode to end: {', '.join(names)}")
+        for rival in rivals:
+            if rival.attendance is not None:
+                rival.attendance.displace(Superseded("the peer has launched this chaincode again"))
+            self._begin_deletion(rival, Reason.SUPERSEDED)
+        with anyio.move_on_after(END_PATIENCE):
+            while any(rival.live for rival in rivals) or any(self._runs_on(uid) for uid in stale):
+                await self._changed.wait()
+        if dropped:
+            raise Superseded(
+                "the peer dropped this launch when the earlier chaincode's connection closed;"
+                " the next request starts the chaincode"
+            )
+
+    def _runs_on(self, uid: str) -> bool:
+        pod = self.pods.objects.get(uid)
+        return pod is not None and not container_ended(pod)
+
+    def _same_peer(self, pod: Pod, plan: Plan) -> bool:
+        """Say whether the peer process that asks is the one that the pod is connected to.
+
+        Each start of a peer makes a new CA, which tells. Without TLS it is the peer as long as its `run` is there, or
+        was until just now.
+        """
+        if plan.chaincode.tls:
+            return pod.metadata.annotation(manifests.PEER_ANNOTATION) == plan.peer
+        rival = self._by_job.get(_job_of(pod.metadata))
+        return rival is not None and (rival.attendance is not None or rival.ending is not None)
+
+    # How a run ends
+
+    async def _stop(self, run: Run, connection: Connection) -> int:
+        if not run.live and not run.attempted:
+            return 0
+        if await self._delete(run, Reason.STOPPED):
+            await connection.say(f"Stopped: chaincode job {self._settings.namespace}/{run.job_name} is deleted")
+            return 0
+        await connection.say(
+            f"The Kubernetes API has not yet accepted the deletion of chaincode job"
+            f" {self._settings.namespace}/{run.job_name}; the daemon goes on trying"
+        )
+        return 1
+
+    async def _delete(self, run: Run, reason: Reason) -> bool:
+        """Begin to delete a run's Job; return whether the API accepted that within `STOP_PATIENCE`."""
+        if not run.attempted:
+            return True
+        accepted = self._begin_deletion(run, reason)
+        with anyio.move_on_after(STOP_PATIENCE):
+            await accepted.wait()
+        return accepted.is_set()
+
+    def _begin_deletion(self, run: Run, reason: Reason) -> anyio.Event:
+        if run.ending is None:
+            run.ending = anyio.Event()
+            if run.attempted:
+                self._telemetry.deleted(reason)
+                self._tasks.start_soon(self._see_deleted, run, run.ending, reason)
+            else:
+                run.ending.set()
+        return run.ending
+
+    async def _see_deleted(self, run: Run, accepted: anyio.Event, reason: Reason) -> None:
+        """Delete the Job until it is gone and its container has ended."""
+        pauses = delays(0.1, 5.0, self._rng)
+        sightings = run.sightings
+        while True:
+            try:
+                await self._api.delete(JOBS, run.job_name)
+                _log.info("job_deleted", job=run.job_name, reason=str(reason))
+            except NotFound:
+                pass
+            except ApiError as error:
+                _log.warning("job_not_deleted", job=run.job_name, reason=str(error))
+                await anyio.sleep(max(next(pauses), error.retry_after or 0))
+                continue
+            accepted.set()
+            with anyio.move_on_after(LATE):
+                while not (sightings.job_gone and sightings.ended):
+                    await sightings.changed()
+            if sightings.job is None or sightings.job_gone or not self.jobs.synced:
+                break
+            # A creation that had been cut off was carried out after all.
+        self._by_job.pop(run.job_name, None)
+        self._pulse()
+
+    def _start_grace(self, run: Run, seconds: float, reason: Reason) -> None:
+        self._tasks.start_soon(self._expire, run, seconds, reason, run.absences + (run.attendance is not None))
+
+    async def _expire(self, run: Run, seconds: float, reason: Reason, absence: int) -> None:
+        await anyio.sleep(seconds)
+        if run.attendance is None and run.absences == absence and run.ending is None:
+            if run.live:
+                _log.warning("job_unclaimed", job=run.job_name, seconds=seconds, reason=str(reason))
+                self._begin_deletion(run, reason)
+            else:
+                self._by_job.pop(run.job_name, None)
+
+    # What the watches tell
+
+    def _job_changed(self, change: Applied[Job] | Deleted[Job]) -> None:
+        meta = change.object.metadata
+        run = self._by_job.get(meta.name)
+        if run is None:
+            if isinstance(change, Deleted) or change.object.finished or not meta.annotation(manifests.TOKEN_ANNOTATION):
+                return
+            run = self._by_job[meta.name] = Run.of(meta)
+            self._catch_up(run)
+            if self._claims_count:
+                self._start_grace(run, self._settings.orphan_grace, Reason.ORPHAN)
+        run.sightings.saw(change)
+        self._settle(run)
+
+    def _pod_changed(self, change: Applied[Pod] | Deleted[Pod]) -> None:
+        run = self._by_job.get(_job_of(change.object.metadata))
+        if run is not None:
+            run.sightings.saw(change)
+            self._settle(run)
+        else:
+            self._pulse()
+
+    def _settle(self, run: Run) -> None:
+        self._forget_if_over(run)
+        self._pulse()
+
+    def _catch_up(self, run: Run) -> None:
+        """Tell a run of the pod that was seen before its Job."""
+        for pod in self.pods.objects.values():
+            if _job_of(pod.metadata) == run.job_name:
+                run.sightings.saw(Applied(pod))
+
+    def _forget_if_over(self, run: Run) -> None:
+        if run.attendance is None and run.ending is None and run.attempted and run.sightings.ended:
+            self._by_job.pop(run.job_name, None)
+
+    def _pulse(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+def _job_of(meta: Meta) -> str:
+    return next((owner.name for owner in meta.owner_references or () if owner.kind == "Job"), "")

@@ -1,0 +1,64 @@
+"""`run`: makes the plan of a launch from its request, and attends the run."""
+
+import hashlib
+
+from k8s_builderd import names
+from k8s_builderd.connection import Connection
+from k8s_builderd.cursor import Cursor
+from k8s_builderd.manifests import Plan
+from k8s_builderd.package import CHAINCODE_FILE, IMAGE_FILE, decode_chaincode, decode_image
+from k8s_builderd.protocol import ProtocolError, Request
+from k8s_builderd.runs import Runs
+from k8s_builderd.settings import Settings
+
+
+async def serve(request: Request, connection: Connection, settings: Settings, runs: Runs) -> int:
+    """Launch the chaincode, pass on its log, and return the exit code of `run` when it has ended.
+
+    :raises BuilderError: if the request cannot be used or the chaincode does not run.
+    :raises ClientGone: if the connection closed.
+    """
+    plan = make_plan(request, settings)
+    connection.debug = plan.settings.debug
+    for name in settings.overridden(request.environment):
+        await connection.say_debug(f"The daemon's {name} is used, not the peer's")
+    return await runs.attend(plan, read_cursor(request), connection)
+
+
+def make_plan(request: Request, settings: Settings) -> Plan:
+    """Check all of the request and return what to launch. Pure.
+
+    :raises SettingsError: if an environment variable cannot be used.
+    :raises PackageError: if a document cannot be used.
+    """
+    launch = settings.for_launch(request.environment)
+    image = decode_image(request.document(IMAGE_FILE))
+    chaincode = decode_chaincode(request.document(CHAINCODE_FILE))
+    token = hashlib.sha256(request.token)
+    object_name = names.object_name(
+        launch.object_name_prefix, launch.peer_id, chaincode.peer_address, chaincode.mspid, chaincode.chaincode_id
+    )
+    return Plan(
+        chaincode=chaincode,
+        image=image,
+        settings=launch,
+        object_name=object_name,
+        job_name=names.job_name(object_name, token.digest()),
+        token_sha256=token.hexdigest(),
+        peer=hashlib.sha256(chaincode.root_cert.encode()).hexdigest()[:32] if chaincode.tls else "",
+        instance=settings.instance,
+        namespace=settings.namespace,
+        run_as_non_root=settings.run_as_non_root,
+        template=settings.pod_template,
+    )
+
+
+def read_cursor(request: Request) -> Cursor | None:
+    """Return the request's cursor.
+
+    :raises ProtocolError: if it is none of ours.
+    """
+    try:
+        return Cursor.parse(request.cursor) if request.cursor else None
+    except ValueError:
+        raise ProtocolError("the cursor is not one that a daemon has sent") from None
