@@ -277,7 +277,7 @@ class Api:
         since = _since(query.get("sinceTime"), query.get("sinceSeconds"))
         log = self._kubelet.log(pod, query.get("container", ""))
         if log is None:
-            return web.Response(status=200, content_type="text/plain")
+            return web.Response(status=204)
         reader = Reader(
             log,
             since=since,

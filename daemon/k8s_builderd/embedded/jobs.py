@@ -110,7 +110,7 @@ class _OneJob:
                     return pod
             self._recorder.job(self._job, "Warning", "FailedCreate", f"Error creating: {refusal}")
             self._tell({"terminating": 0, "uncountedTerminatedPods": {}, "ready": 0})
-            await self._pace.pause(retry)
+            await self._pace.retry(retry)
             retry = min(retry * 2, self._pace.create_retry_cap)
 
     def _refusal(self, name: str) -> str | None:

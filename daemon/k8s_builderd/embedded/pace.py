@@ -38,3 +38,7 @@ class Pace(msgspec.Struct, frozen=True):
     async def pause(self, duration: float) -> None:
         """Sleep for one of the durations above."""
         await anyio.sleep(duration * self.factor)
+
+    async def retry(self, duration: float) -> None:
+        """Sleep before another try; at no pace does the cluster try without a pause."""
+        await anyio.sleep(max(duration * self.factor, 0.02))

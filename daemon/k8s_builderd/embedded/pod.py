@@ -120,7 +120,7 @@ class Pod:
             self._node.recorder.scheduling(self._spec, "Warning", "FailedScheduling", refusal, "Scheduling")
             self._change(partial(podstatus.scheduled, refusal=refusal))
             while scheduler.refusal(self._spec, environment.node_labels, environment.node_taints) == refusal:
-                await self._pace.pause(1)
+                await self._pace.retry(1)
         self._change(partial(podstatus.scheduled, refusal=None))
         self._node.recorder.scheduling(
             self._spec,
@@ -143,7 +143,7 @@ class Pod:
                 "FailedMount",
                 f'MountVolume.SetUp failed for volume "{volume}" : secret "{secret}" not found',
             )
-            await self._pace.pause(delay)
+            await self._pace.retry(delay)
             delay = min(delay * 2, self._pace.mount_retry_cap)
         self._volumes = volumes.make(self._store, self._spec, self._directory)
 
@@ -191,7 +191,7 @@ class Pod:
                     self._wait_for(view, "InvalidImageName", message)
                 self._tell()
                 self._event("Warning", "Failed", "Error: InvalidImageName", view.name)
-                await self._pace.pause(self._pace.pull_noticed if first else self._pace.pull_told)
+                await self._pace.retry(self._pace.pull_noticed if first else self._pace.pull_told)
             else:
                 self._event("Normal", "Pulling", f'Pulling image "{view.image}"', view.name)
                 self._event("Warning", "Failed", f'Failed to pull image "{view.image}": {message}', view.name)
@@ -201,12 +201,12 @@ class Pod:
                     )
                 self._tell()
                 self._event("Warning", "Failed", "Error: ErrImagePull", view.name)
-                await self._pace.pause(self._pace.pull_noticed if first else self._pace.pull_told)
+                await self._pace.retry(self._pace.pull_noticed if first else self._pace.pull_told)
                 self._event("Normal", "BackOff", f'Back-off pulling image "{view.image}"', view.name)
                 self._wait_for(view, "ErrImagePull", message)
                 self._tell()
                 self._event("Warning", "Failed", "Error: ImagePullBackOff", view.name)
-                await self._pace.pause(retry)
+                await self._pace.retry(retry)
                 retry = min(retry * 2, self._pace.pull_retry_cap)
             first = False
 
@@ -220,7 +220,7 @@ class Pod:
             self._event("Warning", "Failed", f"Error: {message}", view.name)
             self._wait_for(view, "CreateContainerConfigError", message)
             self._tell()
-            await self._pace.pause(self._pace.pull_told)
+            await self._pace.retry(self._pace.pull_told)
 
     def _wait_for(self, view: ContainerView, reason: str, message: str) -> None:
         self._view.address = True

@@ -103,7 +103,7 @@ def conflict(resource: Resource, name: str, why: str) -> ApiError:
         409,
         "Conflict",
         f'Operation cannot be fulfilled on {resource.qualified} "{name}": {why}',
-        _about(resource, name),
+        _about(resource, name, kind=True),
     )
 
 

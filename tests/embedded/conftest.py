@@ -1,0 +1,60 @@
+"""Clusters to test with: embedded ones, and, where KUBEBUILDER_ASSETS says so, a real API server."""
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from k8s_builderd.embedded.images import Image
+from k8s_builderd.embedded.server import Options
+
+from .cluster import IMAGE, Cluster, embedded
+from .realserver import TOKEN, RealServer, real_server
+
+OPTIONS = Options(
+    images={IMAGE: Image(command=["sh", "-c", "exit 0"]), "localhost/forever": Image(command=["sleep", "3600"])},
+    path=os.environ.get("PATH", os.defpath),
+    pace=0.05,
+)
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def cluster(anyio_backend: str) -> AsyncIterator[Cluster]:
+    """An embedded cluster of this test's own."""
+    async with embedded(OPTIONS) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    if not assets:
+        pytest.skip("KUBEBUILDER_ASSETS does not name a folder with etcd and kube-apiserver")
+    with real_server(Path(assets), tmp_path_factory.mktemp("real")) as server:
+        yield server
+
+
+@pytest.fixture(params=["embedded", "real"])
+async def api(request: pytest.FixtureRequest, anyio_backend: str) -> AsyncIterator[Cluster]:
+    """A namespace of its own, on an embedded cluster and on a real API server in turn."""
+    name = f"contract-{next(_numbers)}"
+    if request.param == "real":
+        server: RealServer = request.getfixturevalue("real")
+        server.namespace(name)
+        async with Cluster(server.server, TOKEN, name, tls=server.tls) as cluster:
+            yield cluster
+    else:
+        # Nothing runs pods on a bare API server, so nothing does here: the node takes none.
+        async with embedded(
+            Options(namespaces=(name,), images=OPTIONS.images, node_taints=("bare=true:NoSchedule",), pace=0)
+        ) as cluster:
+            yield cluster
