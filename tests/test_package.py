@@ -126,7 +126,7 @@ def test_labels_that_kubernetes_takes_as_a_value_pass(label: str) -> None:
         ("a+b", "must be a valid Kubernetes label value: a valid label must be an empty string or consist of"),
         ("basic-", "must start and end with an alphanumeric character"),
         ("Größe", r"it is 'Gr\xf6\xdfe'"),
-        ("a\ud800b"[:2], r"it is 'a\ud800'"),
+        ("a\ud800", r"it is 'a\ud800'"),
     ],
 )
 def test_other_labels_are_refused_with_the_rule(label: str, rule: str) -> None:
@@ -264,12 +264,13 @@ PATHS = [
 
 
 def test_release_hands_over_the_indexes_and_nothing_else() -> None:
-    assert files_to_release(PATHS) == [
-        ("META-INF/statedb/couchdb/collections/assets/indexes/a.json", "statedb/couchdb/collections/assets/indexes/a.json"),
-        ("META-INF/statedb/couchdb/indexes/.hidden.json", "statedb/couchdb/indexes/.hidden.json"),
-        ("META-INF/statedb/couchdb/indexes/.json", "statedb/couchdb/indexes/.json"),
-        ("META-INF/statedb/couchdb/indexes/indexOwner.json", "statedb/couchdb/indexes/indexOwner.json"),
-    ]  # fmt: skip
+    released = [
+        "statedb/couchdb/collections/assets/indexes/a.json",
+        "statedb/couchdb/indexes/.hidden.json",
+        "statedb/couchdb/indexes/.json",
+        "statedb/couchdb/indexes/indexOwner.json",
+    ]
+    assert files_to_release(PATHS) == [(f"META-INF/{path}", path) for path in released]
 
 
 def test_build_copies_every_regular_file_below_meta_inf() -> None:
@@ -293,9 +294,7 @@ def test_meta_inf_must_be_a_directory() -> None:
         files_to_build([("f", "META-INF")])
 
 
-names = st.sampled_from(
-    ["META-INF", "statedb", "couchdb", "indexes", "collections", "a", "b.json", ".json", "c.JSON", ".."]
-)
+names = st.sampled_from(["META-INF", "statedb", "couchdb", "indexes", "collections", "a", "b.json", ".json", ".."])
 trees = st.lists(st.tuples(st.sampled_from("fdo"), st.lists(names, min_size=1, max_size=8).map("/".join)), max_size=30)
 
 
@@ -327,7 +326,9 @@ documents = st.dictionaries(st.sampled_from(["type", "Type", "label", "LABEL", "
 @given(st.one_of(st.binary(), documents.map(lambda value: json.dumps(value).encode())))
 def test_no_document_raises_anything_but_a_package_error_of_one_line(document: bytes) -> None:
     for decode in (decode_metadata, decode_image, decode_chaincode):
+        said = ""
         try:
             decode(document)
         except PackageError as error:
-            assert str(error).isprintable()
+            said = str(error)
+        assert said.isprintable()

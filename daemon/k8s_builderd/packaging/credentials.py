@@ -8,10 +8,11 @@ import base64
 import binascii
 import json
 import re
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-import anyio
+from anyio import to_thread
 from msgspec import Struct
 
 from k8s_builderd.errors import BuilderError
@@ -108,12 +109,18 @@ async def _ask_helper(helper: str, server: str) -> Credentials | None:
     program = f"docker-credential-{helper}"
     if not re.fullmatch("[A-Za-z0-9_.-]+", helper):
         raise CredentialsError(f"{program!a} is no name of a credential helper")
+
+    def get() -> subprocess.CompletedProcess[bytes]:
+        command = [program, "get"]
+        return subprocess.run(command, input=server.encode(), capture_output=True, timeout=_HELPER_SECONDS, check=False)
+
     try:
-        with anyio.fail_after(_HELPER_SECONDS):
-            completed = await anyio.run_process([program, "get"], input=server.encode(), check=False)
-    except (OSError, TimeoutError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it does not answer"
-        raise CredentialsError(f"the credential helper {program} cannot be used: {reason}") from error
+        # In a thread, because there a helper that ends without reading its input is no error.
+        completed = await to_thread.run_sync(get)
+    except subprocess.TimeoutExpired as error:
+        raise CredentialsError(f"the credential helper {program} does not answer") from error
+    except OSError as error:
+        raise CredentialsError(f"the credential helper {program} cannot be used: {error.strerror}") from error
     if completed.returncode:
         said = completed.stdout.decode(errors="replace").strip()
         if "credentials not found" in said:
