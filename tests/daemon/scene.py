@@ -217,6 +217,7 @@ class Scene:
         return await self.execute(program, *package.directories(program), read=read, **environment)
 
     async def execute(self, program: str, *arguments: str, read: bool = True, **environment: str) -> Running:
+        """Call a program with any arguments; an empty value leaves a variable out."""
         defaults = {
             "PATH": os.environ["PATH"],
             "CORE_PEER_ID": PEER_ID,
@@ -228,7 +229,7 @@ class Scene:
 
     async def said(self, program: str, package: Package, **environment: str) -> tuple[int, list[str]]:
         """Call a program to its end; return its exit code and its lines without the `<program> [<pid>]: `."""
-        running = await self.call(program, package, **environment)
+        running = await self.call(program, package, read=True, **environment)
         code = await running.wait()
         prefix = f"{program} [{running.pid}]: "
         return code, [line.decode().removeprefix(prefix) for line in running.lines]
