@@ -14,9 +14,9 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
-from tests.packaging.conftest import DIGEST
 
 from k8s_builderd.cli.package import inspect, package, packageid
+from tests.packaging.conftest import DIGEST
 
 IMAGE = f"ghcr.io/org/cc@{DIGEST}"
 INDEX = '{"index":{"fields":["owner"]}}'

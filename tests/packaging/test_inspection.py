@@ -9,11 +9,11 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.packaging.conftest import DIGEST, IMAGE, METADATA, Archive
 
 from k8s_builderd.package import Image, Metadata
 from k8s_builderd.packaging.archive import gzip_stored, tar, tar_gz
 from k8s_builderd.packaging.inspection import ENTRIES, inspect_package
+from tests.packaging.conftest import DIGEST, IMAGE, METADATA, Archive
 
 Package = Callable[..., bytes]
 
