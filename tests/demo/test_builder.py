@@ -8,12 +8,12 @@ from pathlib import Path
 
 import anyio
 import pytest
-from tests.demo.archives import archive
-from tests.peer.neighbours import Journal
 
 from k8s_builderd.demo.builder import BuildError, ExternalBuilder, PeerConnection, open_builder
 from k8s_builderd.demo.peer import LaunchError, open_peer
 from k8s_builderd.demo.unpack import Package
+from tests.demo.archives import archive
+from tests.peer.neighbours import Journal
 
 pytestmark = pytest.mark.anyio
 

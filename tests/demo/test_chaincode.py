@@ -8,11 +8,11 @@ from pathlib import Path
 
 import anyio
 import pytest
-from tests.peer.neighbours import DEADLINE, LocalRuntime
 
 from k8s_builderd.demo.builder import PeerConnection
 from k8s_builderd.demo.peer import LaunchError, Peer, open_peer
 from k8s_builderd.demo.stream import TransactionError
+from tests.peer.neighbours import DEADLINE, LocalRuntime
 
 pytestmark = pytest.mark.anyio
 ID = "basic_1.0:abc"

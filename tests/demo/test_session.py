@@ -10,9 +10,9 @@ import anyio
 import anyio.to_thread
 import pytest
 from anyio.abc import TaskGroup
-from tests.peer.neighbours import Journal
 
 from k8s_builderd.demo.session import LONGEST_LINE, Line, LineScanner, Session, propagated, start_session
+from tests.peer.neighbours import Journal
 
 pytestmark = pytest.mark.anyio
 

@@ -7,9 +7,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from tests.demo.archives import archive, entry, tar
 
 from k8s_builderd.demo.unpack import UnpackError, escapes, path_of, read_package, unpack_code
+from tests.demo.archives import archive, entry, tar
 
 METADATA = b'{"type":"k8s","label":"basic_1.0"}'
 CODE = archive({"image.json": b"{}"})

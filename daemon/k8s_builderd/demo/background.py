@@ -27,22 +27,21 @@ class Background:
     def __init__(self, name: str) -> None:
         self.name = name
         self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
-        self._waiting: list[tuple[str, anyio.Event]] = []
+        self._more = anyio.Event()
 
-    async def until_says(self, words: str) -> None:
-        """Wait for a line that has these words in it; of those that came before, the last ones count."""
-        if any(words in line for line in self.last_lines):
-            return
-        event = anyio.Event()
-        self._waiting.append((words, event))
-        await event.wait()
+    async def until_says(self, words: str) -> str:
+        """Wait for a line that has these words in it and return it; of those that came before the last ones count."""
+        while True:
+            for line in self.last_lines:
+                if words in line:
+                    return line
+            await self._more.wait()
 
     def hear(self, line: str) -> None:
         """Keep a line of its output."""
         self.last_lines.append(line)
-        for words, event in self._waiting:
-            if words in line:
-                event.set()
+        self._more.set()
+        self._more = anyio.Event()
 
 
 @asynccontextmanager

@@ -29,7 +29,7 @@ class Screen:
         self.step_name = name
         self._print(f"[{self._number}/{self._steps}] {name}", "bold")
         began = time.monotonic()
-        spinner = self._console.status(f"{name} ...") if self._console.is_terminal else nullcontext()
+        spinner = self._console.status("in progress") if self._console.is_terminal else nullcontext()
         with spinner, anyio.fail_after(seconds):
             yield
         self._print(f"{_INDENT}done in {time.monotonic() - began:.1f} s", "dim")

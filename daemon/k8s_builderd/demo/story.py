@@ -3,18 +3,17 @@
 import hashlib
 import json
 import os
+import re
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 import anyio
-from anyio.abc import TaskGroup
 
 import k8s_builderd
 from k8s_builderd.errors import BuilderError
@@ -25,7 +24,7 @@ from .background import Background, open_background
 from .builder import ExternalBuilder, open_builder
 from .cluster import KINDS, Cluster, open_cluster
 from .peer import Peer, open_peer
-from .processes import find_chaincode, until_ended
+from .processes import find_by_directory, find_chaincode, until_ended
 from .programs import builder_location
 from .screen import Screen
 from .session import Line
@@ -37,8 +36,8 @@ _INDEX = "META-INF/statedb/couchdb/indexes/owner.json"
 _INDEX_CONTENT = b'{"index":{"fields":["owner"]},"ddoc":"ownerDoc","name":"owner","type":"json"}\n'
 _KEY, _VALUE = "asset1", "blue"
 _PEER_ID = "org1-peer0"
-# The longest path of a Unix socket, less the socket's own name.
-_LONGEST_DIRECTORY = 80
+# A Unix socket's path has at most 107 bytes; this is what the workspace's and the socket's own names leave of them.
+_LONGEST_DIRECTORY = 64
 _SECONDS = 60.0
 _STARTUP_SECONDS = 45.0
 _STOP_SECONDS = 20.0
@@ -60,20 +59,30 @@ async def tell(environ: Mapping[str, str], chaincode: Sequence[str] | None) -> i
     `environ` is what its processes inherit, `chaincode` the command that plays the image.
     """
     screen = Screen(steps=8)
-    story = _Story(screen, environ, chaincode)
-    try:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_cancel_at_signal, story, tasks)
-            await story.run()
-            tasks.cancel_scope.cancel()
-    except* (BuilderError, OSError, aiohttp.ClientError) as errors:
-        story.failures += [_reason(error) for error in _leaves(errors)]
+    # Caught until all is cleaned up: a second Ctrl-C must not leave processes behind.
+    with (
+        _workspace(environ) as directory,
+        anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals,
+    ):
+        story = _Story(screen, environ, chaincode, Path(directory))
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_cancel_at_first, signals, story, tasks.cancel_scope)
+                await story.run()
+                tasks.cancel_scope.cancel()
+        except* (BuilderError, OSError, aiohttp.ClientError) as errors:
+            story.failures += [_reason(error) for error in _leaves(errors)]
+        finally:
+            # What a cluster that was killed could not end itself.
+            for pid in find_by_directory(story.directory):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    if story.interrupted:
+        screen.end(f"Interrupted at the step `{screen.step_name}`. What was started is stopped.", good=False)
+        return 128 + story.interrupted
     if story.failures:
         story.report()
         return 1
-    if story.interrupted:
-        screen.end(f"Interrupted at: {screen.step_name}. Everything that was started is stopped.", good=False)
-        return 128 + story.interrupted
     screen.end("All of it happened: packaged, installed, launched, invoked, queried, stopped, nothing left.", good=True)
     return 0
 
@@ -83,6 +92,7 @@ class _Story:
     screen: Screen
     environ: Mapping[str, str]
     chaincode: Sequence[str] | None
+    directory: Path
     failures: list[str] = field(default_factory=list)
     interrupted: int = 0
     daemon: Background | None = None
@@ -92,37 +102,33 @@ class _Story:
 
     async def run(self) -> None:
         """Tell the story from its beginning to its end."""
-        with _workspace(self.environ) as name:
-            directory = Path(name)
-            async with AsyncExitStack() as stack:
-                kubeconfig = directory / "kubeconfig"
-                self.cluster = await stack.enter_async_context(self._cluster_process(directory, kubeconfig))
-                with self.screen.step("Start a Kubernetes cluster: embedded, its pods are local processes", _SECONDS):
-                    await self.cluster.until_says("API server at")
-                    cluster = await stack.enter_async_context(open_cluster(kubeconfig))
-                    await self._look_at_cluster(cluster)
-                health = f"127.0.0.1:{_free_port()}"
-                self.daemon = await stack.enter_async_context(self._daemon_process(directory, kubeconfig, health))
-                with self.screen.step("Start the daemon, k8s-builderd", _SECONDS):
-                    await _until_ready(f"http://{health}/readyz")
-                    self.screen.say(f"It listens on {self._socket(directory)}")
-                    self.screen.say(f"http://{health}/readyz says that it is ready")
-                with self.screen.step("Make a chaincode package, as `k8s-builder package` does", _SECONDS):
-                    content = self._package(directory)
-                builder = await stack.enter_async_context(self._builder(directory))
-                peer = await stack.enter_async_context(
-                    open_peer(builder, startup_timeout=_STARTUP_SECONDS, log=self._peer_says)
-                )
-                with self.screen.step("Install it: the peer unpacks it and calls detect, build and release", _SECONDS):
-                    chaincode_id = await self._install(builder, content)
-                with self.screen.step("Launch it: the peer calls run, the chaincode registers", _SECONDS):
-                    pids = await self._launch(cluster, peer, chaincode_id)
-                with self.screen.step("Use it: an invoke that puts, a query that gets", _SECONDS):
-                    await self._use(peer, chaincode_id)
-                with self.screen.step("Stop it: the peer sends SIGTERM to run", _STOP_SECONDS):
-                    await self._stop(builder, peer, chaincode_id)
-                with self.screen.step("Look for what is left: Job, pod, Secret and process", _STOP_SECONDS):
-                    await self._look_for_rest(cluster, peer, chaincode_id, pids)
+        async with AsyncExitStack() as stack:
+            kubeconfig = self.directory / "kubeconfig"
+            self.cluster = await stack.enter_async_context(self._cluster_process(kubeconfig))
+            with self.screen.step("Start a Kubernetes cluster: embedded, its pods are local processes", _SECONDS):
+                await self.cluster.until_says("API server at")
+                cluster = await stack.enter_async_context(open_cluster(kubeconfig))
+                await self._look_at_cluster(cluster)
+            self.daemon = await stack.enter_async_context(self._daemon_process(kubeconfig))
+            with self.screen.step("Start the daemon, k8s-builderd", _SECONDS):
+                health = await _until_ready(self.daemon)
+                self.screen.say(f"It listens on {self._socket}, and {health} says that it is ready")
+            with self.screen.step("Make a chaincode package, as `k8s-builder package` does", _SECONDS):
+                content = self._package()
+            builder = await stack.enter_async_context(self._builder())
+            peer = await stack.enter_async_context(
+                open_peer(builder, startup_timeout=_STARTUP_SECONDS, log=self._peer_says)
+            )
+            with self.screen.step("Install it: the peer unpacks it and calls detect, build and release", _SECONDS):
+                chaincode_id = await self._install(builder, content)
+            with self.screen.step("Launch it: the peer calls run, the chaincode registers", _SECONDS):
+                pids = await self._launch(cluster, peer, chaincode_id)
+            with self.screen.step("Use it: an invoke that puts, a query that gets", _SECONDS):
+                await self._use(peer, chaincode_id)
+            with self.screen.step("Stop it: the peer sends SIGTERM to run", _STOP_SECONDS):
+                await self._stop(builder, peer, chaincode_id)
+            with self.screen.step("Look for what is left: Job, pod, Secret and process", _STOP_SECONDS):
+                await self._look_for_rest(cluster, peer, chaincode_id, pids)
 
     def report(self) -> None:
         """Tell which step failed and why, and what the daemon said last."""
@@ -134,8 +140,8 @@ class _Story:
         for reason in self.failures:
             self.screen.end(f"The demo failed at the step `{self.screen.step_name}`: {reason}", good=False)
 
-    def _cluster_process(self, directory: Path, kubeconfig: Path) -> AbstractAsyncContextManager[Background]:
-        images = directory / "images.json"
+    def _cluster_process(self, kubeconfig: Path) -> AbstractAsyncContextManager[Background]:
+        images = self.directory / "images.json"
         image = {
             "command": [*(self.chaincode or [sys.executable, "-m", "k8s_builderd.demo.chaincode"])],
             "env": {
@@ -150,14 +156,12 @@ class _Story:
             "cluster", [sys.executable, "-m", "k8s_builderd.embedded", *arguments], self._inherited()
         )
 
-    def _daemon_process(
-        self, directory: Path, kubeconfig: Path, health: str
-    ) -> AbstractAsyncContextManager[Background]:
+    def _daemon_process(self, kubeconfig: Path) -> AbstractAsyncContextManager[Background]:
         environment = {
             **self._inherited(),
             "KUBECONFIG_PATH": str(kubeconfig),
-            "FABRIC_K8S_BUILDER_SOCKET": str(self._socket(directory)),
-            "FABRIC_K8S_BUILDER_HEALTH_ADDRESS": health,
+            "FABRIC_K8S_BUILDER_SOCKET": str(self._socket),
+            "FABRIC_K8S_BUILDER_HEALTH_ADDRESS": "127.0.0.1:0",
             "FABRIC_K8S_BUILDER_LOG_FORMAT": "console",
             "FABRIC_K8S_BUILDER_START_TIMEOUT": "30s",
         }
@@ -168,9 +172,9 @@ class _Story:
             check(not await cluster.names(kind), f"the new cluster has a {kind}")
         self.screen.say(f"It answers at {cluster.server}, and has no Job, Pod or Secret")
 
-    def _package(self, directory: Path) -> bytes:
+    def _package(self) -> bytes:
         content = make_package(_LABEL, _IMAGE, {_INDEX: _INDEX_CONTENT})
-        (directory / f"{_LABEL}.tgz").write_bytes(content)
+        (self.directory / f"{_LABEL}.tgz").write_bytes(content)
         package = read_package(content)
         self.screen.say(f"{_LABEL}.tgz holds metadata.json and code.tar.gz, and in it image.json and {_INDEX}")
         self.screen.say(f"image {_IMAGE.reference}")
@@ -178,17 +182,17 @@ class _Story:
         return content
 
     @asynccontextmanager
-    async def _builder(self, directory: Path) -> AsyncIterator[ExternalBuilder]:
-        peer_data = directory / "peer"
+    async def _builder(self) -> AsyncIterator[ExternalBuilder]:
+        peer_data = self.directory / "peer"
         peer_data.mkdir(mode=0o700)
         # What core.yaml's propagateEnvironment would list beside PATH.
         environment = {
             "PATH": self.environ.get("PATH", os.defpath),
             "CORE_PEER_ID": _PEER_ID,
-            "FABRIC_K8S_BUILDER_SOCKET": str(self._socket(directory)),
+            "FABRIC_K8S_BUILDER_SOCKET": str(self._socket),
             "FABRIC_K8S_BUILDER_PYTHON": sys.executable,
         }
-        location = builder_location(directory / "client")
+        location = builder_location(self.directory / "client")
         async with open_builder(location, environment, peer_data, self._line, tuple(environment)) as builder:
             yield builder
 
@@ -262,15 +266,16 @@ class _Story:
 
     def _inherited(self) -> dict[str, str]:
         """Return the environment without what would change how the daemon or the chaincode behaves."""
-        return {
+        kept = {
             name: value
             for name, value in self.environ.items()
             if not name.startswith(("FABRIC_K8S_BUILDER_", "CORE_", "KUBE"))
         }
+        return {**kept, "TMPDIR": str(self.directory)}
 
-    @staticmethod
-    def _socket(directory: Path) -> Path:
-        return directory / "builder.sock"
+    @property
+    def _socket(self) -> Path:
+        return self.directory / "builder.sock"
 
 
 def _workspace(environ: Mapping[str, str]) -> tempfile.TemporaryDirectory[str]:
@@ -280,30 +285,27 @@ def _workspace(environ: Mapping[str, str]) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="k8s-builder-demo-", dir=parent, ignore_cleanup_errors=True)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-async def _until_ready(url: str) -> None:
+async def _until_ready(daemon: Background) -> str:
+    """Wait until the daemon's /readyz answers with 200, and return its URL."""
+    line = await daemon.until_says("health_open")
+    address = re.search(r"address=(\S+)", line)
+    check(address is not None, f"the daemon does not say where /readyz is: {line}")
+    assert address is not None
+    url = f"http://{address[1]}/readyz"
     async with aiohttp.ClientSession() as session:
         while True:
-            try:
-                async with session.get(url) as response:
-                    if response.status == 200:
-                        return
-            except aiohttp.ClientConnectionError:
-                pass  # not yet
+            async with session.get(url) as response:
+                if response.status == 200:
+                    return url
             await anyio.sleep(0.05)
 
 
-async def _cancel_at_signal(story: _Story, tasks: TaskGroup) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for number in signals:
-            story.interrupted = number
-            story.screen.end("Interrupted: stopping what was started", good=False)
-            tasks.cancel_scope.cancel()
+async def _cancel_at_first(signals: AsyncIterator[signal.Signals], story: _Story, scope: anyio.CancelScope) -> None:
+    async for number in signals:
+        story.interrupted = number
+        story.screen.end("Interrupted: stopping what was started", good=False)
+        scope.cancel()
+        return
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
