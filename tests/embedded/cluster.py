@@ -76,6 +76,7 @@ class Cluster:
         self.namespace = namespace
         self.control = control
         self.tls = tls
+        self.scratch = ""
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -243,7 +244,7 @@ def certs(secret: str) -> Object:
     }
 
 
-def secret(name: str, owner: Object | None = None, **data: str) -> Object:
+def secret(name: str, data: dict[str, str] | None = None, *, owner: Object | None = None) -> Object:
     """Return an immutable Secret like the daemon's."""
     owners = [] if owner is None else [owner_reference(owner)]
     return {

@@ -322,7 +322,7 @@ async def test_a_watch_ends_cleanly_when_its_time_is_over(api: Cluster) -> None:
 
 
 async def test_string_data_becomes_data(api: Cluster) -> None:
-    created = await api.create(secret("s1", **{"peer.crt": "PEM"}))
+    created = await api.create(secret("s1", {"peer.crt": "PEM"}))
     assert created["data"] == {"peer.crt": base64.b64encode(b"PEM").decode()}
     assert "stringData" not in created
     assert (created["type"], created["immutable"]) == ("Opaque", True)
@@ -330,7 +330,7 @@ async def test_string_data_becomes_data(api: Cluster) -> None:
 
 async def test_an_immutable_secret_keeps_its_data_but_may_be_owned(api: Cluster) -> None:
     owner = await api.create(job("j1"))
-    await api.create(secret("s1", **{"peer.crt": "PEM"}))
+    await api.create(secret("s1", {"peer.crt": "PEM"}))
     answer = await api.patch("secrets", "s1", {"data": {"peer.crt": "eA=="}})
     assert answer.status == 422
     message = "Forbidden: field is immutable when `immutable` is set"

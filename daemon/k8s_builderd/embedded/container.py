@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import anyio
@@ -55,6 +55,13 @@ def command_line(container: Mapping[str, list[str]], image: Sequence[str], env: 
     return [expand(part, env) for part in line]
 
 
+def _why(program: str, error: OSError) -> str:
+    """Return what runc says of a program that cannot be started."""
+    if not isinstance(error, FileNotFoundError):
+        return (error.strerror or str(error)).lower()
+    return f"stat {program}: no such file or directory" if "/" in program else "executable file not found in $PATH"
+
+
 class ContainerProcess:
     """A running process in a session of its own whose stdout and stderr come in order out of one pipe."""
 
@@ -99,7 +106,7 @@ class ContainerProcess:
             raise StartError(
                 "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc "
                 f'create failed: unable to start container process: exec: "{command[0]}": '
-                f"{(error.strerror or str(error)).lower()}: unknown"
+                f"{_why(command[0], error)}: unknown"
             ) from None
         finally:
             os.close(write_end)
@@ -127,7 +134,7 @@ class ContainerProcess:
     async def wait(self) -> None:
         """Wait until the process is gone, and take what is left of its group along, as a container does."""
         await self._process.wait()
-        self._signal_group(signal.SIGKILL)
+        self._send(os.killpg, signal.SIGKILL)
 
     async def _read_output(self) -> None:
         while True:
@@ -143,16 +150,15 @@ class ContainerProcess:
 
     def terminate(self) -> None:
         """Send SIGTERM to the process, as to a container's first; its children are its own affair."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
+        if not self.gone:
+            self._send(os.kill, signal.SIGTERM)
 
     def kill(self) -> None:
         """Send SIGKILL to the process and its group."""
         self.killed = True
-        self._signal_group(signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        self._send(os.killpg, signal.SIGKILL)
 
-    def _signal_group(self, number: signal.Signals) -> None:
+    def _send(self, send: Callable[[int, signal.Signals], None], number: signal.Signals) -> None:
+        # Not through the process object: that polls first, which takes the exit status away from who waits for it.
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
+            send(self.pid, number)
