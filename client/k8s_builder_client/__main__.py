@@ -5,7 +5,6 @@ import sys
 
 from .call import ARGUMENTS, Call, CallError
 from .request import Request
-from .session import Session
 from .signals import Signals
 from .stderr import Stderr
 
@@ -36,6 +35,8 @@ def main(argv: "list[str]", environment: "Mapping[bytes, bytes]") -> int:
             stderr.debug("Chaincode type not supported")
             code = 1
         else:
+            from .session import Session  # a quarter of the start-up, which a detect of another type need not pay
+
             session = Session(call, request, stderr, signals)
             code = session.serve()
             stopping = session.stopping

@@ -183,7 +183,7 @@ def test_only_modules_that_cost_little_are_imported(peer: Peer, interpreter: str
             "import sys, os",
             "before = set(sys.modules)",
             f"sys.path.insert(0, {os.fspath(CLIENT)!r})",
-            "import k8s_builder_client.__main__",
+            "import k8s_builder_client.__main__, k8s_builder_client.session",
             "print(*sorted(m for m in set(sys.modules) - before if not m.startswith('k8s_builder_client')))",
         ]
     )
