@@ -192,6 +192,15 @@ def test_on_a_terminal_no_word_is_lost_to_the_width(run: Run, tmp_path: Path) ->
     assert b"\x1b[" in seen or "TERM" not in os.environ
 
 
+def test_what_a_package_says_cannot_write_to_the_terminal(run: Run, made: Callable[..., bytes]) -> None:
+    Path("p.tgz").write_bytes(made(metadata=rb'{"type":"\u001b[2J","label":"a\nb"}'))
+    result = run(inspect, "p.tgz")
+    assert result.exit_code == 1
+    assert result.stdout.replace("\n", "").isprintable()
+    assert len(result.stdout.splitlines()) == 6
+    assert run(packageid, "p.tgz").exit_code == 1
+
+
 def test_packageid_prints_the_id_alone_or_says_why_there_is_none(run: Run, made: Callable[..., bytes]) -> None:
     content = made(metadata=b'{"type":"golang","label":"a+b"}')
     Path("p.tgz").write_bytes(content)

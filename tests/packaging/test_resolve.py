@@ -42,11 +42,12 @@ class Served:
     def __init__(self, address: str, authorization: Callable[[str], dict[str, str]] = lambda _: {}) -> None:
         self.address = address
         self._authorization = authorization
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def _send(self, method: str, url: str, body: bytes, kind: str, repository: str) -> str:
         headers = {"Content-Type": kind} | self._authorization(repository)
         request = urllib.request.Request(url, body, headers, method=method)
-        with urllib.request.urlopen(request) as response:
+        with self._opener.open(request) as response:
             return str(response.headers.get("Location", ""))
 
     def push_blob(self, repository: str, blob: bytes) -> dict[str, object]:
@@ -116,7 +117,7 @@ def resolve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Resolve:
         if config is not None:
             (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
         arguments = ["a", "--resolve", "--image", image, *options]
-        return CliRunner().invoke(package, arguments, env={"DOCKER_CONFIG": str(folder)})
+        return CliRunner().invoke(package, arguments, env={"DOCKER_CONFIG": str(folder), "NO_PROXY": "*"})
 
     return call
 

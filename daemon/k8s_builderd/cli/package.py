@@ -85,7 +85,7 @@ def inspect(path: Path) -> None:
         inspection = inspect_package(_read(path))
     rows = [("package id", inspection.package_id or "none: the label cannot be read")]
     if inspection.metadata:
-        rows += [("label", shown(inspection.metadata.label)[1:-1]), ("type", shown(inspection.metadata.type)[1:-1])]
+        rows += [("label", inspection.metadata.label), ("type", inspection.metadata.type)]
     _show([*rows, *_contents(inspection), *(("wrong", str(problem)) for problem in inspection.problems)])
     if inspection.problems:
         sys.exit(1)
@@ -151,13 +151,15 @@ def _contents(inspection: Inspection) -> Iterator[Row]:
     if inspection.image:
         yield "image", inspection.image.reference
     for index in inspection.indexes:
-        yield "index", index if index.isprintable() else shown(index)
+        yield "index", index
     for note in inspection.notes:
         yield "note", note
 
 
 def _show(rows: Iterable[Row]) -> None:
     """Print a word and a value a line, in colour and folded at the words where people look."""
+    # What comes out of a package must not write to the terminal.
+    rows = [(word, value if value.isprintable() else shown(value)) for word, value in rows]
     if not sys.stdout.isatty():
         for word, value in rows:
             click.echo(f"{word:<11} {value}")

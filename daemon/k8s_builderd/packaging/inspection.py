@@ -100,11 +100,11 @@ def _inspect_outer(inspection: Inspection, archive: tarfile.TarFile, member: tar
 
 
 def _check_metadata(inspection: Inspection, metadata: Metadata) -> None:
+    if not is_k8s(metadata):
+        _problem(inspection, METADATA_FILE, f"must be k8s, in any case; it is {shown(metadata.type)}", "type")
     if not _PEER_LABEL.fullmatch(metadata.label):
         rule = "must begin with a letter or digit and go on with letters, digits and '.+-_', says the peer"
         raise PackageError(METADATA_FILE, f"{rule}; it is {shown(metadata.label)}", "label")
-    if not is_k8s(metadata):
-        _problem(inspection, METADATA_FILE, f"must be k8s, in any case; it is {shown(metadata.type)}", "type")
     check_label(metadata.label)
 
 
