@@ -4,13 +4,16 @@ Everything is a process or a socket of its own; a test waits for what it sees (a
 time to pass. PATIENCE only ends a test whose event does not come.
 """
 
+import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+import termios
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +25,7 @@ from anyio.abc import Process, TaskGroup
 from k8s_builderd.embedded.address import Address
 from k8s_builderd.embedded.objects import Object
 from k8s_builderd.embedded.server import Options, serve
-from tests.embedded.cluster import PATIENCE, Cluster
+from tests.embedded.cluster import PATIENCE, Cluster, running
 
 BIN = Path(__file__).parents[2] / "client" / "bin"
 DIGEST = "sha256:" + "5e" * 32
@@ -43,7 +46,7 @@ class Package:
         self.root = root
         for name in ("source", "metadata", "output", "release", "run"):
             (root / name).mkdir(mode=0o700, parents=True)
-        self.label = label
+        self.image_name = image
         self.chaincode_id = f"{label}:{HASH}"
         self.metadata({"type": "k8s", "label": label})
         self.image({"name": image, "digest": DIGEST})
@@ -109,6 +112,11 @@ class Lines:
             self.ended.set()
             self._pulse()
             self.close()
+
+    async def full(self) -> None:
+        """Wait until nobody can write more into the pipe, which nobody reads."""
+        capacity = fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ)
+        await eventually(lambda: _readable(self._descriptor) > capacity - 2 * select.PIPE_BUF)
 
     def close(self) -> None:
         """Close the reading end, as a peer that dies does."""
@@ -254,6 +262,25 @@ class Scene:
     async def count(self, plural: str) -> int:
         return len((await self.cluster.list(plural))["items"])
 
+    async def asked(self, what: str, times: int = 1) -> None:
+        """Wait until the API has had so many requests of a verb and resource, such as `create jobs`."""
+
+        async def enough() -> bool:
+            return int((await self.state())["requests"].get(what, 0)) >= times
+
+        await eventually(enough)
+
+    async def state(self) -> Object:
+        """Return what the embedded cluster says of itself (k8s_builderd.embedded.control)."""
+        state: Object = await self.cluster.switch("GET", "state")
+        return state
+
+    async def running_pod(self) -> Object:
+        """Wait until a pod's container runs, and return the pod."""
+        async with self.cluster.watch("pods") as watch:
+            pod: Object = (await watch.until(lambda event: running(event["object"])))[-1]["object"]
+            return pod
+
     async def fault(self, **rule: Any) -> None:
         """Have a request meet a fault (k8s_builderd.embedded.faults)."""
         await self.cluster.switch("POST", "faults", rule)
@@ -316,6 +343,20 @@ async def open_scene(directory: Path, **options: Any) -> AsyncIterator[Scene]:
             ):
                 yield scene
             clusters.cancel_scope.cancel()
+
+
+async def eventually(holds: Callable[[], bool] | Callable[[], Awaitable[bool]]) -> None:
+    """Wait until something holds that tells nobody when it comes to; it is looked at again and again."""
+    with anyio.fail_after(PATIENCE):
+        while True:
+            held = holds()
+            if held if isinstance(held, bool) else await held:
+                return
+            await anyio.sleep(0.02)
+
+
+def _readable(descriptor: int) -> int:
+    return int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _bytes(text: str | bytes) -> bytes:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from tests.daemon.scene import ARGUMENTS, DIGEST, Package, Running, Scene, open_scene
@@ -205,7 +206,7 @@ async def test_build_copies_all_of_meta_inf_and_release_the_indexes_only(shared:
         package.write(f"source/{path}", {"number": number})
     package.write("source/main.go", b"not for Kubernetes")
     (package.root / "source/META-INF/empty").mkdir()
-    (package.root / "source/META-INF/statedb/couchdb/indexes/link.json").symlink_to("/etc/passwd")
+    await anyio.Path(package.root / "source/META-INF/statedb/couchdb/indexes/link.json").symlink_to("/etc/passwd")
     assert await shared.said("build", package) == (0, [])
     assert files(package.root / "output") == sorted([*COUNTING, *NOT_COUNTING, "image.json"])
     assert await shared.said("release", package) == (0, [])
