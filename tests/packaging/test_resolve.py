@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import urllib.parse
 import urllib.request
@@ -71,20 +72,22 @@ class Served:
 
 
 @contextmanager
-def serve(folder: Path, auth: str = "", **authorization: Callable[[str], dict[str, str]]) -> Iterator[Served]:
+def serve(
+    folder: Path, auth: str = "", tls: str = "", **authorization: Callable[[str], dict[str, str]]
+) -> Iterator[Served]:
     """Run a registry on a free port until the block ends."""
     assert REGISTRY is not None
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     config = folder / "config.yml"
     storage = f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}}}"
-    config.write_text(f"version: 0.1\n{storage}\nhttp: {{addr: '127.0.0.1:0'}}\n{auth}")
+    config.write_text(f"version: 0.1\n{storage}\nhttp: {{addr: '127.0.0.1:0'{tls}}}\n{auth}")
     log = subprocess.PIPE
     with subprocess.Popen([REGISTRY, "serve", str(config)], stderr=log, stdout=subprocess.DEVNULL) as process:
         assert process.stderr is not None
         address = ""
         for line in process.stderr:
             if b"listening on " in line:
-                address = line.partition(b"listening on ")[2].split(b'"')[0].split()[0].decode()
+                address = line.partition(b"listening on ")[2].split(b'"')[0].split()[0].decode().rstrip(",")
                 break
         assert address, "the registry ended before it listened"
         drain = threading.Thread(target=process.stderr.read)
@@ -378,6 +381,36 @@ def test_a_token_that_does_not_suffice_is_told(with_tokens: tuple[Served, TokenS
     wrong = {"auths": {served.address: {"auth": basic("alice", "wrong")}}}
     result = resolve(f"{served.address}/private/cc:1.0", wrong)
     assert "gives no token: access is denied with the credentials in the Docker config file" in result.stderr
+
+
+@needs_registry
+def test_a_certificate_must_be_trusted(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "registry")])
+    start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(start).not_valid_after(start + datetime.timedelta(days=9))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    certificate = builder.sign(key, hashes.SHA256())
+    (tmp_path / "tls.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    pkcs8, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (tmp_path / "tls.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, pkcs8, plain))
+    with serve(tmp_path / "registry") as served:
+        digest = served.push_image("org/cc", "1.0")
+    tls = f", tls: {{certificate: {tmp_path / 'tls.crt'}, key: {tmp_path / 'tls.key'}}}"
+    with serve(tmp_path / "registry", tls=tls) as served:
+        port = served.address.rpartition(":")[2]
+        image = f"localhost:{port}/org/cc:1.0"
+        command = [sys.executable, "-m", "k8s_builderd.cli", "package", "a", "--resolve", "--image", image]
+        command += ["--output", str(tmp_path / "a.tgz"), "--docker-config", str(tmp_path)]
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        # Python reads it when the HTTP client is imported, so only a new process sees it.
+        trusting = os.environ | {"SSL_CERT_FILE": str(tmp_path / "tls.crt"), "NO_PROXY": "*"}
+        resolved = subprocess.run(command, capture_output=True, text=True, check=False, env=trusting)
+    assert refused.returncode == 1
+    assert f"localhost:{port} has no certificate that is trusted here" in refused.stderr
+    assert resolved.returncode == 0, resolved.stderr
+    assert f"image       localhost:{port}/org/cc@{digest}" in resolved.stdout.splitlines()
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
