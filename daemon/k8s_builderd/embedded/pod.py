@@ -21,6 +21,7 @@ from k8s_builderd.embedded.pace import Pace
 from k8s_builderd.embedded.podstatus import NODE, ContainerView, PodView
 from k8s_builderd.embedded.recorder import Recorder
 from k8s_builderd.embedded.store import Store
+from k8s_builderd.embedded.undertaker import Undertaker
 
 SECRET_PATIENCE = 0.2
 """Seconds, not scaled, that a Secret may come after its pod without a FailedMount: measured as free of cost."""
@@ -43,6 +44,7 @@ class Node(msgspec.Struct):
     directory: Path
     path: str
     log_limit: int
+    undertaker: Undertaker
 
 
 class Pod:
@@ -257,6 +259,7 @@ class Pod:
             self._ended(view, 128, "StartError", 0, time.time(), str(error))
             return
         self.processes[view.name] = process
+        self._node.undertaker.born(process.pid)
         try:
             self._event("Normal", "Started", "Container started", view.name)
             view.state = {"running": {"startedAt": seconds(process.started_at)}}
@@ -268,7 +271,7 @@ class Pod:
         finally:
             # What is still alive here is ended by `run`.
             if process.gone:
-                del self.processes[view.name]
+                self._forget(view.name)
         await self._pace.pause(self._pace.end_noticed)
         self._told(view, process, ended, image)
 
@@ -350,7 +353,11 @@ class Pod:
         for process in self.processes.values():
             process.kill()
             await process.wait()
-        self.processes.clear()
+        for name in [*self.processes]:
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self._node.undertaker.gone(self.processes.pop(name).pid)
 
     def _close_logs(self) -> None:
         for log in self.logs.values():

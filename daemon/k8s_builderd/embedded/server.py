@@ -29,6 +29,7 @@ from k8s_builderd.embedded.podstatus import NODE
 from k8s_builderd.embedded.recorder import Recorder
 from k8s_builderd.embedded.store import Store
 from k8s_builderd.embedded.transport import Listener
+from k8s_builderd.embedded.undertaker import open_undertaker
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,8 +82,10 @@ async def serve(options: Options, *, task_status: TaskStatus[Address] = anyio.TA
         service_accounts=[*options.service_accounts],
         pod_quota=options.pod_quota,
     )
-    async with _directory() as directory:
-        node = Node(store, recorder, environment, options.images, pace, directory, options.path, options.log_limit)
+    async with _directory() as directory, open_undertaker(str(directory)) as undertaker:
+        node = Node(
+            store, recorder, environment, options.images, pace, directory, options.path, options.log_limit, undertaker
+        )
         kubelet = Kubelet(node)
         api = Api(store, kubelet, rules, token, options.bookmark_interval)
         control = Control(store, kubelet, api, rules, environment, token)
