@@ -35,6 +35,7 @@ class Session:
         self._socket = None  # type: _socket.socket | None
         self._frames = wire.Frames()
         self._outgoing = bytearray()
+        self._broken = ""  # why nothing more comes; what came before is still to be delivered
         self._requested = False  # a whole request has left: the daemon may have begun
         self._cursor = None  # type: bytes | None # of the newest log frame; there is a Job once it is not None
         self._malformed_again_at = 0.0
@@ -88,11 +89,11 @@ class Session:
         if seconds is not None:
             self._stderr.words("Connected to k8s-builderd after %.0fs" % seconds)
 
-    def _next_time(self) -> "float | None":
+    def _next_time(self, *, reading: bool) -> "float | None":
         times = []
         if self._stop_deadline is not None:
             times.append(self._stop_deadline)
-            if self._stderr.pending and not self._stderr.stalled():
+            if not reading:
                 times.append(self._stderr.stalls_at())
         if self._socket is None:
             times.append(self._absence.retry_at)
@@ -108,11 +109,12 @@ class Session:
         poll = select.poll()
         poll.register(self._signals.fd, select.POLLIN)
         self._stderr.register(poll)
-        if self._socket is not None:
-            events = (select.POLLIN if self._may_read() else 0) | (select.POLLOUT if self._outgoing else 0)
+        reading = self._may_read()
+        if self._socket is not None and not self._broken:
+            events = (select.POLLIN if reading else 0) | (select.POLLOUT if self._outgoing else 0)
             if events:  # else a hang-up would be reported again and again while stderr is full
                 poll.register(self._socket.fileno(), events)
-        due = self._next_time()
+        due = self._next_time(reading=reading)
         ready = dict(poll.poll(None if due is None else max(0, (due - time.monotonic()) * 1000 + 1)))
         if self._signals.fd in ready:
             self._stop(self._signals.take())
@@ -122,7 +124,7 @@ class Session:
         if self._socket is not None and self._socket.fileno() in ready:
             if self._outgoing:
                 self._send(self._socket)
-            if self._may_read():
+            if reading:
                 self._receive(self._socket)
 
     # The connection
@@ -140,6 +142,7 @@ class Session:
         self._absence.connected(now)
         self._socket = connection
         self._frames = wire.Frames()
+        self._broken = ""
         self._outgoing = bytearray(self._request)
         if self._cursor is not None:
             self._outgoing += wire.frame(wire.CURSOR, self._cursor)
@@ -180,18 +183,20 @@ class Session:
         except BlockingIOError:
             return
         except OSError as error:
-            self._lost(error.strerror or _CLOSED)
+            self._broken = error.strerror or _CLOSED
             return
-        if not data:
-            self._lost(_CLOSED)
-            return
-        self._frames.feed(data)
+        if data:
+            self._frames.feed(data)
+        else:
+            self._broken = _CLOSED
 
     def _deliver(self, now: float) -> None:
         try:
             while self._socket is not None and self._code is None and self._may_read():
                 frame = self._frames.next()
                 if frame is None:
+                    if self._broken:
+                        self._lost(self._broken)
                     return
                 self._settle(now)
                 self._obey(*frame)

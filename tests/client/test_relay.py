@@ -270,6 +270,17 @@ def test_a_refusal_is_heard_though_the_request_was_not_taken(peer: Peer, daemon:
     assert program.ends_saying(b"build [1]: too much\n") == 1
 
 
+def test_what_was_said_before_the_connection_closed_is_heard_through_a_full_pipe(peer: Peer, daemon: Daemon) -> None:
+    program = peer.call_with_small_pipe("build")
+    connection = daemon.accept()
+    connection.request()
+    line = b"x" * 4095 + b"\n"
+    connection.send(words(line * 2), words(line), words(b"last\n"), exits(5))
+    connection.close()
+    program.fills()
+    assert program.ends_saying(line * 3 + b"last\n") == 5
+
+
 MALFORMED = {
     b"Q\0\0\0\0": "a frame of the unknown kind b'Q'",
     b"W\0\x10\0\x01": "a frame of 1048577 bytes, where 1048576 are allowed",
