@@ -6,6 +6,7 @@ After Fabric's core/container/externalbuilder/session.go and Go's bufio.Scanner.
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
 from subprocess import DEVNULL
@@ -89,11 +90,11 @@ class Session:
 
     def signal(self, number: signal.Signals) -> None:
         """Signal the program, if it still runs."""
+        # Not by the process object, which polls first and so may take the exit code away from asyncio's watcher
+        # (python/cpython 127049).
         if self._process.returncode is None:
-            try:
-                self._process.send_signal(number)
-            except ProcessLookupError:
-                return
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def close_stderr(self) -> None:
         """Close the reading end, as the peer's death does."""
