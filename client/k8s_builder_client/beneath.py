@@ -86,4 +86,4 @@ class Copies:
 
 
 def _shown(path: bytes) -> str:
-    return os.fsdecode(path[:1024]).replace("\n", "?")
+    return os.fsdecode(path[:1024])

@@ -24,15 +24,17 @@ class Stderr:
 
     def words(self, text: str) -> None:
         """Add a line of this program's own; dropped where a full pipe has kept too many waiting already."""
-        if len(self.pending) < _ROOM_FOR_WORDS:
-            line = "%s: %s" % (self._prefix, text.replace("\n", "?"))
-            self.put(line.encode("utf-8", "surrogateescape") + b"\n")
+        self._say("%s: %s" % (self._prefix, text))
 
     def debug(self, text: str) -> None:
         """Add a debug line, where they are wanted."""
-        if self.debugging and len(self.pending) < _ROOM_FOR_WORDS:
-            line = "%s DEBUG: %s" % (self._prefix, text.replace("\n", "?"))
-            self.put(line.encode("utf-8", "surrogateescape") + b"\n")
+        if self.debugging:
+            self._say("%s DEBUG: %s" % (self._prefix, text))
+
+    def _say(self, line: str) -> None:
+        if len(self.pending) < _ROOM_FOR_WORDS:
+            # A path may hold any bytes; the line stays one line and says nothing to a terminal.
+            self.put("".join(c if c.isprintable() else "?" for c in line).encode() + b"\n")
 
     def put(self, data: bytes) -> None:
         """Add bytes as they are."""

@@ -192,3 +192,11 @@ def test_nothing_that_follows_a_failed_copy_is_obeyed(peer: Peer) -> None:
     program.says("Error copying none to a in ")
     assert program.ends_saying() == 1
     assert files(peer) == []
+
+
+@pytest.mark.usefixtures("daemon", "indexes")
+def test_a_name_with_control_characters_is_told_on_one_line(peer: Peer) -> None:
+    program, connection = asked(peer)
+    connection.send(copy(b"a\nb\x1b[2J\xff\xc3\xa4", b"c"), exits(0))
+    program.says("Error copying a?b?[2J?\N{LATIN SMALL LETTER A WITH DIAERESIS} to c in ")
+    assert program.ends_saying() == 1
