@@ -152,6 +152,9 @@ async def test_what_is_not_json_or_of_another_namespace_or_kind_is_a_400(api: Cl
     elsewhere["metadata"]["namespace"] = "elsewhere"
     assert (await api.request("POST", api.path("jobs"), elsewhere)).status == 400
     assert (await api.request("POST", api.path("jobs"), secret("s1"))).status == 400
+    number = secret("s1")
+    number["metadata"]["labels"] = {"a": 1}
+    assert (await api.request("POST", api.path("secrets"), number)).status == 400
 
 
 async def test_what_is_not_there_is_a_404(api: Cluster) -> None:
@@ -415,8 +418,20 @@ async def test_a_log_is_asked_for_with_good_words(api: Cluster) -> None:
     path = api.path("pods", "p1", "log")
     assert (await api.request("GET", path, params={"container": "other"})).status == 400
     assert (await api.request("GET", path, params={"sinceTime": "garbage"})).status == 400
-    both = {"sinceTime": "2026-01-01T00:00:00Z", "sinceSeconds": "1"}
-    assert (await api.request("GET", path, params=both)).status == 422
+    both = await api.request("GET", path, params={"sinceTime": "2026-01-01T00:00:00Z", "sinceSeconds": "1"})
+    message = "Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified"
+    assert both.body == status(
+        422,
+        "Invalid",
+        f'PodLogOptions "p1" is invalid: []: {message}',
+        name="p1",
+        kind="PodLogOptions",
+        causes=[{"reason": "FieldValueForbidden", "message": message, "field": "[]"}],
+    )
+    none = await api.request("GET", path, params={"sinceSeconds": "0"})
+    assert none.body["message"] == (
+        'PodLogOptions "p1" is invalid: sinceSeconds: Invalid value: 0: must be greater than 0'
+    )
 
 
 async def test_a_pod_with_several_containers_wants_one_named(api: Cluster) -> None:

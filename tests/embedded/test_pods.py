@@ -199,8 +199,29 @@ async def test_a_pending_pod_of_a_deleted_job_goes(cluster: Cluster) -> None:
     assert answer.status == 400
     message = f'container "chaincode" in pod "{pod["metadata"]["name"]}" is waiting to start: ContainerCreating'
     assert (answer.body["message"], answer.body["reason"]) == (message, "BadRequest")
-    await cluster.delete("jobs", "j1")
-    await cluster.gone("pods", pod["metadata"]["name"])
+    async with cluster.watch("pods", resourceVersion=pod["metadata"]["resourceVersion"]) as watch:
+        await cluster.delete("jobs", "j1")
+        deleted = (await watch.until(lambda event: event["type"] == "DELETED"))[-1]["object"]
+    # A container that never was is told as ended all the same: a kubelet could not find it.
+    assert deleted["status"]["phase"] == "Failed"
+    assert container_state(deleted)["terminated"] == {
+        "exitCode": 137,
+        "reason": "ContainerStatusUnknown",
+        "message": "The container could not be located when the pod was terminated",
+        "startedAt": None,
+        "finishedAt": None,
+    }
+    conditions = {each["type"]: each.get("reason") for each in deleted["status"]["conditions"]}
+    assert conditions["Ready"] == "ContainersNotReady"
+
+
+async def test_a_pod_deleted_after_it_succeeded_has_succeeded(cluster: Cluster) -> None:
+    await cluster.create(job("j1", "true"))
+    pod = await cluster.pod_when("j1", lambda pod: pod["status"]["phase"] == "Succeeded")
+    await cluster.delete("pods", pod["metadata"]["name"])
+    async with cluster.watch("jobs", fieldSelector="metadata.name=j1") as watch:
+        events = await watch.until(lambda event: len(event["object"]["status"].get("conditions") or []) == 2)
+    assert [each["type"] for each in events[-1]["object"]["status"]["conditions"]] == ["SuccessCriteriaMet", "Complete"]
 
 
 async def test_a_pods_end_takes_the_jobs_that_it_owns_along(cluster: Cluster) -> None:

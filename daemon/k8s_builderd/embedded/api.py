@@ -17,8 +17,10 @@ from k8s_builderd.embedded.logs import Reader
 from k8s_builderd.embedded.objects import PODS, RESOURCES, Object, Resource
 from k8s_builderd.embedded.status import (
     ApiError,
+    Cause,
     bad_request,
     forbidden,
+    invalid_log_options,
     method_not_allowed,
     success,
     too_large_version,
@@ -274,7 +276,7 @@ class Api:
             if query.get(option, "false").lower() not in {"false", "", "0", "all"}:
                 raise unsupported(f"the log option {option}")
         pod = self._store.get(PODS, *_key(request))
-        since = _since(query.get("sinceTime"), query.get("sinceSeconds"))
+        since = _since(pod["metadata"]["name"], query.get("sinceTime"), query.get("sinceSeconds"))
         log = self._kubelet.log(pod, query.get("container", ""))
         if log is None:
             return web.Response(status=204)
@@ -388,15 +390,18 @@ def _revision(text: str) -> int:
         ) from None
 
 
-def _since(moment: str | None, age: str | None) -> str | None:
+def _since(pod: str, moment: str | None, age: str | None) -> str | None:
     """Return the second from which a log is wanted; the API cuts it to that and includes it.
 
-    :raises ApiError: 400, not a time; 422, both
+    :raises ApiError: 400, not a time; 422, both, or an age that is none
     """
     if moment is not None and age is not None:
-        message = "Invalid value: at most one of `sinceTime` or `sinceSeconds` may be specified"
-        raise ApiError(422, "Invalid", f'PodLogOptions "" is invalid: sinceSeconds: {message}')
+        message = "Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified"
+        raise invalid_log_options(pod, Cause("[]", message, "FieldValueForbidden"))
     if age is not None:
+        if int(age) <= 0:
+            message = f"Invalid value: {age}: must be greater than 0"
+            raise invalid_log_options(pod, Cause("sinceSeconds", message))
         return f"{datetime.now(UTC) - timedelta(seconds=int(age)):%Y-%m-%dT%H:%M:%S}"
     if moment is None:
         return None

@@ -4,7 +4,7 @@ Every Job is treated as having backoffLimit 0 and one completion: the first pod 
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anyio
@@ -69,30 +69,26 @@ class _OneJob:
             pod = await self._create_pod()
             uid = pod["metadata"]["uid"]
             self._tell({"active": 1, "terminating": 0, "uncountedTerminatedPods": {}, "ready": 0})
-            failed = False
+            failing = False
             async for change in changes:
-                if change.resource is not PODS or change.object["metadata"]["uid"] != uid:
+                if not _is_about(change, uid):
                     continue
                 # A Job looks at its pod only so often; what happens meanwhile is seen together.
                 await self._pace.pause(self._pace.job_sync)
-                _drain(changes)
-                current = self._store.find(PODS, self._namespace, pod["metadata"]["name"], uid)
-                if current is None:
-                    self._fail(uid, terminating=0)
-                    return
-                pod = current
-                if pod["status"]["phase"] == "Succeeded":
+                newest = [change, *(each for each in _drained(changes) if _is_about(each, uid))][-1]
+                phase = newest.object["status"]["phase"]
+                deleting = "deletionTimestamp" in newest.object["metadata"]
+                if phase == "Succeeded" and not failing:
                     self._succeed(uid)
                     return
-                if pod["status"]["phase"] == "Failed" and "deletionTimestamp" not in pod["metadata"]:
-                    self._fail(uid, terminating=0)
+                if newest.type == "DELETED" or (phase == "Failed" and not deleting):
+                    self._fail(uid)
                     return
-                if "deletionTimestamp" in pod["metadata"]:
-                    if not failed:
-                        self._mark_failing(uid, terminating=1)
-                    failed = True
-                else:
-                    ready = int(_is_ready(pod))
+                if deleting and not failing:
+                    failing = True
+                    self._mark_failing(uid)
+                elif not failing:
+                    ready = int(_is_ready(newest.object))
                     self._tell({"active": 1, "terminating": 0, "uncountedTerminatedPods": {}, "ready": ready})
 
     async def _create_pod(self) -> Object:
@@ -171,14 +167,14 @@ class _OneJob:
         self._tell({"completionTime": seconds(), **counted}, ("Complete", *reached))
         self._recorder.job(self._job, "Normal", "Completed", "Job completed")
 
-    def _mark_failing(self, pod: str, *, terminating: int) -> None:
+    def _mark_failing(self, pod: str) -> None:
         target = ("FailureTarget", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
-        self._tell({"terminating": terminating, "uncountedTerminatedPods": {"failed": [pod]}, "ready": 0}, target)
-        self._tell({"failed": 1, "terminating": terminating, "uncountedTerminatedPods": {}, "ready": 0})
+        self._tell({"terminating": 1, "uncountedTerminatedPods": {"failed": [pod]}, "ready": 0}, target)
+        self._tell({"failed": 1, "terminating": 1, "uncountedTerminatedPods": {}, "ready": 0})
 
-    def _fail(self, pod: str, *, terminating: int) -> None:
+    def _fail(self, pod: str) -> None:
         exceeded = ("BackoffLimitExceeded", "Job has reached the specified backoff limit")
-        counted = {"failed": 1, "terminating": terminating, "uncountedTerminatedPods": {}, "ready": 0}
+        counted = {"failed": 1, "terminating": 0, "uncountedTerminatedPods": {}, "ready": 0}
         if not (self._job["status"].get("conditions") or []):
             counting = {"terminating": 0, "uncountedTerminatedPods": {"failed": [pod]}, "ready": 0}
             self._tell(counting, ("FailureTarget", *exceeded))
@@ -219,10 +215,15 @@ class _OneJob:
             self._job = job
 
 
-def _drain(changes: MemoryObjectReceiveStream[Change]) -> None:
+def _is_about(change: Change, pod: str) -> bool:
+    return change.resource is PODS and bool(change.object["metadata"]["uid"] == pod)
+
+
+def _drained(changes: MemoryObjectReceiveStream[Change]) -> Iterator[Change]:
+    """Take what is there already."""
     with contextlib.suppress(anyio.WouldBlock):
         while True:
-            changes.receive_nowait()
+            yield changes.receive_nowait()
 
 
 def _is_ready(pod: Object) -> bool:

@@ -320,6 +320,8 @@ class Pod:
             self._close_logs()
             with anyio.move_on_after(self._pace.pod_finishes * self._pace.factor):
                 await self._deletion.wait()
+        if deleted and None in codes:
+            await self._give_up()
         self._view.phase = "Failed" if any(codes) or None in codes else "Succeeded"
         self._view.sandbox = False
         if self._evicted:
@@ -332,6 +334,24 @@ class Pod:
             await self._pace.pause(self._pace.pod_removed)
         if not self._evicted:
             self._remove_if_deleted()
+
+    async def _give_up(self) -> None:
+        """Tell of containers that never were what a kubelet tells: it could not find them."""
+        for view in self._view.containers:
+            view.state = {"waiting": {"reason": "ContainerCreating"}}
+        self._tell()
+        await self._pace.pause(self._pace.stop_told)
+        for view in self._view.containers:
+            view.lost = True
+            view.state = {
+                "terminated": {
+                    "exitCode": 137,
+                    "reason": "ContainerStatusUnknown",
+                    "message": "The container could not be located when the pod was terminated",
+                    "startedAt": None,
+                    "finishedAt": None,
+                }
+            }
 
     def _remove_if_deleted(self) -> None:
         def now(pod: Object) -> None:

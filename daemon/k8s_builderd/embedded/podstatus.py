@@ -12,11 +12,15 @@ _ADDRESS = "127.0.0.1"
 
 
 class ContainerView(msgspec.Struct):
-    """What the kubelet knows of one container; `state` is the API's own: waiting, running or terminated."""
+    """What the kubelet knows of one container.
+
+    `state` is the API's own: waiting, running or terminated. `lost` says that it is told as ended but never began.
+    """
 
     name: str
     image: str
     state: dict[str, Any] = msgspec.field(default_factory=lambda: {"waiting": {"reason": "ContainerCreating"}})
+    lost: bool = False
     container_id: str = ""
     mounts: list[dict[str, Any]] = msgspec.field(default_factory=list)
 
@@ -108,7 +112,7 @@ def disrupted(pod: Object, reason: str, message: str) -> None:
 
 def _conditions(containers: Sequence[ContainerView], *, sandbox: bool) -> dict[str, tuple[str, str, str]]:
     """Return status, reason and message of each condition, in the order in which the kubelet writes them."""
-    codes = [container.exit_code for container in containers]
+    codes = [None if container.lost else container.exit_code for container in containers]
     ended = all(code is not None for code in codes)
     unready = [container.name for container in containers if "running" not in container.state]
     if ended:

@@ -6,6 +6,10 @@ from k8s_builderd.embedded.objects import EVENTS, Object, microseconds, seconds
 from k8s_builderd.embedded.store import Store
 
 
+REMEMBERED = 10_000
+"""Events that are counted up when they happen again; an older one becomes a new Event."""
+
+
 class Recorder:
     """Writes Events; the same event again raises the count of the first, as the real recorders do."""
 
@@ -52,6 +56,8 @@ class Recorder:
 
         if known in self._known and self._store.update(EVENTS, namespace, self._known[known], again) is not None:
             return
+        if len(self._known) >= REMEMBERED:
+            del self._known[next(iter(self._known))]
         self._known[known] = self._create(
             obj,
             {

@@ -146,6 +146,20 @@ def invalid(resource: Resource, name: str, causes: list[Cause]) -> ApiError:
     )
 
 
+def invalid_log_options(pod: str, cause: Cause) -> ApiError:
+    """422 of the options of a log."""
+    return ApiError(
+        422,
+        "Invalid",
+        f'PodLogOptions "{pod}" is invalid: {cause.field}: {cause.message}',
+        {
+            "name": pod,
+            "kind": "PodLogOptions",
+            "causes": [{"reason": cause.reason, "message": cause.message, "field": cause.field}],
+        },
+    )
+
+
 def too_large_version(asked: int, current: int) -> ApiError:
     """504 of a list that asks for a state newer than there is."""
     return ApiError(

@@ -56,6 +56,9 @@ def accept(resource: Resource, obj: Object, namespace: str) -> Object:
             f"the namespace of the provided object does not match the namespace sent on the request"
             f" ({metadata['namespace']} is not {namespace})"
         )
+    for field in ("labels", "annotations"):
+        if not all(isinstance(value, str) for value in (metadata.get(field) or {}).values()):
+            raise bad_request(f"{resource.kind} cannot be handled: metadata.{field}: the values must be strings")
     causes = _name_causes(resource, metadata) + metadata_causes(metadata)
     if resource is SECRETS:
         obj = _with_data(obj, causes)
