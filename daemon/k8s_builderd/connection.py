@@ -61,12 +61,17 @@ class Connection:
                 return request
 
     async def stop_asked(self) -> bool:
-        """Wait for the client's next word: True for stop, False when it is gone or says something else."""
+        """Wait for the client's next word: True for stop, False when it is gone.
+
+        :raises ProtocolError: if it says something else.
+        """
         try:
             kind, _ = await self._frame()
-        except (ClientGone, ProtocolError):
+        except ClientGone:
             return False
-        return kind == Kind.STOP
+        if kind != Kind.STOP:
+            raise ProtocolError("after the end of a request only a stop may come")
+        return True
 
     async def say(self, text: str) -> None:
         """Tell one line of the builder's own.
@@ -109,6 +114,7 @@ class Connection:
             else:
                 if not data:
                     raise ClientGone
+                await anyio.lowlevel.checkpoint()  # one that sends without end takes nobody's turn
                 return data
 
     async def _send(self, data: bytes) -> None:

@@ -9,8 +9,10 @@ from k8s_builderd.kube.loglines import Position
 _UID = "[0-9A-Za-z-]{1,64}"
 _FORM = re.compile(
     rf"1 (?P<job>{_UID})(?: (?P<pod>{_UID})(?: (?P<at>[0-9TZ:.+-]{{20,40}}) (?P<digest>[0-9a-f]{{16}})"
-    r" (?P<alike>\d{1,18}) (?P<pieces>\d{1,18}))?)?"
+    r" (?P<alike>[0-9]{1,18}) (?P<pieces>[0-9]{1,18}))?)?"
 )
+
+_YEAR = re.compile("19[7-9][0-9]|[2-8][0-9]{3}")  # away from the ends of the calendar, where seconds cannot be added
 
 
 class Cursor(Struct, frozen=True):
@@ -44,5 +46,7 @@ class Cursor(Struct, frozen=True):
         position = None
         if match["at"]:
             position = Position(match["at"], match["digest"], int(match["alike"]), int(match["pieces"]))
+            if not _YEAR.match(position.at):
+                raise ValueError("not a time that a log can have")
             _ = position.since  # raises ValueError for a timestamp that is none
         return cls(match["job"], match["pod"] or "", position)

@@ -1,11 +1,12 @@
 """What holds a launch up, and why a chaincode ended: Kubernetes' states and events in one line each. Pure."""
 
+import re
 from collections.abc import Iterable
-from datetime import timedelta
 
 from msgspec import Struct
 
-from k8s_builderd.kube.objects import Event, Job, Pod, Terminated
+from k8s_builderd.kube.objects import Event, Pod, Terminated
+from k8s_builderd.kube.pods import Sightings
 from k8s_builderd.manifests import CONTAINER
 
 
@@ -22,6 +23,8 @@ class Diagnosis(Struct, frozen=True):
 
 
 _REMEDIES = {
+    "affinity": "label a node fabric-builder-k8s-role=<role>, or correct FABRIC_K8S_BUILDER_NODE_ROLE",
+    "service account": "create it, or correct FABRIC_K8S_BUILDER_SERVICE_ACCOUNT",
     "ErrImagePull": "check name and digest in image.json, and the service account's imagePullSecrets",
     "ImageInspectError": "the node's container runtime cannot read the image",
     "InvalidImageName": "correct the name in image.json and install the package anew",
@@ -31,6 +34,10 @@ _REMEDIES = {
 }
 _PULLING = {"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed"}
 _HARMLESS = {None, "", "ContainerCreating", "PodInitializing"}
+_FIRST_SIGNAL, _LAST_SIGNAL = 129, 192
+"""Exit codes that stand for signals 1 to 64; a process that ends with -1 has 255."""
+
+_EVICTIONS = {"Evicted", "Preempted", "Preempting", "TaintManagerEviction"}
 _TELLING_EVENTS = {
     "FailedCreate": "the cluster refuses the pod",
     "FailedMount": "a volume cannot be mounted",
@@ -46,14 +53,20 @@ def diagnose(pod: Pod | None, events: Iterable[Event] = ()) -> list[Diagnosis]:
         scheduled = pod.condition("PodScheduled")
         if scheduled is not None and scheduled.status == "False":
             words = scheduled.message or "no reason given"
-            found.append(Diagnosis(f"unschedulable {words}", f"no node takes the pod ({scheduled.reason}): {words}"))
+            text = f"no node takes the pod ({scheduled.reason}): {words}"
+            if "affinity" in words:
+                text += f". {_sentence(_REMEDIES['affinity'])}"
+            found.append(Diagnosis(f"unschedulable {words}", text))
         waiting = pod.container(CONTAINER).waiting
         if waiting is not None and waiting.reason not in _HARMLESS:
             found.append(_waiting(waiting.reason or "", waiting.message or ""))
     for event in events:
         if event.reason in _TELLING_EVENTS:
             words = event.message or "no reason given"
-            found.append(Diagnosis(f"{event.reason} {_stable(words)}", f"{_TELLING_EVENTS[event.reason]}: {words}"))
+            text = f"{_TELLING_EVENTS[event.reason]}: {words}"
+            if "looking up service account" in words:
+                text += f". {_sentence(_REMEDIES['service account'])}"
+            found.append(Diagnosis(f"{event.reason} {_stable(words)}", text))
     return found
 
 
@@ -77,8 +90,9 @@ def _sentence(words: str) -> str:
 
 def _stable(message: str) -> str:
     # Each refused attempt names another pod ("quota-mqplp", "quota-nkq2m"): what they have in common is after it.
+    # Each sandbox has another id.
     head, separator, tail = message.partition(" is forbidden: ")
-    return tail if separator else head
+    return re.sub("[0-9a-f]{12,}", "*", tail if separator else head)
 
 
 class Verdict(Struct, frozen=True):
@@ -88,14 +102,19 @@ class Verdict(Struct, frozen=True):
     text: str
 
 
-def verdict(job_gone: bool, pod: Pod | None, terminated: Terminated | None, job: Job | None) -> Verdict:
-    """Say how the chaincode ended; only exit code 0 of a process that nobody told to end is a success."""
-    if terminated is None and pod is None:
-        failed = next((c for c in (job.status.conditions if job else None) or () if c.status == "True"), None)
-        if job_gone or failed is None:
+def verdict(seen: Sightings, events: Iterable[Event] = ()) -> Verdict:
+    """Say how the chaincode ended; only exit code 0 of a process that nobody told to end is a success.
+
+    :param events: the pod's. The kubelet forgets in the pod itself that it evicted a process that then ended with 0.
+    """
+    terminated = seen.terminated
+    if terminated is None and seen.pod is None:
+        conditions = (seen.job.status.conditions if seen.job else None) or ()
+        failed = next((c for c in conditions if c.status == "True"), None)
+        if seen.job_gone or failed is None:
             return Verdict(1, "the chaincode's job was deleted before its pod was made")
         return Verdict(1, f"the chaincode's job failed without a pod: {failed.reason}: {failed.message}")
-    cause = _cause_from_outside(job_gone, pod, terminated)
+    cause = _cause_from_outside(seen) or _eviction(events)
     if terminated is None:
         return Verdict(1, f"the chaincode's container is gone: {cause or 'its pod was removed from the cluster'}")
     how = _how(terminated)
@@ -104,28 +123,25 @@ def verdict(job_gone: bool, pod: Pod | None, terminated: Terminated | None, job:
     return Verdict(0 if terminated.exit_code == 0 else 1, f"the chaincode {how}")
 
 
-def _cause_from_outside(job_gone: bool, pod: Pod | None, terminated: Terminated | None) -> str:
+def _cause_from_outside(seen: Sightings) -> str:
+    pod = seen.pod
     if pod is None:
-        return "its job was deleted" if job_gone else ""
+        return "its job was deleted" if seen.job_gone else ""
     if pod.status.reason:
         return f"its pod was removed ({pod.status.reason}): {pod.status.message or 'no reason given'}"
-    if not _told_to_end(pod, terminated):
+    finished = seen.terminated.finished_at if seen.terminated else None
+    # Whole seconds: in doubt the request was the cause of the end.
+    if seen.told_to_end is None or (finished is not None and finished < seen.told_to_end):
         return ""
     disruption = pod.condition("DisruptionTarget")
     if disruption is not None and disruption.status == "True":
         return f"its pod was evicted ({disruption.reason}): {disruption.message}"
-    return "its job was deleted" if job_gone else "its pod was deleted"
+    return "its job was deleted" if seen.job_gone else "its pod was deleted"
 
 
-def _told_to_end(pod: Pod, terminated: Terminated | None) -> bool:
-    meta = pod.metadata
-    if meta.deletion_timestamp is None:
-        return False
-    if terminated is None or terminated.finished_at is None:
-        return True
-    # deletionTimestamp lies the grace period after the request. Whole seconds: in doubt the deletion was the cause.
-    asked = meta.deletion_timestamp - timedelta(seconds=meta.deletion_grace_period_seconds or 0)
-    return terminated.finished_at >= asked
+def _eviction(events: Iterable[Event]) -> str:
+    told = next((event for event in events if event.reason in _EVICTIONS), None)
+    return f"its pod was evicted ({told.reason}): {told.message}" if told is not None else ""
 
 
 def _how(terminated: Terminated) -> str:
@@ -133,8 +149,11 @@ def _how(terminated: Terminated) -> str:
     if terminated.reason == "OOMKilled":
         return f"was killed for lack of memory (OOMKilled, exit code {code}): raise its memory limit"
     if terminated.reason in {"StartError", "ContainerCannotRun"}:
-        return f"could not be started ({terminated.reason}, exit code {code}): {terminated.message}"
-    if code > 128:
-        return f"was ended by signal {terminated.signal or code - 128} (exit code {code})"
+        return (
+            f"could not be started ({terminated.reason}, exit code {code}): {terminated.message}."
+            " Check the image's entrypoint, and the pod template's command"
+        )
+    if _FIRST_SIGNAL <= code <= _LAST_SIGNAL:
+        return f"was ended by signal {terminated.signal or code - _FIRST_SIGNAL + 1} (exit code {code})"
     text = f"ended with exit code {code}"
     return f"{text}: {terminated.message}" if terminated.message else text

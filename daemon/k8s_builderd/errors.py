@@ -1,7 +1,5 @@
 """The family of errors that are told to people: each one is a line that says what to change."""
 
-from typing import ClassVar
-
 
 class BuilderError(Exception):
     """An error whose text is one line for the operator.
@@ -9,7 +7,7 @@ class BuilderError(Exception):
     A subclass may carry a `remedy`, which is told after the message.
     """
 
-    remedy: ClassVar[str] = ""
+    remedy: str = ""
 
     def __str__(self) -> str:
         """Return the message and the remedy, on one line."""

@@ -73,12 +73,16 @@ class Launch:
         *,
         created: Callable[[Job], None],
         told: set[str],
+        logged: Callable[[int], None],
+        blind: Callable[[], str | None],
         rng: Random | None = None,
     ) -> None:
         """Prepare; the steps are called in the order in which they stand here.
 
         :param created: is told of the Job as soon as a request of ours has returned it.
         :param told: what this run has been told already; what is in it is not told again.
+        :param logged: is told the bytes of log that have been passed on.
+        :param blind: returns why the watches do not see at present, or None.
         """
         self._api = api
         self._plan = plan
@@ -86,8 +90,12 @@ class Launch:
         self._audience = audience
         self._created = created
         self._told = told
+        self._logged = logged
+        self._blind = blind
         self._rng = rng
         self._trouble = ""
+        self.uncertain = False
+        """Whether a request was cut off, so that it may have been carried out."""
 
     async def run(self, owner: Owner | None, cursor: Cursor | None) -> int:
         """Create what is not there yet, wait until the container runs, pass on its log, and say how it ended.
@@ -105,13 +113,14 @@ class Launch:
                 await self._introduce(job_uid, cursor)
                 await self._started(job_uid)
         except TimeoutError:
-            held_up = f"; {self._trouble}" if self._trouble else ""
+            why = self._blind() or self._trouble
+            held_up = f"; {why}" if why else ""
             raise TimedOut(
                 f"error waiting for chaincode job {plan.namespace}/{plan.job_name} to start for chaincode ID"
                 f" {plan.chaincode.chaincode_id}: timed out waiting for the condition{held_up}"
             ) from None
         await self._log(job_uid, cursor)
-        return await self._end()
+        return await self._end(job_uid)
 
     async def _job(self, owner: Owner | None, cursor: Cursor | None) -> str:
         """Return the uid of the run's Job, made now if this run has none yet."""
@@ -143,6 +152,8 @@ class Launch:
                 f"chaincode job {self._plan.namespace}/{self._plan.job_name} is gone: the chaincode ended or its job"
                 " was deleted while no daemon watched it; the next request starts it anew"
             )
+        if job is None:
+            self._sightings.lost_job()
         return cursor.job
 
     async def _secret(self, job_uid: str) -> None:
@@ -180,6 +191,8 @@ class Launch:
             if waiting.cancelled_caught:
                 pause = next(pauses)
                 events = await self._events(job_uid)
+                if blind := self._blind():
+                    await self._tell_once(blind, f"Waiting for chaincode to start: {blind}")
 
     async def _tell(self, diagnoses: list[Diagnosis]) -> None:
         for diagnosis in diagnoses:
@@ -202,7 +215,8 @@ class Launch:
             try:
                 listed = await self._api.list(EVENTS, fieldSelector=f"involvedObject.uid={uid}")
             except ApiError as error:
-                _log.info("events_unavailable", reason=str(error))
+                _log.warning("events_unavailable", reason=str(error))
+                self._trouble = self._trouble or f"what holds it up cannot be read: {error}"
                 return found
             found += [_decode_event(item) for item in listed.items or ()]
         return found
@@ -217,9 +231,13 @@ class Launch:
 
         async def deliver(batch: Batch) -> None:
             await self._audience.log(str(Cursor(job_uid, uid, batch.position)), batch.lines)
+            self._logged(len(batch.lines))
 
         async def gap() -> None:
             await self._audience.say("Some lines of the chaincode's log are missing here: its file was rotated away")
+
+        async def trouble(error: ApiError) -> None:
+            await self._audience.say(f"The chaincode's log cannot be read, trying again: {error}")
 
         try:
             await logs.follow(
@@ -230,18 +248,19 @@ class Launch:
                 position,
                 deliver=deliver,
                 gap=gap,
+                trouble=trouble,
                 rng=self._rng,
             )
-        except ApiError as error:
-            # The log is for people; the peer's concern is the chaincode, so that goes on.
+        except logs.LogIncomplete as error:
+            # The log is for people: how the chaincode ended is told all the same.
             _log.warning("log_lost", reason=str(error))
-            await self._audience.say(f"The chaincode's log cannot be followed: {error}")
+            await self._audience.say(f"The end of the chaincode's log is missing: {error}")
 
-    async def _end(self) -> int:
+    async def _end(self, job_uid: str) -> int:
         sightings = self._sightings
         while not sightings.ended:
             await sightings.changed()
-        how = verdict(sightings.job_gone, sightings.pod, sightings.terminated, sightings.job)
+        how = verdict(sightings, await self._events(job_uid))
         _log.info("chaincode_ended", code=how.code, reason=how.text)
         await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {how.text}")
         return how.code
@@ -265,5 +284,6 @@ class Launch:
                 self._trouble = str(error)
                 _log.info("api_retry", reason=str(error))
                 if error.transient:
+                    self.uncertain = True
                     await self._tell_once("api", f"Trying again: {error}")
                 await anyio.sleep(max(next(pauses), error.retry_after or 0))

@@ -22,6 +22,9 @@ from k8s_builderd.settings import Settings
 from k8s_builderd.telemetry import Telemetry
 
 BACKLOG = 1024
+ACCEPT_PAUSE = 0.5
+"""Seconds to wait for file descriptors or memory when there are none for another connection."""
+_PASSING = {errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM}
 FAREWELL = 2.0
 """Seconds in which a client must take its last words."""
 
@@ -60,8 +63,15 @@ class Listener:
             async with anyio.create_task_group() as tasks:
                 while True:
                     await anyio.wait_readable(listening)
-                    for accepted in _accept(listening):
-                        tasks.start_soon(self._handle, accepted)
+                    try:
+                        for accepted in _accept(listening):
+                            tasks.start_soon(self._handle, accepted)
+                    except OSError as error:
+                        if error.errno not in _PASSING:
+                            raise
+                        # The queue keeps who comes; without a pause this loop would only burn the CPU.
+                        _log.warning("accept_failed", reason=error.strerror)
+                        await anyio.sleep(ACCEPT_PAUSE)
 
     async def _handle(self, accepted: socket.socket) -> None:
         self.connections += 1
@@ -107,6 +117,8 @@ class Listener:
             return await self._stages[request.stage](request, connection)
         except SettingsError as error:
             text = str(error)  # in the Go builder's words, which have nothing in front of them
+        except ProtocolError as error:
+            text = f"The k8s-builderd daemon ends this call: {error}"
         except BuilderError as error:
             text = f"Error {_GERUNDS[request.stage]} chaincode: {error}"
         _log.warning("call_failed", reason=text)
@@ -121,21 +133,14 @@ class Listener:
             await connection.exit(1)
 
 
-def _accept(listening: socket.socket) -> list[socket.socket]:
-    accepted: list[socket.socket] = []
-    while len(accepted) < BACKLOG:
+def _accept(listening: socket.socket) -> Iterator[socket.socket]:
+    for _ in range(BACKLOG):
         try:
             connection, _ = listening.accept()
         except BlockingIOError:
-            break
-        except OSError as error:
-            if error.errno not in {errno.ECONNABORTED, errno.EMFILE, errno.ENFILE}:
-                raise
-            _log.warning("accept_failed", reason=error.strerror)
-            break
+            return
         connection.setblocking(False)
-        accepted.append(connection)
-    return accepted
+        yield connection
 
 
 def _descriptors() -> int:
@@ -172,24 +177,30 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _bound(path: Path, mode: int) -> Iterator[socket.socket]:
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.setblocking(False)
         try:
             _make_room(path)
-            # Nobody can connect before listen(), so nobody can before the mode is what it is to be.
             listening.bind(os.fspath(path))
-            path.chmod(mode)
-            listening.listen(BACKLOG)
         except OSError as error:
-            raise SettingsError(
-                f"The FABRIC_K8S_BUILDER_SOCKET environment variable must name a socket that can be made:"
-                f" {path}: {error.strerror}"
-            ) from error
-        yield listening
-    finally:
-        listening.close()
-        path.unlink(missing_ok=True)
+            raise _unusable(path, error) from error
+        try:
+            try:
+                # Nobody can connect before listen(), so nobody can before the mode is what it is to be.
+                path.chmod(mode)
+                listening.listen(BACKLOG)
+            except OSError as error:
+                raise _unusable(path, error) from error
+            yield listening
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _unusable(path: Path, error: OSError) -> SettingsError:
+    return SettingsError(
+        "The FABRIC_K8S_BUILDER_SOCKET environment variable must name a socket that can be made:"
+        f" {path}: {error.strerror}"
+    )
 
 
 def _make_room(path: Path) -> None:

@@ -1,6 +1,7 @@
 """The daemon's half of the protocol (docs/protocol.md): bytes to requests, replies to bytes. No I/O."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from enum import IntEnum
 
@@ -113,6 +114,7 @@ class RequestReader:
     def __init__(self) -> None:
         self.stage = ""
         self.pid = 0
+        self._counts: Counter[str] = Counter()
         self._environment: dict[str, str] = {}
         self._documents: dict[str, bytes] = {}
         self._unreadable: dict[str, str] = {}
@@ -132,8 +134,8 @@ class RequestReader:
             return None
         match kind:
             case Kind.ENVIRONMENT:
-                self._bound("environment entries", len(self._environment), MAX_ENVIRONMENT)
-                self._bound("bytes of an environment entry", len(payload) - 1, MAX_ENVIRONMENT_ENTRY)
+                self._count("environment entries", MAX_ENVIRONMENT)
+                self._bound("bytes of an environment entry", len(payload), MAX_ENVIRONMENT_ENTRY)
                 name, value = _fields(payload, 2)
                 self._environment[_text(name)] = _text(value)
             case Kind.DOCUMENT:
@@ -143,14 +145,14 @@ class RequestReader:
                 document, reason = self._document(payload)
                 self._unreadable[document] = _text(reason)
             case Kind.PATH:
-                self._bound("paths below META-INF", len(self._paths), MAX_PATHS)
+                self._count("paths below META-INF", MAX_PATHS)
                 self._paths.append(_entry(payload))
             case Kind.TOKEN:
                 if self.stage != "run" or self._token or not _TOKEN.fullmatch(payload):
                     raise ProtocolError("a token is 32 lower-case hexadecimal digits, once, of run")
                 self._token = payload
             case Kind.CURSOR:
-                self._bound("bytes of a cursor", len(payload) - 1, MAX_CURSOR)
+                self._bound("bytes of a cursor", len(payload), MAX_CURSOR)
                 if self.stage != "run" or self._cursor:
                     raise ProtocolError("a cursor is sent once, by run")
                 self._cursor = _text(payload)
@@ -175,22 +177,26 @@ class RequestReader:
         version, stage, pid = _fields(payload, 3)
         if version != VERSION:
             raise ProtocolError(
-                f"the client speaks protocol version {_text(version)!a} and this daemon {VERSION.decode()}:"
+                f"the client speaks protocol version {_shown(version)} and this daemon {VERSION.decode()}:"
                 " use the client that came with the daemon"
             )
         if _text(stage) not in STAGES:
-            raise ProtocolError(f"there is no stage {_text(stage)!a}")
+            raise ProtocolError(f"there is no stage {_shown(stage)}")
         self.stage, self.pid = _text(stage), _number(pid)
 
     def _document(self, payload: bytes) -> tuple[str, bytes]:
-        self._bound("documents", len(self._documents) + len(self._unreadable), MAX_DOCUMENTS)
+        self._count("documents", MAX_DOCUMENTS)
         name, content = _fields(payload, 2)
         if _text(name) not in DOCUMENTS:
-            raise ProtocolError(f"there is no document {_text(name)!a}")
+            raise ProtocolError(f"there is no document {_shown(name)}")
         return _text(name), content
 
-    def _bound(self, what: str, already: int, most: int) -> None:
-        if already >= most:
+    def _count(self, what: str, most: int) -> None:
+        self._counts[what] += 1
+        self._bound(what, self._counts[what], most)
+
+    def _bound(self, what: str, number: int, most: int) -> None:
+        if number > most:
             raise ProtocolError(f"more than {most} {what}")
 
 
@@ -237,10 +243,14 @@ def _fields(payload: bytes, count: int) -> list[bytes]:
 def _entry(payload: bytes) -> Entry:
     kind, size, path = _fields(payload, 3)
     if kind not in {b"f", b"d", b"o"}:
-        raise ProtocolError(f"there is no kind of path {_text(kind)!a}")
+        raise ProtocolError(f"there is no kind of path {_shown(kind)}")
     if len(path) > MAX_PATH:
         raise ProtocolError(f"more than {MAX_PATH} bytes of a path")
     return Entry(_text(kind), _number(size), _text(path))
+
+
+def _shown(field: bytes) -> str:
+    return ascii(_text(field[:64]))
 
 
 def _number(field: bytes) -> int:

@@ -5,6 +5,7 @@ finds, and it is forgotten when its container has ended and nobody attends it. D
 and nowhere else, for one of the reasons of `Reason`; cancellation means that the daemon ends, and deletes nothing.
 """
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import StrEnum
@@ -26,11 +27,15 @@ from k8s_builderd.kube.pods import Sightings, container_ended, container_running
 from k8s_builderd.kube.watch import Applied, Deleted, Reflector
 from k8s_builderd.launch import LaunchFailed, TimedOut
 from k8s_builderd.manifests import Owner, Plan
+from k8s_builderd.protocol import ProtocolError
 from k8s_builderd.settings import Settings
 from k8s_builderd.telemetry import Telemetry
 
 STOP_PATIENCE = 2.0
 """Seconds that `run` waits for the API to accept a deletion; the peer kills it after 5."""
+
+QUIET = 2.0
+"""Seconds for which a run waits for the API without a word."""
 
 LATE = 15.0
 """Seconds for which a deleted Job may still turn up: a creation that was cut off can be carried out late."""
@@ -59,7 +64,10 @@ class Connection(launch.Audience, Protocol):
     """The connection of one `run`, as this room needs it."""
 
     async def stop_asked(self) -> bool:
-        """Wait for the client's next word: True for stop, False when it is gone."""
+        """Wait for the client's next word: True for stop, False when it is gone.
+
+        :raises ProtocolError: if it says something else.
+        """
 
 
 class Attendance:
@@ -88,16 +96,16 @@ class Run:
         self.attendance: Attendance | None = None
         self.absences = 0
         self.attempted = False
-        """Whether a Job of this run may exist."""
+        """Whether a Job of this run may exist: one was asked for, found, or is named by a cursor."""
         self.ending: anyio.Event | None = None
         """Set while its Job is being deleted; the event tells that the API has accepted that."""
+        self.trouble = ""
+        """Why the API has not accepted it yet."""
 
     @classmethod
     def of(cls, meta: Meta) -> Self:
         """Return the run that a Job found in the cluster belongs to."""
-        run = cls(meta.name, meta.label(manifests.OBJECT_LABEL), meta.annotation(manifests.TOKEN_ANNOTATION))
-        run.attempted = True
-        return run
+        return cls(meta.name, meta.label(manifests.OBJECT_LABEL), meta.annotation(manifests.TOKEN_ANNOTATION))
 
     @property
     def live(self) -> bool:
@@ -160,10 +168,12 @@ class Runs:
         run = self._by_job.get(plan.job_name)
         if run is None:
             run = self._by_job[plan.job_name] = Run(plan.job_name, plan.object_name, plan.token_sha256)
+            self._catch_up(run)
         if run.token_sha256 != plan.token_sha256:
             raise LaunchFailed(f"there is a job {plan.namespace}/{plan.job_name} of another run: try again")
         if run.ending is not None:
             raise LaunchFailed(f"chaincode job {plan.namespace}/{plan.job_name} is being deleted")
+        run.attempted = run.attempted or cursor is not None
         previous, attendance = run.attendance, Attendance()
         run.attendance = attendance
         try:
@@ -183,11 +193,15 @@ class Runs:
     ) -> int:
         code: int | None = None
         failure: BuilderError | None = None
+        breach: ProtocolError | None = None
         stop: bool | None = None
 
         async def listen() -> None:
-            nonlocal stop
-            stop = await connection.stop_asked()
+            nonlocal stop, breach
+            try:
+                stop = await connection.stop_asked()
+            except ProtocolError as error:
+                breach = error
             attendance.scope.cancel()
 
         with attendance.scope:
@@ -212,14 +226,14 @@ class Runs:
             raise failure
         if code is not None:
             return code
-        if stop is None:
+        if stop is None and breach is None:
             # Cancelled from elsewhere: the daemon ends. The checkpoint lets that through.
             await anyio.lowlevel.checkpoint()
         self._start_grace(run, self._settings.reconnect_grace, Reason.CLIENT_GONE)
-        raise ClientGone
+        raise breach or ClientGone
 
     async def _launch(self, run: Run, plan: Plan, cursor: Cursor | None, connection: Connection) -> int:
-        await self._ready(plan, cursor)
+        await self._ready(plan, cursor, connection)
         if cursor is None and run.sightings.job is None:
             await self._supersede(run, plan, connection)
             run.attempted = True
@@ -230,28 +244,43 @@ class Runs:
             connection,
             created=self.jobs.adopt,
             told=run.told,
+            logged=self._telemetry.logged,
+            blind=self._blind,
             rng=self._rng,
         )
-        return await steps.run(self._owner, cursor)
+        try:
+            return await steps.run(self._owner, cursor)
+        except ApiError:
+            if run.sightings.job is None and not steps.uncertain:
+                run.attempted = False  # a plain no: there is no Job, and none can come late
+            raise
 
-    async def _ready(self, plan: Plan, cursor: Cursor | None) -> None:
+    async def _ready(self, plan: Plan, cursor: Cursor | None, connection: Connection) -> None:
         """Wait until it is known what there is. A chaincode that runs already has all the time in the world."""
-        if cursor is not None:
-            await self._synced()
+        with anyio.move_on_after(QUIET):
+            await self._all_known()
             return
-        with anyio.move_on_after(plan.settings.start_timeout) as waiting:
-            await self._synced()
-            await self.owner_known.wait()
+        why = self._blind() or "the daemon's own pod is not known yet"
+        await connection.say(f"Waiting for the Kubernetes API: {why}")
+        with anyio.move_on_after(math.inf if cursor is not None else plan.settings.start_timeout) as waiting:
+            await self._all_known()
         if waiting.cancelled_caught:
-            why = self.jobs.trouble or self.pods.trouble or "the daemon's own pod could not be looked up"
+            why = self._blind() or why
             raise TimedOut(
                 f"error waiting for chaincode job {plan.namespace}/{plan.job_name} to start for chaincode ID"
                 f" {plan.chaincode.chaincode_id}: timed out waiting for the condition; {why}"
             )
 
+    async def _all_known(self) -> None:
+        await self._synced()
+        await self.owner_known.wait()
+
     async def _synced(self) -> None:
         await self.jobs.ever_synced.wait()
         await self.pods.ever_synced.wait()
+
+    def _blind(self) -> str | None:
+        return self.jobs.trouble or self.pods.trouble
 
     # What is stale
 
@@ -284,7 +313,8 @@ class Runs:
         for rival in rivals:
             if rival.attendance is not None:
                 rival.attendance.displace(Superseded("the peer has launched this chaincode again"))
-            self._begin_deletion(rival, Reason.SUPERSEDED)
+            if rival.live:
+                self._begin_deletion(rival, Reason.SUPERSEDED)
         with anyio.move_on_after(END_PATIENCE):
             while any(rival.live for rival in rivals) or any(self._runs_on(uid) for uid in stale):
                 await self._changed.wait()
@@ -312,7 +342,7 @@ class Runs:
     # How a run ends
 
     async def _stop(self, run: Run, connection: Connection) -> int:
-        if not run.live and not run.attempted:
+        if not self._may_have_job(run):
             return 0
         if await self._delete(run, Reason.STOPPED):
             await connection.say(f"Stopped: chaincode job {self._settings.namespace}/{run.job_name} is deleted")
@@ -320,26 +350,29 @@ class Runs:
         await connection.say(
             f"The Kubernetes API has not yet accepted the deletion of chaincode job"
             f" {self._settings.namespace}/{run.job_name}; the daemon goes on trying"
+            + (f": {run.trouble}" if run.trouble else "")
         )
         return 1
 
     async def _delete(self, run: Run, reason: Reason) -> bool:
         """Begin to delete a run's Job; return whether the API accepted that within `STOP_PATIENCE`."""
-        if not run.attempted:
+        if not self._may_have_job(run):
             return True
         accepted = self._begin_deletion(run, reason)
         with anyio.move_on_after(STOP_PATIENCE):
             await accepted.wait()
         return accepted.is_set()
 
+    def _may_have_job(self, run: Run) -> bool:
+        # Before the watches have told, a Job may be there that an earlier daemon made for this token.
+        return run.attempted or not self.jobs.ever_synced.is_set()
+
     def _begin_deletion(self, run: Run, reason: Reason) -> anyio.Event:
         if run.ending is None:
             run.ending = anyio.Event()
-            if run.attempted:
-                self._telemetry.deleted(reason)
-                self._tasks.start_soon(self._see_deleted, run, run.ending, reason)
-            else:
-                run.ending.set()
+            run.attempted = True
+            self._telemetry.deleted(reason)
+            self._tasks.start_soon(self._see_deleted, run, run.ending, reason)
         return run.ending
 
     async def _see_deleted(self, run: Run, accepted: anyio.Event, reason: Reason) -> None:
@@ -353,9 +386,11 @@ class Runs:
             except NotFound:
                 pass
             except ApiError as error:
-                _log.warning("job_not_deleted", job=run.job_name, reason=str(error))
+                run.trouble = str(error)
+                _log.warning("job_not_deleted", job=run.job_name, reason=run.trouble)
                 await anyio.sleep(max(next(pauses), error.retry_after or 0))
                 continue
+            run.trouble = ""
             accepted.set()
             with anyio.move_on_after(LATE):
                 while not (sightings.job_gone and sightings.ended):
@@ -363,7 +398,7 @@ class Runs:
             if sightings.job is None or sightings.job_gone or not self.jobs.synced:
                 break
             # A creation that had been cut off was carried out after all.
-        self._by_job.pop(run.job_name, None)
+        self._forget(run)
         self._pulse()
 
     def _start_grace(self, run: Run, seconds: float, reason: Reason) -> None:
@@ -376,7 +411,7 @@ class Runs:
                 _log.warning("job_unclaimed", job=run.job_name, seconds=seconds, reason=str(reason))
                 self._begin_deletion(run, reason)
             else:
-                self._by_job.pop(run.job_name, None)
+                self._forget(run)
 
     # What the watches tell
 
@@ -390,6 +425,7 @@ class Runs:
             self._catch_up(run)
             if self._claims_count:
                 self._start_grace(run, self._settings.orphan_grace, Reason.ORPHAN)
+        run.attempted = True
         run.sightings.saw(change)
         self._settle(run)
 
@@ -406,14 +442,22 @@ class Runs:
         self._pulse()
 
     def _catch_up(self, run: Run) -> None:
-        """Tell a run of the pod that was seen before its Job."""
+        """Tell a run what the watches have seen before it was known here."""
+        for job in self.jobs.objects.values():
+            if job.metadata.annotation(manifests.TOKEN_ANNOTATION) == run.token_sha256:
+                run.attempted = True
+                run.sightings.saw(Applied(job))
         for pod in self.pods.objects.values():
             if _job_of(pod.metadata) == run.job_name:
                 run.sightings.saw(Applied(pod))
 
     def _forget_if_over(self, run: Run) -> None:
-        if run.attendance is None and run.ending is None and run.attempted and run.sightings.ended:
-            self._by_job.pop(run.job_name, None)
+        if run.attendance is None and run.ending is None and not run.live:
+            self._forget(run)
+
+    def _forget(self, run: Run) -> None:
+        if self._by_job.get(run.job_name) is run:
+            del self._by_job[run.job_name]
 
     def _pulse(self) -> None:
         self._changed.set()

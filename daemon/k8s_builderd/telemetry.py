@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, generate_latest
 
 
 class Telemetry:
     """The daemon's counters, in a registry of their own."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter
         self._registry = CollectorRegistry()
         self._calls = Counter(
             "k8s_builderd_calls", "Calls of the four programs", ("stage", "code"), registry=self._registry

@@ -1,5 +1,6 @@
 """What can go wrong between us and the API server, told with the verb and resource that it happened to."""
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -43,9 +44,14 @@ class Unauthorized(ApiError):
 
 
 class Forbidden(ApiError):
-    """Raised for 403: RBAC or an admission plugin says no."""
+    """Raised for 403: RBAC, a quota or an admission plugin says no."""
 
-    remedy = "Check the Role of the daemon's service account (docs/operations.md lists the rights it needs)"
+    @property
+    def remedy(self) -> str:  # type: ignore[override]
+        """What helps: only RBAC's refusals are a matter of the Role."""
+        if _RBAC.search(self.args[0]):
+            return "Check the Role of the daemon's service account (docs/operations.md lists the rights it needs)"
+        return "Raise the quota of the namespace" if "exceeded quota" in self.args[0] else ""
 
 
 class NotFound(ApiError):
@@ -63,6 +69,8 @@ class Expired(ApiError):
 class Invalid(ApiError):
     """Raised for 400 and 422: the request can never succeed as it is."""
 
+
+_RBAC = re.compile(r'User ".*" cannot \S+ resource')
 
 _BY_STATUS: Mapping[int, type[ApiError]] = {
     400: Invalid,

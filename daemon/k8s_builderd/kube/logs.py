@@ -15,6 +15,9 @@ from k8s_builderd.kube.loglines import Batch, Position, Reader
 DRAIN_TIMEOUT = 30.0
 """Seconds for which the rest of an ended container's log is asked for before it is given up."""
 
+REFUSED_PAUSE = 10.0
+"""Seconds between two requests for a log that the API server refuses."""
+
 _log = structlog.get_logger("k8s_builderd.logs")
 
 
@@ -46,6 +49,7 @@ async def follow(
     *,
     deliver: Callable[[Batch], Awaitable[None]],
     gap: Callable[[], Awaitable[None]],
+    trouble: Callable[[ApiError], Awaitable[None]],
     rng: Random | None = None,
 ) -> None:
     """Pass on every line after a position, until the container has ended and all of its log has come.
@@ -58,13 +62,16 @@ async def follow(
     :param deliver: takes each batch; while it waits nothing is read, so a slow reader costs no memory.
     :param gap: is called once when lines after `after` have been thrown away (only the newest file is served after a
         rotation), before the lines that are left.
+    :param trouble: is told when the API server refuses the log; it is asked again nevertheless.
     :raises LogIncomplete: if the API server does not give the rest within `DRAIN_TIMEOUT` of the container's end.
     """
     passage = _Passage(api, pod, name, container, after, deliver, gap)
     pauses = delays(0.1, 5.0, rng)
     give_up: float | None = None
+    refused = False
     while True:
         ended = container.ended
+        pause = next(pauses)
         if ended and give_up is None:
             give_up = anyio.current_time() + DRAIN_TIMEOUT
         before = passage.position
@@ -75,14 +82,20 @@ async def follow(
             if container.gone or ended:
                 return  # its log went with it
         except ApiError as error:
-            if not error.transient and not isinstance(error, Invalid):  # Invalid: it waits to start
-                raise
             _log.info("log_interrupted", pod=pod, reason=str(error))
             if give_up is not None and anyio.current_time() > give_up:
                 raise LogIncomplete(f"the rest of the chaincode's log could not be read: {error}") from error
+            if not error.transient and not isinstance(error, Invalid):  # Invalid: the container waits to start
+                # No reason to stop listening: an API server that has just started answers 403 for a moment, and a
+                # Role can be mended.
+                if not refused:
+                    await trouble(error)
+                refused = True
+                pause = REFUSED_PAUSE if give_up is None else pause
         if passage.position != before:
             pauses = delays(0.1, 5.0, rng)
-        with anyio.move_on_after(next(pauses)):
+            refused = False
+        with anyio.move_on_after(pause):
             await container.changed()
 
 

@@ -1,11 +1,16 @@
 """What the watches have told about one Job and its pod, folded into what the launch has to know."""
 
+from datetime import datetime, timedelta
+
 import anyio
 
-from k8s_builderd.kube.objects import Job, Pod, Terminated
+from k8s_builderd.kube.objects import Job, Meta, Pod, Terminated
 from k8s_builderd.kube.watch import Applied, Deleted
 
 CONTAINER = "chaincode"
+
+LAST_GRACE = 2
+"""Seconds by which a pod's end may lie before the kubelet's removal of the pod, where only that was seen."""
 
 
 class Sightings:
@@ -21,6 +26,8 @@ class Sightings:
         self.pod: Pod | None = None
         self.pod_gone = False
         self.terminated: Terminated | None = None
+        self.told_to_end: datetime | None = None
+        """When somebody asked for the pod's end, by its first deletionTimestamp: the kubelet moves it at the end."""
         self.started = False
         self._changed = anyio.Event()
 
@@ -40,8 +47,13 @@ class Sightings:
             state = item.container(CONTAINER)
             self.started = self.started or state.running is not None or state.terminated is not None
             self.terminated = state.terminated or self.terminated
+            self.told_to_end = self.told_to_end or _asked(item.metadata)
         self._changed.set()
         self._changed = anyio.Event()
+
+    def lost_job(self) -> None:
+        """Note that the Job is gone, where no watch has seen it go."""
+        self.job_gone = True
 
     async def changed(self) -> None:
         """Wait for the next change."""
@@ -75,3 +87,10 @@ def container_running(pod: Pod) -> bool:
 def container_ended(pod: Pod) -> bool:
     """Say whether the pod's chaincode has ended, or can never run, by this state of it."""
     return pod.container(CONTAINER).terminated is not None or pod.ended
+
+
+def _asked(meta: Meta) -> datetime | None:
+    if meta.deletion_timestamp is None:
+        return None
+    # deletionTimestamp lies the grace period after the request. A grace of 0 is the kubelet's own, when all is over.
+    return meta.deletion_timestamp - timedelta(seconds=meta.deletion_grace_period_seconds or LAST_GRACE)

@@ -15,7 +15,7 @@ import structlog
 
 from k8s_builderd.backoff import delays
 from k8s_builderd.kube.api import Api, Resource
-from k8s_builderd.kube.errors import ApiError, Expired, error_for_status
+from k8s_builderd.kube.errors import ApiError, Expired, Forbidden, error_for_status
 from k8s_builderd.kube.objects import Meta, ObjectOnly, RawWatchEvent, Status
 
 MAX_EVENT = 8 * 1024 * 1024
@@ -98,8 +98,16 @@ class Reflector(Generic[T]):
                     version = await self._relist()
                 version = await self._watch(version)
             except Expired:
-                version = ""  # the normal case after a restart of the API server
+                # The normal case after a restart of the API server, which is well: so no waiting, the first time.
+                listing = not version
+                version = ""
                 self._trouble("the resourceVersion has expired, listing again")
+                if not listing:
+                    self._restart_delays()
+                    continue
+            except Forbidden as error:
+                version = ""  # where only the watch is forbidden, a list now and then still tells what happens
+                self._trouble(str(error))
             except ApiError as error:
                 version = self._version if version else ""
                 self._trouble(str(error))
@@ -116,7 +124,7 @@ class Reflector(Generic[T]):
             self._apply(object)
 
     def _restart_delays(self) -> None:
-        self._delays = delays(0.2, 10.0, self._rng)
+        self._delays = delays(0.2, 5.0, self._rng)
 
     def _trouble(self, words: str) -> None:
         if self.trouble != words:
