@@ -1,5 +1,6 @@
 """`k8s-builder embedded-cluster`: the embedded cluster as a process of its own."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -76,7 +77,8 @@ async def _run(options: Options, with_parent: bool) -> None:
 async def _cancel_at_end_of_input(scope: anyio.CancelScope) -> None:
     descriptor = sys.stdin.fileno()
     while True:
-        await anyio.wait_readable(descriptor)
+        with contextlib.suppress(PermissionError):  # a file cannot be waited for, and need not be
+            await anyio.wait_readable(descriptor)
         if not os.read(descriptor, 4096):
             scope.cancel()
             return

@@ -5,7 +5,6 @@ import time
 from k8s_builderd.embedded.objects import EVENTS, Object, microseconds, seconds
 from k8s_builderd.embedded.store import Store
 
-
 REMEMBERED = 10_000
 """Events that are counted up when they happen again; an older one becomes a new Event."""
 
