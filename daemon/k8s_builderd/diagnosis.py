@@ -146,6 +146,8 @@ def _eviction(events: Iterable[Event]) -> str:
 
 def _how(terminated: Terminated) -> str:
     code = terminated.exit_code
+    if terminated.reason == "ContainerStatusUnknown":
+        return "never ran, for all its node can tell (ContainerStatusUnknown)"
     if terminated.reason == "OOMKilled":
         return f"was killed for lack of memory (OOMKilled, exit code {code}): raise its memory limit"
     if terminated.reason in {"StartError", "ContainerCannotRun"}:

@@ -23,7 +23,7 @@ from k8s_builderd.errors import BuilderError, ClientGone
 from k8s_builderd.kube.api import JOBS, PODS, Api
 from k8s_builderd.kube.errors import ApiError, NotFound
 from k8s_builderd.kube.objects import Job, Meta, Pod
-from k8s_builderd.kube.pods import Sightings, container_ended, container_running
+from k8s_builderd.kube.pods import Sightings, container_ended, container_started
 from k8s_builderd.kube.watch import Applied, Deleted, Reflector
 from k8s_builderd.launch import LaunchFailed, TimedOut
 from k8s_builderd.manifests import Owner, Plan
@@ -95,6 +95,7 @@ class Run:
         self.told: set[str] = set()
         self.attendance: Attendance | None = None
         self.absences = 0
+        self.since = anyio.current_time()
         self.attempted = False
         """Whether a Job of this run may exist: one was asked for, found, or is named by a cursor."""
         self.ending: anyio.Event | None = None
@@ -296,27 +297,39 @@ class Runs:
         rivals = [
             rival
             for rival in self._by_job.values()
-            if rival is not run and rival.object_name == run.object_name and (rival.live or rival.attendance)
+            if rival is not run
+            and rival.object_name == run.object_name
+            and (rival.live or (rival.attendance is not None and not rival.sightings.ended))
         ]
-        stale = {
-            uid: pod
-            for uid, pod in self.pods.objects.items()
-            if pod.metadata.label(manifests.OBJECT_LABEL) == run.object_name
-            and _job_of(pod.metadata) != run.job_name
-            and not container_ended(pod)
-        }
+        over = {pod.metadata.uid for pod in self._pods_of_others(run) if container_ended(pod)}
+        stale = [pod for pod in self._pods_of_others(run) if pod.metadata.uid not in over]
         if not rivals and not stale:
             return
-        dropped = any(self._same_peer(pod, plan) for pod in stale.values() if container_running(pod))
-        names = sorted({rival.job_name for rival in rivals} | {_job_of(pod.metadata) for pod in stale.values()})
+        names = sorted({rival.job_name for rival in rivals} | {_job_of(pod.metadata) for pod in stale})
         await connection.say(f"Waiting for an earlier launch of this chaincode to end: {', '.join(names)}")
+        connected = {rival.job_name for rival in rivals if rival.attendance is not None or rival.ending is not None}
         for rival in rivals:
             if rival.attendance is not None:
-                rival.attendance.displace(Superseded("the peer has launched this chaincode again"))
+                rival.attendance.displace(
+                    Superseded(
+                        f"the peer asks for this chaincode again {anyio.current_time() - rival.since:.0f} s after this"
+                        " launch: where it was still starting, raise the peer's chaincode.startuptimeout"
+                    )
+                )
             if rival.live:
                 self._begin_deletion(rival, Reason.SUPERSEDED)
+        dropped = False
         with anyio.move_on_after(END_PATIENCE):
-            while any(rival.live for rival in rivals) or any(self._runs_on(uid) for uid in stale):
+            while True:
+                # One that was pending may come up before its deletion does, and register.
+                pods = {pod.metadata.uid: pod for pod in self._pods_of_others(run)}
+                pods |= {r.sightings.pod.metadata.uid: r.sightings.pod for r in rivals if r.sightings.pod is not None}
+                dropped = dropped or any(
+                    container_started(pod) and uid not in over and _same_peer(pod, plan, connected)
+                    for uid, pod in pods.items()
+                )
+                if not any(rival.live for rival in rivals) and all(map(container_ended, self._pods_of_others(run))):
+                    break
                 await self._changed.wait()
         if dropped:
             raise Superseded(
@@ -324,20 +337,13 @@ class Runs:
                 " the next request starts the chaincode"
             )
 
-    def _runs_on(self, uid: str) -> bool:
-        pod = self.pods.objects.get(uid)
-        return pod is not None and not container_ended(pod)
-
-    def _same_peer(self, pod: Pod, plan: Plan) -> bool:
-        """Say whether the peer process that asks is the one that the pod is connected to.
-
-        Each start of a peer makes a new CA, which tells. Without TLS it is the peer as long as its `run` is there, or
-        was until just now.
-        """
-        if plan.chaincode.tls:
-            return pod.metadata.annotation(manifests.PEER_ANNOTATION) == plan.peer
-        rival = self._by_job.get(_job_of(pod.metadata))
-        return rival is not None and (rival.attendance is not None or rival.ending is not None)
+    def _pods_of_others(self, run: Run) -> list[Pod]:
+        """Return the pods of other launches of the same chaincode."""
+        return [
+            pod
+            for pod in self.pods.objects.values()
+            if pod.metadata.label(manifests.OBJECT_LABEL) == run.object_name and _job_of(pod.metadata) != run.job_name
+        ]
 
     # How a run ends
 
@@ -466,3 +472,14 @@ class Runs:
 
 def _job_of(meta: Meta) -> str:
     return next((owner.name for owner in meta.owner_references or () if owner.kind == "Job"), "")
+
+
+def _same_peer(pod: Pod, plan: Plan, connected: set[str]) -> bool:
+    """Say whether the peer process that asks is the one that the pod is connected to.
+
+    Each start of a peer makes a new CA, which tells. Without TLS it is the peer as long as its `run` is there, or was
+    until just now: `connected` names the Jobs of these.
+    """
+    if plan.chaincode.tls:
+        return pod.metadata.annotation(manifests.PEER_ANNOTATION) == plan.peer
+    return _job_of(pod.metadata) in connected

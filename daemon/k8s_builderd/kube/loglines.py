@@ -19,6 +19,7 @@ BATCH = 256 * 1024
 """Bytes after which a batch is handed on; a frame holds 1 MiB at most."""
 
 _REMEMBERED = 4096
+_REMEMBERED_WORDS = 64
 _LONGEST_TIMESTAMP = 40
 _TIMESTAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)\Z")
 
@@ -41,10 +42,10 @@ class Position(Struct, frozen=True):
 
 
 class Batch(Struct, frozen=True):
-    """Whole lines for stderr, and the position after them."""
+    """Whole lines for stderr, and the position after them; None where no line of the log itself has come yet."""
 
     lines: bytes
-    position: Position
+    position: Position | None
 
 
 class Reader:
@@ -53,16 +54,22 @@ class Reader:
     `found` says whether the position to resume after has come by, `passed_by` whether it cannot come any more.
     """
 
-    def __init__(self, after: Position | None = None) -> None:
+    def __init__(self, after: Position | None = None, *, told: set[bytes] | None = None) -> None:
+        """Begin before the first byte.
+
+        :param told: words of the kubelet that have been passed on before; it repeats them in every answer.
+        """
         self.found = after is None
         self.passed_by = False
         self._after = after
+        self._told = set() if told is None else told
         self._latest = _second(after.at) + timedelta(seconds=2) if after else None
         self._seen: dict[tuple[str, str], int] = {}
         self._rest = b""
         # The line that is being read.
         self._at = ""
         self._in_line = False
+        self._stamped = True
         self._digest = ""
         self._alike = 0
         self._pieces = 0
@@ -95,20 +102,26 @@ class Reader:
                 yield Batch(b"".join(out), self.position)
 
     @property
-    def position(self) -> Position:
+    def position(self) -> Position | None:
         """The place after everything that has been yielded so far."""
-        return Position(self._at, self._digest, self._alike, self._pieces)
+        if not self._at:
+            return self._after
+        return Position(self._at, self._digest, self._alike, self._pieces if self._stamped else 0)
 
     def _line(self, data: bytes, *, ended: bool) -> Iterator[bytes]:
         """Yield the pieces of a line that may be passed on; without `ended`, keep what is not a whole piece yet."""
         if not self._in_line:
             stamp, _, text = data.partition(b" ")
-            if _TIMESTAMP.match(stamp):
-                self._at, data = stamp.decode(), text
-            elif not self._at:
-                self._at = "1970-01-01T00:00:00Z"  # the kubelet's own words may come without a timestamp
             self._in_line = True
-            self._identify(data[:PIECE])
+            self._stamped = _TIMESTAMP.match(stamp) is not None
+            if self._stamped:
+                self._at, data = stamp.decode(), text
+                self._identify(data[:PIECE])
+            else:
+                # The kubelet's own words, such as that it cannot watch the file: no line of the log, so no position.
+                self._silent = 0 if self.found and data[:PIECE] not in self._told else _WHOLE
+                if len(self._told) < _REMEMBERED_WORDS:
+                    self._told.add(data[:PIECE])
         while len(data) > PIECE:
             piece, data = data[:PIECE], data[PIECE:]
             self._pieces += 1

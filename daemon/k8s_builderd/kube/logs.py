@@ -119,6 +119,7 @@ class _Passage:
         self._container = container
         self._deliver = deliver
         self._gap = gap
+        self._told: set[bytes] = set()
 
     async def run(self, *, ended: bool) -> bool:
         """Go on until a stream ends; return whether that was the end of the log.
@@ -143,7 +144,7 @@ class _Passage:
             query["follow"] = "true"
         if after is not None:
             query["sinceTime"] = after.since
-        reader = Reader(None if everything else after)
+        reader = Reader(None if everything else after, told=self._told)
         async with self._api.log(self._pod, query) as chunks:
             async for chunk in chunks:
                 for batch in reader.feed(chunk):

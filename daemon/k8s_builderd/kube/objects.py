@@ -87,6 +87,7 @@ class Terminated(_Read, frozen=True):
 
     exit_code: int = 0
     signal: int | None = None
+    started_at: datetime | None = None
     finished_at: datetime | None = None
     reason: str | None = None
     message: str | None = None

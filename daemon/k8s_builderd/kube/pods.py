@@ -44,9 +44,8 @@ class Sightings:
             # mistake, and the first is the one whose chaincode the peer knows.
             self.pod = item
             self.pod_gone = self.pod_gone or deleted
-            state = item.container(CONTAINER)
-            self.started = self.started or state.running is not None or state.terminated is not None
-            self.terminated = state.terminated or self.terminated
+            self.started = self.started or container_started(item)
+            self.terminated = item.container(CONTAINER).terminated or self.terminated
             self.told_to_end = self.told_to_end or _asked(item.metadata)
         self._changed.set()
         self._changed = anyio.Event()
@@ -79,9 +78,13 @@ class Sightings:
         return self.started and not self.ended
 
 
-def container_running(pod: Pod) -> bool:
-    """Say whether the pod's chaincode runs now, by this state of it."""
-    return pod.container(CONTAINER).running is not None
+def container_started(pod: Pod) -> bool:
+    """Say whether the pod's chaincode runs or has run, by this state of it.
+
+    A pod that was deleted before it ran is told as terminated, too, but without a start.
+    """
+    state = pod.container(CONTAINER)
+    return state.running is not None or (state.terminated is not None and state.terminated.started_at is not None)
 
 
 def container_ended(pod: Pod) -> bool:
