@@ -1,0 +1,34 @@
+"""An embedded cluster of each test's own, and our way of asking it."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from k8s_builderd.embedded.images import Image
+from k8s_builderd.embedded.server import Options
+from k8s_builderd.kube.api import Api
+from tests.embedded.cluster import IMAGE, Cluster, embedded
+
+
+@pytest.fixture
+def kubeconfig(tmp_path: Path) -> Path:
+    return tmp_path / "kubeconfig"
+
+
+@pytest.fixture
+async def cluster(anyio_backend: str, kubeconfig: Path) -> AsyncIterator[Cluster]:
+    images = {
+        IMAGE: Image(command=["sleep", "3600"]),
+        **{f"localhost/{clock}": Image(clock=clock) for clock in ("exact", "jitter", "coarse")},
+    }
+    options = Options(kubeconfig=kubeconfig, images=images, path=os.environ["PATH"], pace=0.02, bookmark_interval=0.2)
+    async with embedded(options) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def api(cluster: Cluster, kubeconfig: Path) -> AsyncIterator[Api]:
+    async with Api.open(str(kubeconfig), cluster.namespace) as api:
+        yield api
