@@ -46,6 +46,13 @@ class LaunchFailed(BuilderError):
 class TimedOut(LaunchFailed):
     """Raised when the container did not run within START_TIMEOUT."""
 
+    def __init__(self, plan: Plan, why: str) -> None:
+        """Take what has held the launch up, as far as it is known; the rest is in the Go builder's words."""
+        super().__init__(
+            f"error waiting for chaincode job {plan.namespace}/{plan.job_name} to start for chaincode ID"
+            f" {plan.chaincode.chaincode_id}: timed out waiting for the condition" + (f"; {why}" if why else "")
+        )
+
 
 class Vanished(LaunchFailed):
     """Raised when the cursor's Job is no longer there; the chaincode is not launched a second time."""
@@ -113,12 +120,7 @@ class Launch:
                 await self._introduce(job_uid, cursor)
                 await self._started(job_uid)
         except TimeoutError:
-            why = self._blind() or self._trouble
-            held_up = f"; {why}" if why else ""
-            raise TimedOut(
-                f"error waiting for chaincode job {plan.namespace}/{plan.job_name} to start for chaincode ID"
-                f" {plan.chaincode.chaincode_id}: timed out waiting for the condition{held_up}"
-            ) from None
+            raise TimedOut(plan, self._blind() or self._trouble) from None
         await self._log(job_uid, cursor)
         return await self._end(job_uid)
 

@@ -100,8 +100,10 @@ class Run:
         """Whether a Job of this run may exist: one was asked for, found, or is named by a cursor."""
         self.ending: anyio.Event | None = None
         """Set while its Job is being deleted; the event tells that the API has accepted that."""
+        self.reason: Reason | None = None
+        """Why it is being deleted."""
         self.trouble = ""
-        """Why the API has not accepted it yet."""
+        """Why the API has not accepted that yet."""
 
     @classmethod
     def of(cls, meta: Meta) -> Self:
@@ -172,6 +174,8 @@ class Runs:
             self._catch_up(run)
         if run.token_sha256 != plan.token_sha256:
             raise LaunchFailed(f"there is a job {plan.namespace}/{plan.job_name} of another run: try again")
+        if run.reason is Reason.STOPPED:
+            return await self._stop(run, connection)  # its client has not heard the answer
         if run.ending is not None:
             raise LaunchFailed(f"chaincode job {plan.namespace}/{plan.job_name} is being deleted")
         run.attempted = run.attempted or cursor is not None
@@ -266,11 +270,7 @@ class Runs:
         with anyio.move_on_after(math.inf if cursor is not None else plan.settings.start_timeout) as waiting:
             await self._all_known()
         if waiting.cancelled_caught:
-            why = self._blind() or why
-            raise TimedOut(
-                f"error waiting for chaincode job {plan.namespace}/{plan.job_name} to start for chaincode ID"
-                f" {plan.chaincode.chaincode_id}: timed out waiting for the condition; {why}"
-            )
+            raise TimedOut(plan, self._blind() or why)
 
     async def _all_known(self) -> None:
         await self._synced()
@@ -312,12 +312,19 @@ class Runs:
             if rival.attendance is not None:
                 rival.attendance.displace(
                     Superseded(
-                        f"the peer asks for this chaincode again {anyio.current_time() - rival.since:.0f} s after this"
-                        " launch: where it was still starting, raise the peer's chaincode.startuptimeout"
+                        "the peer has launched this chaincode again,"
+                        f" {anyio.current_time() - rival.since:.0f} s after this launch; where it was still starting,"
+                        " raise the peer's chaincode.startuptimeout"
                     )
                 )
             if rival.live:
                 self._begin_deletion(rival, Reason.SUPERSEDED)
+        with anyio.move_on_after(plan.settings.start_timeout) as waiting:
+            for rival in rivals:
+                if rival.ending is not None:
+                    await rival.ending.wait()
+        if waiting.cancelled_caught:
+            raise TimedOut(plan, next((rival.trouble for rival in rivals if rival.trouble), ""))
         dropped = False
         with anyio.move_on_after(END_PATIENCE):
             while True:
@@ -375,7 +382,7 @@ class Runs:
 
     def _begin_deletion(self, run: Run, reason: Reason) -> anyio.Event:
         if run.ending is None:
-            run.ending = anyio.Event()
+            run.ending, run.reason = anyio.Event(), reason
             run.attempted = True
             self._telemetry.deleted(reason)
             self._tasks.start_soon(self._see_deleted, run, run.ending, reason)
