@@ -23,14 +23,14 @@ class Diagnosis(Struct, frozen=True):
 
 
 _REMEDIES = {
-    "affinity": "label a node fabric-builder-k8s-role=<role>, or correct FABRIC_K8S_BUILDER_NODE_ROLE",
-    "service account": "create it, or correct FABRIC_K8S_BUILDER_SERVICE_ACCOUNT",
-    "ErrImagePull": "check name and digest in image.json, and the service account's imagePullSecrets",
-    "ImageInspectError": "the node's container runtime cannot read the image",
-    "InvalidImageName": "correct the name in image.json and install the package anew",
-    "CreateContainerConfigError": "check the image's user (FABRIC_K8S_BUILDER_RUN_AS_NON_ROOT) and the pod template",
-    "CreateContainerError": "look at the pod with kubectl describe",
-    "RunContainerError": "look at the pod with kubectl describe",
+    "affinity": "Label a node fabric-builder-k8s-role=<role>, or correct FABRIC_K8S_BUILDER_NODE_ROLE",
+    "service account": "Create it, or correct FABRIC_K8S_BUILDER_SERVICE_ACCOUNT",
+    "ErrImagePull": "Check name and digest in image.json, and the service account's imagePullSecrets",
+    "ImageInspectError": "The node's container runtime cannot read the image",
+    "InvalidImageName": "Correct the name in image.json and install the package anew",
+    "CreateContainerConfigError": "Check the image's user (FABRIC_K8S_BUILDER_RUN_AS_NON_ROOT) and the pod template",
+    "CreateContainerError": "Look at the pod with kubectl describe",
+    "RunContainerError": "Look at the pod with kubectl describe",
 }
 _PULLING = {"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed"}
 _HARMLESS = {None, "", "ContainerCreating", "PodInitializing"}
@@ -55,7 +55,7 @@ def diagnose(pod: Pod | None, events: Iterable[Event] = ()) -> list[Diagnosis]:
             words = scheduled.message or "no reason given"
             text = f"no node takes the pod ({scheduled.reason}): {words}"
             if "affinity" in words:
-                text += f". {_sentence(_REMEDIES['affinity'])}"
+                text = _with_remedy(text, "affinity")
             found.append(Diagnosis(f"unschedulable {words}", text))
         waiting = pod.container(CONTAINER).waiting
         if waiting is not None and waiting.reason not in _HARMLESS:
@@ -65,7 +65,7 @@ def diagnose(pod: Pod | None, events: Iterable[Event] = ()) -> list[Diagnosis]:
             words = event.message or "no reason given"
             text = f"{_TELLING_EVENTS[event.reason]}: {words}"
             if "looking up service account" in words:
-                text += f". {_sentence(_REMEDIES['service account'])}"
+                text = _with_remedy(text, "service account")
             found.append(Diagnosis(f"{event.reason} {_stable(words)}", text))
     return found
 
@@ -74,18 +74,16 @@ def _waiting(reason: str, message: str) -> Diagnosis:
     if reason in _PULLING:
         # ErrImagePull and ImagePullBackOff come in turn for as long as it lasts, the latter with the former's words.
         _, _, cause = message.partition("ErrImagePull: ")
-        remedy = _REMEDIES["ErrImagePull"]
-        return Diagnosis(
-            "image pull", f"the image cannot be pulled ({reason}): {cause or message}. {_sentence(remedy)}"
-        )
+        text = f"the image cannot be pulled ({reason}): {cause or message}"
+        return Diagnosis("image pull", _with_remedy(text, "ErrImagePull"))
     text = f"the container cannot start ({reason}): {message or 'no reason given'}"
     if reason in _REMEDIES:
-        text += f". {_sentence(_REMEDIES[reason])}"
+        text = _with_remedy(text, reason)
     return Diagnosis(reason, text, hopeless=reason == "InvalidImageName")
 
 
-def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:]
+def _with_remedy(text: str, cause: str) -> str:
+    return f"{text.rstrip('.')}. {_REMEDIES[cause]}"
 
 
 def _stable(message: str) -> str:

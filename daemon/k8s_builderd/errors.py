@@ -12,7 +12,7 @@ class BuilderError(Exception):
     def __str__(self) -> str:
         """Return the message and the remedy, on one line."""
         message = " ".join(super().__str__().splitlines())
-        return f"{message}. {self.remedy}" if self.remedy else message
+        return f"{message.rstrip('.')}. {self.remedy}" if self.remedy else message
 
 
 class PackageError(BuilderError):

@@ -18,10 +18,13 @@ PIECE = 32 * 1024
 BATCH = 256 * 1024
 """Bytes after which a batch is handed on; a frame holds 1 MiB at most."""
 
+DISORDER = timedelta(seconds=0.05)
+"""By how much a line's timestamp may be later than that of the next; 4.7 ms were measured."""
+
 _REMEMBERED = 4096
 _REMEMBERED_WORDS = 64
 _LONGEST_TIMESTAMP = 40
-_TIMESTAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)\Z")
+_TIMESTAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)\Z")
 
 
 class Position(Struct, frozen=True):
@@ -38,7 +41,7 @@ class Position(Struct, frozen=True):
     @property
     def since(self) -> str:
         """The whole second to ask the log from: the API cuts sinceTime to it, and timestamps may go back a little."""
-        return (_second(self.at) - timedelta(seconds=1)).isoformat()
+        return (_time(self.at).replace(microsecond=0) - timedelta(seconds=1)).isoformat()
 
 
 class Batch(Struct, frozen=True):
@@ -51,7 +54,9 @@ class Batch(Struct, frozen=True):
 class Reader:
     """Reads one response of the log endpoint (`timestamps=true`), from its first byte on.
 
-    `found` says whether the position to resume after has come by, `passed_by` whether it cannot come any more.
+    `found` says whether the position to resume after has come by; `passed_by` that it will not, because a line that
+    is clearly later has come: it was thrown away; `beside` that lines of about its time have come, so that it may have
+    been. Otherwise nothing is known.
     """
 
     def __init__(self, after: Position | None = None, *, told: set[bytes] | None = None) -> None:
@@ -61,9 +66,10 @@ class Reader:
         """
         self.found = after is None
         self.passed_by = False
+        self.beside = False
         self._after = after
         self._told = set() if told is None else told
-        self._latest = _second(after.at) + timedelta(seconds=2) if after else None
+        self._latest = _time(after.at) + DISORDER if after else None
         self._seen: dict[tuple[str, str], int] = {}
         self._rest = b""
         # The line that is being read.
@@ -100,6 +106,11 @@ class Reader:
             self._rest = b""
             if out:
                 yield Batch(b"".join(out), self.position)
+
+    @property
+    def tail(self) -> tuple[int, bytes]:
+        """What has come of a line that has not ended, which may be a last line without a line feed, or half of one."""
+        return self._pieces, self._rest
 
     @property
     def position(self) -> Position | None:
@@ -151,15 +162,16 @@ class Reader:
         if (self._at, self._digest, self._alike) == (after.at, after.digest, after.alike):
             self.found = True
             self._silent = after.pieces or _WHOLE
-        elif _second(self._at) > self._latest:
-            self.passed_by = True
+        else:
+            at = _time(self._at)
+            self.beside = self.beside or at >= self._latest - DISORDER
+            self.passed_by = self.passed_by or at > self._latest
 
 
 _WHOLE = 1 << 62
 
 
-def _second(at: str) -> datetime:
-    match = _TIMESTAMP.match(at.encode())
-    if match is None:
+def _time(at: str) -> datetime:
+    if _TIMESTAMP.match(at.encode()) is None:
         raise ValueError(f"not an RFC 3339 timestamp: {at!r}")
-    return datetime.fromisoformat((match[1] + match[2]).decode())
+    return datetime.fromisoformat(at)  # to the microsecond; that is exact enough to tell what is clearly later

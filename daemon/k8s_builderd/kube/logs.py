@@ -54,8 +54,9 @@ async def follow(
 ) -> None:
     """Pass on every line after a position, until the container has ended and all of its log has come.
 
-    An end of the stream proves nothing: a clean one also comes when the kubelet is killed. Only a pass that
-    began after the container had ended, and came to a clean end, has everything.
+    An end of the stream proves nothing: a clean one also comes when the kubelet is killed. Only a pass that began
+    after the container had ended, came to a clean end, and brought nothing that was not known has shown that there
+    is no more.
 
     :param name: the container's name.
     :param after: where to go on; None for the beginning.
@@ -120,6 +121,9 @@ class _Passage:
         self._deliver = deliver
         self._gap = gap
         self._told: set[bytes] = set()
+        self._tail = (0, b"")
+        self._barren = 0
+        self._missed = False
 
     async def run(self, *, ended: bool) -> bool:
         """Go on until a stream ends; return whether that was the end of the log.
@@ -127,18 +131,39 @@ class _Passage:
         A followed stream that has not shown the position may show it yet, or never; one that ends by itself tells.
         So what is there already is read first, and only then followed.
         """
-        if self.position is None:
-            await self._read(None, follow=not ended, ended=ended)
-            return ended
-        reader = await self._read(self.position, follow=False, ended=ended)
-        if not reader.found:
-            await self._gap()
-            await self._read(self.position, follow=not ended, ended=ended, everything=True)
-        elif not ended:
-            await self._read(self.position, follow=True, ended=False)
-        return ended
+        before = self.position
+        if before is None:
+            reader = await self._read(None, follow=not ended)
+        else:
+            reader = await self._read(before, follow=False)
+            missed, self._missed = self._missed, reader.beside and not reader.found
+            if reader.passed_by or (missed and self._missed):
+                # A rotation throws away the beginning of a log: the position is gone, and perhaps what came after it.
+                reader = await self._read(before, follow=not ended, everything=True)
+            elif self._missed:
+                return False  # thrown away, or the answer was cut just before it: the next one tells
+            elif not ended:
+                reader = await self._read(self.position, follow=True)
+        if not ended or self.position != before:
+            self._barren = 0
+            return False
+        return await self._exhausted(reader)
 
-    async def _read(self, after: Position | None, *, follow: bool, ended: bool, everything: bool = False) -> Reader:
+    async def _exhausted(self, reader: Reader) -> bool:
+        """Say whether a pass over an ended log that brought nothing new has shown its end.
+
+        Half a line is a last line without a line feed if it comes twice. An answer without the position is the end
+        of a log that was rotated just before it, if it comes twice.
+        """
+        known, self._tail = self._tail, reader.tail
+        self._barren += 1
+        if reader.tail != known or (not reader.found and self._barren == 1):
+            return False
+        for batch in reader.end():
+            await self._pass_on(batch)
+        return True
+
+    async def _read(self, after: Position | None, *, follow: bool, everything: bool = False) -> Reader:
         query = {"container": self._container_name, "timestamps": "true"}
         if follow:
             query["follow"] = "true"
@@ -148,12 +173,12 @@ class _Passage:
         async with self._api.log(self._pod, query) as chunks:
             async for chunk in chunks:
                 for batch in reader.feed(chunk):
+                    if everything:
+                        await self._gap()
+                        everything = False
                     await self._pass_on(batch)
                 if reader.passed_by:
-                    return reader
-        if ended:
-            for batch in reader.end():
-                await self._pass_on(batch)
+                    break
         return reader
 
     async def _pass_on(self, batch: Batch) -> None:

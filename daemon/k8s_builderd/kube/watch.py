@@ -82,6 +82,7 @@ class Reflector(Generic[T]):
         self._silence = silence
         self._rng = rng or Random()  # noqa: S311 - spreads load, keeps no secret
         self._gone: dict[str, None] = {}
+        self._expired = False
         self._restart_delays()
 
     @property
@@ -98,12 +99,11 @@ class Reflector(Generic[T]):
                     version = await self._relist()
                 version = await self._watch(version)
             except Expired:
-                # The normal case after a restart of the API server, which is well: so no waiting, the first time.
-                listing = not version
+                # The normal case after a restart of the API server, which is well now: so no waiting, the first time.
+                again, self._expired = self._expired, True
                 version = ""
                 self._trouble("the resourceVersion has expired, listing again")
-                if not listing:
-                    self._restart_delays()
+                if not again:
                     continue
             except Forbidden as error:
                 version = ""  # where only the watch is forbidden, a list now and then still tells what happens
@@ -176,7 +176,7 @@ class Reflector(Generic[T]):
                 self._tell(_decode_event(line))
                 if quiet:
                     # Only a stream that delivers ends the back-off: one that is opened and cut at once does not.
-                    quiet = False
+                    quiet = self._expired = False
                     self._restart_delays()
         if quiet:
             await anyio.sleep(next(self._delays))
