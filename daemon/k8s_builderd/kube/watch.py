@@ -81,7 +81,8 @@ class Reflector(Generic[T]):
         self._changed = changed
         self._silence = silence
         self._rng = rng or Random()  # noqa: S311 - spreads load, keeps no secret
-        self._gone: dict[str, None] = {}
+        self._gone: dict[str, str] = {}
+        self._version = ""
         self._expired = False
         self._restart_delays()
 
@@ -120,8 +121,7 @@ class Reflector(Generic[T]):
 
     def adopt(self, object: T) -> None:  # noqa: A002 - Kubernetes' word
         """Take in an object that a request of ours returned, before the watch tells of it."""
-        if object.metadata.uid not in self._gone:
-            self._apply(object)
+        self._apply(object)
 
     def _restart_delays(self) -> None:
         self._delays = delays(0.2, 5.0, self._rng)
@@ -134,6 +134,12 @@ class Reflector(Generic[T]):
     async def _relist(self) -> str:
         listed = await self._api.list(self._resource, labelSelector=self._selector)
         version = listed.metadata.resource_version
+        if self._version and _newer(self._version, version):
+            # Another past than the one we know: etcd was restored from a backup. Our versions mean nothing there.
+            self._gone.clear()
+            known, self.objects = self.objects, {}
+            for uid in known.keys() - {self._decode(raw).metadata.uid for raw in listed.items or ()}:
+                self._changed(Deleted(known[uid]))
         present = set()
         for raw in listed.items or ():
             item = self._decode(raw)
@@ -142,7 +148,7 @@ class Reflector(Generic[T]):
         for uid in self.objects.keys() - present:
             # One that a request of ours created after this list was made is not missing from it.
             if not _newer(self.objects[uid].metadata.resource_version, version):
-                self._delete(self.objects[uid])
+                self._delete(self.objects[uid], version)
         self._version = version
         self._synced()
         return version
@@ -170,6 +176,8 @@ class Reflector(Generic[T]):
                     line = await anext(lines, None)
                 if deadline.cancelled_caught:
                     self._trouble(f"no word from the watch for {self._silence:g} s, opening another")
+                    if quiet:
+                        return ""  # so is one from a resourceVersion that is still to come: only a list helps there
                     break
                 if line is None:
                     break
@@ -193,22 +201,30 @@ class Reflector(Generic[T]):
             case "DELETED":
                 item = self._decode(event.object)
                 self._version = item.metadata.resource_version
-                self._delete(item)
+                self._delete(item, self._version)
             case "ERROR":
                 status = _decode_status(event.object)
                 kind = error_for_status(status.code or 500)
                 raise kind(status.message or "the watch failed", verb="watch", resource=self._resource.rbac)
 
     def _apply(self, item: T) -> None:
-        known = self.objects.get(item.metadata.uid)
-        if known is None or _newer(item.metadata.resource_version, known.metadata.resource_version):
-            self.objects[item.metadata.uid] = item
+        uid = item.metadata.uid
+        known = self.objects.get(uid)
+        # A late or repeated word about the past changes nothing; one that is newer brings back what has regained its
+        # label.
+        latest = known.metadata.resource_version if known is not None else self._gone.get(uid)
+        if latest is None or _newer(item.metadata.resource_version, latest):
+            self._gone.pop(uid, None)
+            self.objects[uid] = item
             self._changed(Applied(item))
 
-    def _delete(self, item: T) -> None:
+    def _delete(self, item: T, version: str) -> None:
         uid = item.metadata.uid
-        known = self.objects.pop(uid, None)
-        self._gone[uid] = None
+        known = self.objects.get(uid)
+        if known is not None and _newer(known.metadata.resource_version, version):
+            return
+        self.objects.pop(uid, None)
+        self._gone[uid] = version
         if len(self._gone) > 1024:
             del self._gone[next(iter(self._gone))]
         if known is not None:
