@@ -1,0 +1,350 @@
+"""The same chaincode is launched again: nothing new starts before the earlier container has ended.
+
+What is right is decided by the peer's rules (Fabric's core/chaincode/handler_registry.go, Deregister): where the
+stale chaincode was connected to the very peer process that launches, its end drops that launch too, so both `run`s end
+with 1, and the next launch succeeds.
+"""
+
+import os
+import shlex
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.daemon.chaincodes import (
+    Ticking,
+    assert_whole,
+    chaincode_lines,
+    ended,
+    eventually,
+    forgotten,
+    kill,
+    met,
+    no_faults,
+    nothing_left,
+)
+from tests.daemon.scene import Package, Running, Scene
+from tests.embedded.cluster import container_state, running
+
+pytestmark = pytest.mark.anyio
+
+TLS = pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+AGAIN = b"the peer has launched this chaincode again"
+DROPPED = b"the next request starts the chaincode"
+
+
+def connect(package: Package, *, tls: bool, peer: str = "root") -> None:
+    """Write chaincode.json; `peer` tells one process of the peer from the next, where it runs with TLS."""
+    if tls:
+        package.connect(root_cert=f"-----BEGIN CERTIFICATE-----\n{peer}\n")
+    else:
+        package.connect(client_cert="", client_key="", root_cert="")
+
+
+class Overlaps:
+    """A chaincode that finds out whether another of its kind runs while it does."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / "alive"
+        self.overlapped = directory / "overlapped"
+
+    def prelude(self, *, deaf: bool = False) -> str:
+        """Return what its shell does first; `deaf` makes it ignore SIGTERM until its grace is over."""
+        file, overlapped = shlex.quote(str(self._file)), shlex.quote(str(self.overlapped))
+        # A killed process leaves its pid behind: what counts is whether that process is still there.
+        return (
+            f"[ -e {file} ] && kill -0 $(cat {file}) 2>/dev/null && touch {overlapped}\n"
+            f"echo $$ > {file}\n"
+            f"trap '{'' if deaf else 'exit 0'}' TERM"
+        )
+
+
+async def live_pods(scene: Scene) -> list[Any]:
+    return [pod for pod in (await scene.cluster.list("pods"))["items"] if "terminated" not in container_state(pod)]
+
+
+async def assert_only_runs(scene: Scene, run: Running, ticking: Ticking, overlaps: Overlaps) -> None:
+    """Assert that this run alone has a chaincode, and stop it."""
+    await run.line("line 1")
+    assert len(await live_pods(scene)) == 1
+    assert not overlaps.overlapped.exists()
+    assert len(ticking.pids) == len(set(ticking.pids))
+    assert await run.terminate() == 0
+    await scene.none("jobs", "pods", "secrets")
+
+
+@TLS
+async def test_the_old_one_runs_and_its_run_is_connected(scene: Scene, daemon: Running, tls: bool) -> None:
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude())
+    connect(ticking.package, tls=tls)
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    new = await scene.call("run", ticking.package)
+    assert await old.wait() == 1
+    assert AGAIN in old.lines[-1]
+    assert await new.wait() == 1
+    assert DROPPED in new.lines[-1]
+    assert chaincode_lines(new) == []
+    await nothing_left(scene)
+    third = await scene.call("run", ticking.package)
+    await assert_only_runs(scene, third, ticking, overlaps)
+    assert len(ticking.pids) == 2
+
+
+async def test_the_old_one_runs_for_a_peer_process_that_is_no_more(scene: Scene, daemon: Running) -> None:
+    """The peer has restarted, its old `run` is still there: the new peer knows nothing of the old stream."""
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude(deaf=True))
+    connect(ticking.package, tls=True, peer="first")
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    connect(ticking.package, tls=True, peer="second")
+    new = await scene.call("run", ticking.package)
+    assert await old.wait() == 1
+    await assert_only_runs(scene, new, ticking, overlaps)
+
+
+async def test_the_old_one_runs_and_its_run_is_dead(scene: Scene, daemon: Running) -> None:
+    """The peer still uses the old chaincode; when that is made to end, the peer drops the launch that asked."""
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude())
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    old.send(signal.SIGKILL)
+    await ended(old)
+    new = await scene.call("run", ticking.package)
+    assert await new.wait() == 1
+    assert DROPPED in new.lines[-1]
+    third = await scene.call("run", ticking.package)
+    await assert_only_runs(scene, third, ticking, overlaps)
+
+
+async def test_the_old_one_runs_its_run_is_dead_and_the_peer_is_another(scene: Scene, daemon: Running) -> None:
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude(deaf=True))
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    old.send(signal.SIGKILL)
+    await ended(old)
+    connect(ticking.package, tls=True, peer="second")
+    new = await scene.call("run", ticking.package)
+    await new.line("Waiting for an earlier launch of this chaincode to end")
+    await assert_only_runs(scene, new, ticking, overlaps)
+    assert len(ticking.pids) == 2
+
+
+@TLS
+@pytest.mark.parametrize("old_run", ["connected", "dead"])
+async def test_the_old_one_is_pending(scene: Scene, daemon: Running, tls: bool, old_run: str) -> None:
+    """It was never connected to the peer, so its end drops nobody."""
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude())
+    connect(ticking.package, tls=tls)
+    images = (await scene.cluster.switch("GET", "environment"))["extraImages"]
+    await scene.cluster.switch(
+        "PATCH", "environment", {"extraImages": {name: {"digests": ["none"]} for name in images}}
+    )
+    old = await scene.call("run", ticking.package)
+    await old.line("the image cannot be pulled")
+    if old_run == "dead":
+        old.send(signal.SIGKILL)
+        await ended(old)
+    new = await scene.call("run", ticking.package)
+    if old_run == "connected":
+        assert await old.wait() == 1
+        assert AGAIN in old.lines[-1]
+    await new.line("the image cannot be pulled")
+    await scene.cluster.switch("PATCH", "environment", {"extraImages": images})
+    await assert_only_runs(scene, new, ticking, overlaps)
+    assert len(ticking.pids) == 1
+
+
+async def test_the_old_one_was_pending_and_comes_up_while_it_is_superseded(scene: Scene, daemon: Running) -> None:
+    """It may have registered in the last moment, so the launch that asked is as good as dropped."""
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude())
+    images = (await scene.cluster.switch("GET", "environment"))["extraImages"]
+    await scene.cluster.switch(
+        "PATCH", "environment", {"extraImages": {name: {"digests": ["none"]} for name in images}}
+    )
+    old = await scene.call("run", ticking.package)
+    await old.line("the image cannot be pulled")
+    await scene.fault(verb="delete", resource="jobs", times=None, action={"do": "status", "code": 503})
+    new = await scene.call("run", ticking.package)
+    await new.line("Waiting for an earlier launch")
+    await met(scene)
+    await scene.cluster.switch("PATCH", "environment", {"extraImages": images})
+    await scene.cluster.pod_when((await scene.only("jobs"))["metadata"]["name"], running)
+    await no_faults(scene)
+    assert await new.wait() == 1
+    assert DROPPED in new.lines[-1]
+    await nothing_left(scene)
+    third = await scene.call("run", ticking.package)
+    await assert_only_runs(scene, third, ticking, overlaps)
+
+
+async def test_the_old_one_has_finished(scene: Scene, daemon: Running) -> None:
+    """A finished Job is left to people."""
+    ticking = await Ticking.make(scene, code=3)
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    ticking.end()
+    assert await old.wait() == 1
+    new = await scene.call("run", ticking.package)
+    assert await new.wait() == 1
+    assert_whole(new)
+    assert new.lines[-1].endswith(b"the chaincode ended with exit code 3")
+    assert new.count("earlier launch") == 0
+    assert await scene.count("jobs") == 2
+
+
+async def test_the_old_one_has_finished_and_its_run_still_reads_the_log(scene: Scene, daemon: Running) -> None:
+    """It has nothing to lose any more: it says why its chaincode ended, and the Job is left to people."""
+    ticking = await Ticking.make(scene, code=3)
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    await scene.fault(verb="log", times=None, action={"do": "status", "code": 500})
+    await scene.cluster.switch("POST", "drop")
+    await daemon.line("watch_synced", 4)
+    ticking.end()
+    job = (await scene.only("jobs"))["metadata"]["name"]
+    await scene.cluster.pod_when(job, lambda pod: not running(pod))
+    new = await scene.call("run", ticking.package)
+    await new.line("Running chaincode ID")
+    await no_faults(scene)
+    assert await old.wait() == 1
+    assert_whole(old)
+    assert old.lines[-1].endswith(b"the chaincode ended with exit code 3")
+    assert await new.wait() == 1
+    assert_whole(new)
+    assert await scene.count("jobs") == 2
+
+
+async def patient_daemon(scene: Scene) -> Running:
+    """Start a daemon whose pods may ignore SIGTERM for longer than any test takes to look at them."""
+    template = scene.directory / "template.json"
+    template.write_text('{"spec": {"terminationGracePeriodSeconds": 600}}')
+    return await scene.daemon(POD_TEMPLATE=str(template))
+
+
+@pytest.mark.parametrize("peer", ["same", "other"])
+async def test_the_old_one_is_being_deleted(scene: Scene, peer: str) -> None:
+    """It ignores SIGTERM, so its container outlives the deletion of its Job."""
+    await patient_daemon(scene)
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude(deaf=True))
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    assert await old.terminate() == 0
+    if peer == "other":
+        connect(ticking.package, tls=True, peer="second")
+    new = await scene.call("run", ticking.package)
+    await new.line("Waiting for an earlier launch of this chaincode to end")
+    os.kill(ticking.pids[0], signal.SIGKILL)
+    if peer == "same":
+        assert await new.wait() == 1
+        assert DROPPED in new.lines[-1]
+        new = await scene.call("run", ticking.package)
+    await new.line("line 1")
+    assert len(await live_pods(scene)) == 1
+    assert not overlaps.overlapped.exists()
+    assert len(ticking.pids) == 2
+
+
+@pytest.mark.parametrize("peer", ["same", "other"])
+async def test_the_old_job_has_gone_while_its_pod_lives(scene: Scene, peer: str) -> None:
+    """No daemon was there when the Job went: this one knows the pod alone."""
+    daemon = await patient_daemon(scene)
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude(deaf=True))
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    old.send(signal.SIGKILL)
+    await ended(old)
+    await kill(daemon)
+    await scene.cluster.delete("jobs", (await scene.only("jobs"))["metadata"]["name"])
+    await scene.daemon()
+    if peer == "other":
+        connect(ticking.package, tls=True, peer="second")
+    new = await scene.call("run", ticking.package)
+    await new.line("Waiting for an earlier launch of this chaincode to end")
+    os.kill(ticking.pids[0], signal.SIGKILL)
+    if peer == "same":
+        assert await new.wait() == 1
+        assert DROPPED in new.lines[-1]
+        new = await scene.call("run", ticking.package)
+    await new.line("line 1")
+    assert len(await live_pods(scene)) == 1
+    assert not overlaps.overlapped.exists()
+    assert len(ticking.pids) == 2
+
+
+async def test_a_stop_while_waiting_for_the_old_one(scene: Scene, daemon: Running) -> None:
+    """The wait gives way to it, and nothing is launched."""
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude(deaf=True))
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    connect(ticking.package, tls=True, peer="second")
+    new = await scene.call("run", ticking.package)
+    await new.line("Waiting for an earlier launch")
+    assert await new.terminate() == 0
+    await nothing_left(scene)
+    assert len(ticking.pids) == 1
+
+
+@TLS
+async def test_ten_launches_in_a_row(scene: Scene, daemon: Running, tls: bool) -> None:
+    """Each waits until the one before it logs: every second one is dropped with its predecessor, as the peer does."""
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude())
+    connect(ticking.package, tls=tls)
+    running_now: Running | None = None
+    codes = []
+    for _ in range(10):
+        run = await scene.call("run", ticking.package)
+        if running_now is None:
+            await run.line("line 0")
+            running_now = run
+        else:
+            codes += [await running_now.wait(), await run.wait()]
+            running_now = None
+    assert codes == [1] * 10
+    await nothing_left(scene)
+    assert len(ticking.pids) == 5
+    assert not overlaps.overlapped.exists()
+    await forgotten(scene, daemon)
+
+
+async def test_ten_launches_at_once(scene: Scene, daemon: Running) -> None:
+    """One of them is left, whichever came last."""
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude())
+    runs = [await scene.call("run", ticking.package) for _ in range(10)]
+    # One is left, or none where it was dropped together with one that had come up.
+    await eventually(lambda: sum(run.ended.is_set() for run in runs) >= 9)
+    for run in runs:
+        await eventually(lambda run=run: run.ended.is_set() or run.count("line 1") == 1)  # type: ignore[misc]
+    left = [run for run in runs if not run.ended.is_set()]
+    for run in left:
+        await assert_only_runs(scene, run, ticking, overlaps)
+    assert [await run.wait() for run in runs if run not in left] == [1] * (10 - len(left))
+    assert not overlaps.overlapped.exists()
+    await nothing_left(scene)
+    await forgotten(scene, daemon)
+
+
+async def test_five_chaincodes_at_once(scene: Scene, daemon: Running) -> None:
+    tickings = [await Ticking.make(scene, f"cc{index}") for index in range(5)]
+    runs = [await scene.call("run", ticking.package) for ticking in tickings]
+    for run in runs:
+        await run.line("line 2")
+    for ticking in tickings:
+        ticking.end()
+    for ticking, run in zip(tickings, runs, strict=True):
+        assert await run.wait() == 0
+        assert_whole(run)
+        assert len(ticking.pids) == 1
