@@ -10,7 +10,6 @@ from random import Random
 from typing import Protocol, TypeVar
 
 import anyio
-import msgspec
 import structlog
 
 from k8s_builderd import manifests
@@ -22,7 +21,7 @@ from k8s_builderd.kube import logs
 from k8s_builderd.kube.api import EVENTS, JOBS, SECRETS, Api
 from k8s_builderd.kube.errors import AlreadyExists, ApiError, Forbidden
 from k8s_builderd.kube.loglines import Batch
-from k8s_builderd.kube.objects import Event, Job
+from k8s_builderd.kube.objects import Event, Job, ObjectOnly
 from k8s_builderd.kube.pods import Sightings
 from k8s_builderd.manifests import Owner, Plan
 
@@ -33,8 +32,6 @@ EVENTS_FIRST, EVENTS_CAP = 0.4, 5.0
 """Seconds between two looks at the events of a launch that does not come up."""
 
 _log = structlog.get_logger("k8s_builderd.launch")
-_decode_job = msgspec.json.Decoder(Job).decode
-_decode_event = msgspec.json.Decoder(Event).decode
 
 T = TypeVar("T")
 
@@ -133,10 +130,10 @@ class Launch:
             return sightings.job.metadata.uid
         body = manifests.job(self._plan, owner)
         try:
-            job = _decode_job(await self._patiently(lambda: self._api.create(JOBS, body)))
+            job = await self._patiently(lambda: self._api.create(JOBS, Job, body))
             _log.info("job_created", job=self._plan.job_name)
         except AlreadyExists:
-            job = _decode_job(await self._patiently(lambda: self._api.get(JOBS, self._plan.job_name)))
+            job = await self._patiently(lambda: self._api.get(JOBS, Job, self._plan.job_name))
             if job.metadata.annotation(manifests.TOKEN_ANNOTATION) != self._plan.token_sha256:
                 raise LaunchFailed(
                     f"there is a job {self._plan.namespace}/{self._plan.job_name} of another run: delete it"
@@ -163,7 +160,7 @@ class Launch:
             return  # its volume is mounted, or never will be
         body = manifests.secret(self._plan, job_uid)
         try:
-            await self._patiently(lambda: self._api.create(SECRETS, body))
+            await self._patiently(lambda: self._api.create(SECRETS, ObjectOnly, body))
         except AlreadyExists:
             return  # of this run: no other has this name
 
@@ -215,12 +212,11 @@ class Launch:
         found: list[Event] = []
         for uid in uids:
             try:
-                listed = await self._api.list(EVENTS, fieldSelector=f"involvedObject.uid={uid}")
+                found += (await self._api.list(EVENTS, Event, fieldSelector=f"involvedObject.uid={uid}")).items
             except ApiError as error:
                 _log.warning("events_unavailable", reason=str(error))
                 self._trouble = self._trouble or f"what holds it up cannot be read: {error}"
                 return found
-            found += [_decode_event(item) for item in listed.items or ()]
         return found
 
     async def _log(self, job_uid: str, cursor: Cursor | None) -> None:

@@ -6,7 +6,6 @@ A Job whose owner has a wrong name or uid is deleted by the cluster at birth, wi
 from random import Random
 
 import anyio
-import msgspec
 import structlog
 
 from k8s_builderd.backoff import delays
@@ -17,7 +16,6 @@ from k8s_builderd.manifests import Owner
 from k8s_builderd.settings import Settings
 
 _log = structlog.get_logger("k8s_builderd.owner")
-_decode = msgspec.json.Decoder(Pod).decode
 
 
 class OwnPod:
@@ -34,7 +32,7 @@ class OwnPod:
         pauses = delays(0.2, 10.0, rng)
         while True:
             try:
-                found = _decode(await api.get(PODS, name)) if name else None
+                found = await api.get(PODS, Pod, name) if name else None
             except NotFound:
                 found = None
             except ApiError as error:

@@ -12,18 +12,16 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import aiohttp
+import anyio
 import msgspec
 
 from k8s_builderd.errors import SettingsError
 from k8s_builderd.kube import slim
-from k8s_builderd.kube.errors import ApiError, Unauthorized, Unreachable, error_for_status
+from k8s_builderd.kube.errors import ApiError, Unauthorized, Unavailable, Unreachable, error_for_status
 from k8s_builderd.kube.objects import RawList, Status
-
-NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 KEEPALIVE_IDLE = 20
 """Seconds of silence on a connection before the kernel asks whether the other side is there."""
@@ -35,7 +33,8 @@ UNACKNOWLEDGED = 30_000
 _ERROR_BODY = 64 * 1024
 
 _decode_status = msgspec.json.Decoder(Status).decode
-_decode_list = msgspec.json.Decoder(RawList).decode
+
+T = TypeVar("T")
 
 
 class Resource(msgspec.Struct, frozen=True):
@@ -67,6 +66,13 @@ def _socket(address: Any) -> socket.socket:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED)
     return connection
+
+
+class Listing(msgspec.Struct, Generic[T], frozen=True):
+    """What a list has returned: the resourceVersion to watch from, and the objects."""
+
+    version: str
+    items: list[T]
 
 
 class Credentials:
@@ -141,6 +147,7 @@ class Api:
         """When the API server last answered, by `time.monotonic()`."""
         self._credentials = credentials
         self._session = session
+        self._patience = patience
         self._brief = aiohttp.ClientTimeout(total=patience)
         self._streaming = aiohttp.ClientTimeout(total=None, sock_connect=patience)
 
@@ -159,23 +166,29 @@ class Api:
         async with aiohttp.ClientSession(connector=connector, auto_decompress=True) as session:
             yield cls(credentials, session, namespace, patience)
 
-    async def list(self, resource: Resource, **selectors: str) -> RawList:
+    async def list(self, resource: Resource, kind: type[T], **selectors: str) -> Listing[T]:
         """Return all objects that the selectors (`labelSelector`, `fieldSelector`) choose.
 
+        :param kind: the Struct to decode each into.
         :raises ApiError: as every request here does.
         """
-        return _decode_list(await self._request("GET", "list", resource, resource.path(self.namespace), selectors))
+        content = await self._request("GET", "list", resource, resource.path(self.namespace), selectors)
+        raw = _decoded(RawList, content, "list", resource)
+        items = [_decoded(kind, item, "list", resource) for item in raw.items or ()]
+        return Listing(raw.metadata.resource_version, items)
 
-    async def get(self, resource: Resource, name: str) -> bytes:
-        """Return one object as JSON."""
-        return await self._request("GET", "get", resource, resource.path(self.namespace, name))
+    async def get(self, resource: Resource, kind: type[T], name: str) -> T:
+        """Return one object."""
+        content = await self._request("GET", "get", resource, resource.path(self.namespace, name))
+        return _decoded(kind, content, "get", resource)
 
-    async def create(self, resource: Resource, body: Mapping[str, Any]) -> bytes:
-        """Create an object and return it as JSON.
+    async def create(self, resource: Resource, kind: type[T], body: Mapping[str, Any]) -> T:
+        """Create an object and return it.
 
         An `Unreachable` leaves open whether it was created: a second try answers with `AlreadyExists` then.
         """
-        return await self._request("POST", "create", resource, resource.path(self.namespace), body=body)
+        content = await self._request("POST", "create", resource, resource.path(self.namespace), body=body)
+        return _decoded(kind, content, "create", resource)
 
     async def delete(self, resource: Resource, name: str) -> None:
         """Delete an object; what it owns goes after it, in the background."""
@@ -186,7 +199,7 @@ class Api:
     async def watch(self, resource: Resource, query: Mapping[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open a watch and hand out its bytes as they come, cut anywhere."""
         path = resource.path(self.namespace)
-        async with self._stream("watch", resource, path, {"watch": "true", **query}) as chunks:
+        async with self._stream("watch", path, {"watch": "true", **query}, resource.rbac, self._patience) as chunks:
             yield chunks
 
     @asynccontextmanager
@@ -195,7 +208,9 @@ class Api:
 
         The end of the iterator is a clean end of the stream; a broken one raises `Unreachable`.
         """
-        async with self._stream("get", PODS, PODS.path(self.namespace, pod, "log"), query, "pods/log") as chunks:
+        # The head of a followed log comes with its first line, whenever that is.
+        head = None if query.get("follow") else self._patience
+        async with self._stream("get", PODS.path(self.namespace, pod, "log"), query, "pods/log", head) as chunks:
             yield chunks
 
     async def _request(
@@ -220,11 +235,12 @@ class Api:
 
     @asynccontextmanager
     async def _stream(
-        self, verb: str, resource: Resource, path: str, query: Mapping[str, str], rbac: str = ""
+        self, verb: str, path: str, query: Mapping[str, str], what: str, head: float | None
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        what = rbac or resource.rbac
+        """Open an answer without end; `head` is how many seconds may pass before it begins."""
         try:
-            response = await self._send("GET", path, query, None, self._streaming)
+            with anyio.fail_after(head):
+                response = await self._send("GET", path, query, None, self._streaming)
         except (aiohttp.ClientError, OSError) as error:
             raise _unreachable(error, verb, what) from error
         try:
@@ -278,10 +294,20 @@ class Api:
             data=data,
             headers=headers,
             timeout=limits,
+            allow_redirects=False,  # the Kubernetes API does not redirect, and a Secret goes to nobody else
             proxy=now.proxy,
             proxy_headers=now.proxy_headers,
             server_hostname=now.tls_server_name,
         )
+
+
+def _decoded(kind: type[T], content: bytes | msgspec.Raw, verb: str, resource: Resource) -> T:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        # A proxy's page of HTML with status 200, for one. The next answer may be the API server's.
+        message = f"the answer is not what the Kubernetes API gives ({error})"
+        raise Unavailable(message, verb=verb, resource=resource.rbac) from error
 
 
 async def _chunks(response: aiohttp.ClientResponse, verb: str, rbac: str) -> AsyncIterator[bytes]:

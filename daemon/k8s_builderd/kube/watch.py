@@ -76,6 +76,7 @@ class Reflector(Generic[T]):
         self.trouble: str | None = "not listed yet"
         self._api = api
         self._resource = resource
+        self._kind = kind
         self._decode = msgspec.json.Decoder(kind).decode
         self._selector = selector
         self._changed = changed
@@ -132,17 +133,16 @@ class Reflector(Generic[T]):
         self.trouble = words
 
     async def _relist(self) -> str:
-        listed = await self._api.list(self._resource, labelSelector=self._selector)
-        version = listed.metadata.resource_version
+        listed = await self._api.list(self._resource, self._kind, labelSelector=self._selector)
+        version = listed.version
         if self._version and _newer(self._version, version):
             # Another past than the one we know: etcd was restored from a backup. Our versions mean nothing there.
             self._gone.clear()
             known, self.objects = self.objects, {}
-            for uid in known.keys() - {self._decode(raw).metadata.uid for raw in listed.items or ()}:
+            for uid in known.keys() - {item.metadata.uid for item in listed.items}:
                 self._changed(Deleted(known[uid]))
         present = set()
-        for raw in listed.items or ():
-            item = self._decode(raw)
+        for item in listed.items:
             present.add(item.metadata.uid)
             self._apply(item)
         for uid in self.objects.keys() - present:
