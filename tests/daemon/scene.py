@@ -186,7 +186,7 @@ class Scene:
         self.directory = directory
         self.socket = directory / "s" / "b.sock"
         self.socket.parent.mkdir()
-        self._kubeconfig = kubeconfig
+        self.kubeconfig = kubeconfig
         self._tasks = tasks
         self._packages = 0
 
@@ -202,7 +202,7 @@ class Scene:
         """Start a daemon; `settings` are names without FABRIC_K8S_BUILDER_."""
         environment = {
             "PATH": os.environ["PATH"],
-            "KUBECONFIG_PATH": str(self._kubeconfig),
+            "KUBECONFIG_PATH": str(self.kubeconfig),
             **{
                 f"FABRIC_K8S_BUILDER_{name}": value
                 for name, value in {
