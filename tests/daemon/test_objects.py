@@ -198,3 +198,25 @@ async def test_a_start_that_takes_too_long_is_told_in_the_go_builders_words(scen
         lines[-1],
     )
     await scene.none("jobs", "pods", "secrets")
+
+
+async def test_a_start_timeout_is_any_go_duration(scene: Scene, daemon: Running) -> None:
+    package = await scene.package(script="exit 0")
+    for duration in ("3m40s", "1h", "5000ms", "1.5h", "+10s"):
+        code, lines = await scene.said("run", package, FABRIC_K8S_BUILDER_START_TIMEOUT=duration)
+        assert code == 0, lines
+
+
+async def test_debug_is_any_go_bool_and_debug_lines_say_so(scene: Scene) -> None:
+    await scene.daemon(SERVICE_ACCOUNT="default")
+    package = await scene.package(script="exit 0")
+    for value, wanted in [("1", True), ("t", True), ("TRUE", True), ("0", False), ("False", False), ("", False)]:
+        run = await scene.call(
+            "run", package, FABRIC_K8S_BUILDER_DEBUG=value, FABRIC_K8S_BUILDER_SERVICE_ACCOUNT="another"
+        )
+        assert await run.wait() == 0
+        assert bool(run.count(f"run [{run.pid}] DEBUG: ")) is wanted
+    code, [line] = await scene.said("run", package, FABRIC_K8S_BUILDER_DEBUG="yes")
+    assert code == 1
+    assert line.startswith("The FABRIC_K8S_BUILDER_DEBUG environment variable ")
+    assert line.endswith('strconv.ParseBool: parsing "yes": invalid syntax')
