@@ -108,10 +108,20 @@ class Credentials:
         self.current = configuration
 
     async def headers(self) -> dict[str, str]:
-        """Return the Authorization header, the token read anew from its file where that is due."""
-        settings = await self.current.auth_settings()
-        bearer = settings.get("BearerToken")
-        return {"Authorization": bearer["value"]} if bearer else {}
+        """Return the Authorization header, the token read anew from its file where that is due.
+
+        :raises Unauthorized: if it cannot be read, as when the file is empty for a moment; the next request tries again.
+        """
+        try:
+            settings = await self.current.auth_settings()
+        except Exception as error:  # as above
+            raise Unauthorized(f"the credentials cannot be read: {error}") from error
+        if (bearer := settings.get("BearerToken")) is None:
+            return {}
+        value = bearer["value"].strip()
+        if not value.isprintable():
+            raise Unauthorized("the credentials cannot be used: the token holds control characters")
+        return {"Authorization": value}
 
     def ssl(self) -> ssl.SSLContext | bool:
         """Return what TLS to speak.
