@@ -77,6 +77,10 @@ class Settings(Struct, frozen=True):
         :raises SettingsError: for the first variable whose value cannot be used.
         """
         read = _Reader(os.environ if environ is None else environ)  # noqa: TID251 - the one place
+        if bool(read.environ.get(PREFIX + "POD_NAME")) != bool(read.environ.get(PREFIX + "POD_UID")):
+            raise SettingsError(
+                f"The {PREFIX}POD_NAME and {PREFIX}POD_UID environment variables must both be set, or neither"
+            )
         launch_settings(
             {PEER_ID: "checked for each run", **read.environ}
         )  # a mistake is told at start, not at a launch
@@ -84,7 +88,7 @@ class Settings(Struct, frozen=True):
             environment={name: read.environ[name] for name in FORWARDED if read.environ.get(name)},
             kubeconfig=read.environ.get("KUBECONFIG_PATH", ""),
             namespace=read("NAMESPACE", _own_namespace(), _namespace),
-            instance=read("INSTANCE", socket.gethostname()[:63], _label_value),
+            instance=read("INSTANCE", _host_name(), _kubernetes_label_value),
             socket=read("SOCKET", Path(DEFAULT_SOCKET), _socket_path),
             socket_mode=read("SOCKET_MODE", 0o660, _mode),
             allowed_uids=read("ALLOWED_UIDS", None, _uids),
@@ -197,10 +201,6 @@ def _namespace(value: str) -> str:
     return value
 
 
-def _label_value(value: str) -> str:
-    return _kubernetes_label_value(value)
-
-
 def _socket_path(value: str) -> Path:
     if len(os.fsencode(value)) > 107 or not value.startswith("/"):
         raise _Rule("must be an absolute path of at most 107 bytes (Linux: sun_path of a Unix socket)")
@@ -248,9 +248,18 @@ def _pod_template(value: str) -> Mapping[str, Any]:
         raise _Rule(f"must name a file that can be read: {value}: {error.strerror}") from None
     except msgspec.DecodeError as error:
         raise _Rule(f"must name a file with a JSON object: {value}: {error}") from None
-    if not isinstance(template, dict) or not template.keys() <= {"metadata", "spec"}:
-        raise _Rule(f"must name a file with a JSON object that holds metadata, spec or both: {value}")
+    if (
+        not isinstance(template, dict)
+        or not template.keys() <= {"metadata", "spec"}
+        or not all(isinstance(part, dict) for part in template.values())
+    ):
+        raise _Rule(f"must name a file with a JSON object that holds the objects metadata, spec or both: {value}")
     return template
+
+
+def _host_name() -> str:
+    # A pod's host name is its own name, and so a label value; another host's may have to be made one.
+    return re.sub("[^-A-Za-z0-9_.]", "-", socket.gethostname())[:63].strip("-_.") or "k8s-builderd"
 
 
 def _own_namespace() -> str:
