@@ -110,7 +110,7 @@ class Credentials:
     async def headers(self) -> dict[str, str]:
         """Return the Authorization header, the token read anew from its file where that is due.
 
-        :raises Unauthorized: if it cannot be read, as when its file is empty for a moment; the next request reads again.
+        :raises Unauthorized: if it cannot be read, as when its file is empty for a moment; it is read again next time.
         """
         try:
             settings = await self.current.auth_settings()
