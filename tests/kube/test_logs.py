@@ -1,0 +1,572 @@
+"""A followed log comes whole and once, whatever becomes of the streams that bring it."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+from typing import Any, Self
+
+import anyio
+import pytest
+from anyio.abc import TaskGroup
+
+from k8s_builderd.kube import logs
+from k8s_builderd.kube.api import PODS, Api
+from k8s_builderd.kube.errors import ApiError
+from k8s_builderd.kube.loglines import Batch, Position
+from k8s_builderd.kube.objects import Pod
+from k8s_builderd.kube.pods import CONTAINER, Sightings
+from k8s_builderd.kube.watch import Reflector
+from tests.embedded.cluster import DIGEST, PATIENCE, Cluster, job
+from tests.kube.rogue import Reply, Request, rogue
+
+pytestmark = pytest.mark.anyio
+
+
+class Soon(Random):
+    """Waits shortly, so that ten failures in a row are no minute."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return 0.02
+
+
+class Follower:
+    """One who follows a log: what has come, how many gaps were told, and the end."""
+
+    def __init__(self) -> None:
+        self.lines = b""
+        self.gaps = 0
+        self.troubles: list[str] = []
+        self.position: Position | None = None
+        self.ended = anyio.Event()
+        self._changed = anyio.Event()
+
+    async def run(self, api: Api, pod: str, container: logs.Container, after: Position | None = None) -> None:
+        await logs.follow(
+            api,
+            pod,
+            CONTAINER,
+            container,
+            after,
+            deliver=self._deliver,
+            gap=self._gap,
+            trouble=self._trouble,
+            rng=Soon(),
+        )
+        self.ended.set()
+        self._pulse()
+
+    async def _deliver(self, batch: Batch) -> None:
+        self.lines += batch.lines
+        self.position = batch.position
+        self._pulse()
+
+    async def _gap(self) -> None:
+        self.gaps += 1
+        self._pulse()
+
+    async def _trouble(self, error: ApiError) -> None:
+        self.troubles.append(str(error))
+        self._pulse()
+
+    def _pulse(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def until(self, wanted: bytes | Callable[[], Any]) -> None:
+        """Wait until this has come."""
+        with anyio.move_on_after(PATIENCE):
+            while not (wanted in self.lines if isinstance(wanted, bytes) else wanted()):
+                await self._changed.wait()
+            return
+        raise AssertionError(f"{wanted!r} did not come: {self.lines[-500:]!r}, {self.gaps} gaps")
+
+    async def end(self) -> bytes:
+        with anyio.fail_after(PATIENCE):
+            await self.ended.wait()
+        return self.lines
+
+
+class Printer:
+    """A running container that prints what it is told to, through a pipe."""
+
+    def __init__(self, cluster: Cluster, api: Api, pod: str, sightings: Sightings, pipe: int, tasks: TaskGroup) -> None:
+        self.cluster = cluster
+        self.pod = pod
+        self.sightings = sightings
+        self._api = api
+        self._pokes = 0
+        self._pipe = pipe
+        self._tasks = tasks
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, cluster: Cluster, api: Api, fifo: Path, clock: str = "exact") -> AsyncIterator[Self]:
+        os.mkfifo(fifo)
+        pipe = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)  # both, so that neither end waits for the other
+        sightings = Sightings()
+        body = job("printer", "cat", str(fifo), container={"image": f"localhost/{clock}@{DIGEST}"})
+        await cluster.create(body)
+        async with anyio.create_task_group() as tasks:
+            reflector = Reflector(api, PODS, Pod, "app=printer", sightings.saw, rng=Soon())
+            tasks.start_soon(reflector.run)
+            with anyio.fail_after(PATIENCE):
+                while not sightings.started:
+                    await sightings.changed()
+            assert sightings.pod is not None
+            printer = cls(cluster, api, sightings.pod.metadata.name, sightings, pipe, tasks)
+            try:
+                yield printer
+            finally:
+                printer.close()
+            tasks.cancel_scope.cancel()
+
+    async def say(self, data: bytes) -> bytes:
+        rest = data
+        while rest:
+            rest = rest[await anyio.to_thread.run_sync(os.write, self._pipe, rest) :]
+        return data
+
+    def close(self) -> None:
+        """Have the container come to its end."""
+        pipe, self._pipe = self._pipe, -1
+        if pipe >= 0:
+            os.close(pipe)
+
+    def follow(self, after: Position | None = None) -> Follower:
+        follower = Follower()
+        self._tasks.start_soon(follower.run, self._api, self.pod, self.sightings, after)
+        return follower
+
+    async def fault(self, **rule: Any) -> None:
+        await self.cluster.switch("POST", "faults", {"verb": "log", **rule})
+
+    async def away(self, follower: Follower) -> None:
+        """Break the follower's stream, and let it not come back yet."""
+        await self.fault(times=None, action={"do": "status", "code": 500})
+        await self.cluster.switch("POST", "drop")
+
+    async def back(self) -> None:
+        await self.cluster.switch("DELETE", "faults")
+
+    async def rotate(self) -> None:
+        await self.cluster.switch("POST", f"pods/{self.cluster.namespace}/{self.pod}/rotate")
+
+    async def poke(self) -> None:
+        """Change something about the pod, so that its watchers look up."""
+        self._pokes += 1
+        await self.cluster.patch("pods", self.pod, {"metadata": {"annotations": {"poke": str(self._pokes)}}})
+
+    async def met(self, times: int) -> None:
+        """Wait until the fault has been met so often."""
+        with anyio.fail_after(PATIENCE):
+            while (await self.cluster.switch("GET", "faults"))[0]["met"] < times:
+                await self.poke()
+
+    async def stored(self, text: bytes) -> None:
+        """Wait until the cluster has this in the log, though the follower is away."""
+        with anyio.fail_after(PATIENCE):
+            async with self.cluster.open(self.cluster.path("pods", self.pod, "log"), follow="true") as answer:
+                data = b""
+                while text not in data:
+                    data += await answer.content.readany()
+
+
+@pytest.fixture
+async def printer(cluster: Cluster, api: Api, tmp_path: Path) -> AsyncIterator[Printer]:
+    async with Printer.open(cluster, api, tmp_path / "fifo") as printer:
+        yield printer
+
+
+def numbered(start: int, end: int) -> bytes:
+    return b"".join(b"line %d\n" % number for number in range(start, end))
+
+
+async def test_a_log_is_followed_from_its_beginning_to_its_end(printer: Printer) -> None:
+    said = await printer.say(numbered(0, 10))
+    follower = printer.follow()
+    await follower.until(b"line 9\n")
+    said += await printer.say(numbered(10, 20))
+    await follower.until(b"line 19\n")
+    printer.close()
+    assert await follower.end() == said
+    assert follower.gaps == 0
+
+
+async def test_what_was_printed_before_anybody_came_and_after_the_end_is_read(printer: Printer) -> None:
+    said = await printer.say(numbered(0, 1000) + b"no newline")
+    printer.close()
+    with anyio.fail_after(PATIENCE):
+        while not printer.sightings.ended:
+            await printer.sightings.changed()
+    assert await printer.follow().end() == said + b"\n"
+
+
+async def test_the_last_line_without_a_newline_comes_at_the_end(printer: Printer) -> None:
+    follower = printer.follow()
+    said = await printer.say(b"one\r\n\n\xff\xfe\ntwo")
+    await follower.until(b"\xff\xfe\n")
+    printer.close()
+    assert await follower.end() == said.replace(b"\r", b"") + b"\n"  # the runtime drops CR before LF
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["clean", "reset"])
+@pytest.mark.parametrize("size", [0, 1, 20, 31, 33, 200, 4096])
+async def test_a_stream_cut_anywhere_while_the_container_runs_is_gone_on_with(
+    printer: Printer, size: int, reset: bool
+) -> None:
+    await printer.fault(times=4, action={"do": "cut", "bytes": size, "reset": reset})
+    said = await printer.say(numbered(0, 300))
+    follower = printer.follow()
+    await follower.until(b"line 299\n")
+    said += await printer.say(numbered(300, 310))
+    await follower.until(b"line 309\n")
+    printer.close()
+    assert await follower.end() == said
+    assert follower.gaps == 0
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["clean", "reset"])
+async def test_a_long_line_cut_in_its_middle_comes_in_its_pieces_once(printer: Printer, reset: bool) -> None:
+    for size in (40_000, 150_000, 10_000, 90_000):
+        await printer.fault(action={"do": "cut", "bytes": size, "reset": reset})
+    await printer.say(b"before\n" + b"x" * 200_000 + b"\nafter\n")
+    follower = printer.follow()
+    await follower.until(b"after\n")
+    printer.close()
+    lines = (await follower.end()).splitlines()
+    assert (lines[0], lines[-1]) == (b"before", b"after")
+    assert b"".join(line.partition(b" [piece ")[0] for line in lines[1:-1]) == b"x" * 200_000
+    assert [line.count(b" [piece %d" % number) for number, line in enumerate(lines[1:-1], 1)] == [1] * 7
+    assert follower.gaps == 0
+
+
+async def test_a_clean_end_of_the_stream_is_no_end_of_the_chaincode(printer: Printer) -> None:
+    follower = printer.follow()
+    said = b""
+    for number in range(5):
+        await printer.fault(action={"do": "cut", "bytes": 1})  # the next stream that is opened
+        await printer.cluster.switch("POST", "drop")
+        said += await printer.say(b"line %d\n" % number)
+        await follower.until(said)
+    assert not follower.ended.is_set()
+    printer.close()
+    assert await follower.end() == said
+
+
+@pytest.mark.parametrize(("code", "times"), [(400, 3), (404, 3), (500, 10), (503, 3), (429, 3)], ids=str)
+async def test_refusals_while_the_container_runs_are_waited_out(printer: Printer, code: int, times: int) -> None:
+    """400: it is waiting to start; 404: not known to this API server yet."""
+    said = await printer.say(numbered(0, 10))
+    await printer.fault(times=times, action={"do": "status", "code": code})
+    follower = printer.follow()
+    await follower.until(b"line 9\n")
+    await printer.fault(times=times, action={"do": "status", "code": code})
+    await printer.cluster.switch("POST", "drop")
+    said += await printer.say(numbered(10, 20))
+    await follower.until(b"line 19\n")
+    printer.close()
+    assert await follower.end() == said
+    assert follower.gaps == 0
+
+
+@pytest.mark.parametrize("code", [401, 403])
+async def test_a_log_that_is_refused_is_told_once_and_asked_for_again(printer: Printer, code: int) -> None:
+    """An API server that has just started answers 403 for a moment, and a Role can be mended."""
+    said = await printer.say(numbered(0, 10))
+    await printer.fault(times=None, action={"do": "status", "code": code})
+    follower = printer.follow()
+    await follower.until(lambda: follower.troubles)
+    assert "cannot get pods/log" in follower.troubles[0]
+    await printer.poke()
+    await printer.met(4)
+    await printer.back()
+    await printer.poke()
+    await follower.until(b"line 9\n")
+    printer.close()
+    assert await follower.end() == said
+    assert (follower.gaps, len(follower.troubles)) == (0, 1)
+
+
+async def test_an_outage_of_the_api_loses_nothing(printer: Printer) -> None:
+    follower = printer.follow()
+    said = await printer.say(numbered(0, 10))
+    await follower.until(b"line 9\n")
+    await printer.cluster.switch("POST", "outage", {"on": True})
+    said += await printer.say(numbered(10, 20))
+    await printer.cluster.switch("POST", "outage", {"on": False})
+    await follower.until(b"line 19\n")
+    assert (follower.lines, follower.gaps) == (said, 0)
+
+
+async def test_an_end_during_an_outage_is_noticed_after_it_with_the_rest_of_the_log(printer: Printer) -> None:
+    follower = printer.follow()
+    said = await printer.say(numbered(0, 10))
+    await follower.until(b"line 9\n")
+    await printer.cluster.switch("POST", "outage", {"on": True})
+    said += await printer.say(numbered(10, 2000))
+    printer.close()
+    await printer.cluster.switch("POST", "outage", {"on": False})
+    assert await follower.end() == said
+    assert follower.gaps == 0
+
+
+@pytest.mark.parametrize("clock", ["jitter", "coarse"])
+async def test_timestamps_that_go_back_or_stand_still_lose_and_repeat_nothing(
+    cluster: Cluster, api: Api, tmp_path: Path, clock: str
+) -> None:
+    async with Printer.open(cluster, api, tmp_path / "fifo", clock) as printer:
+        follower = printer.follow()
+        said = b""
+        for turn in range(6):
+            for size in (1000 + 800 * turn, 3000 + 900 * turn):
+                await printer.fault(action={"do": "cut", "bytes": size, "reset": True})
+            await printer.cluster.switch("POST", "drop")
+            said += await printer.say(b"same\n" * 50 + b"%d\n" % turn + b"same\n" * 50)
+            await follower.until(lambda said=said: len(follower.lines) >= len(said))  # type: ignore[misc]
+            assert follower.lines == said
+        printer.close()
+        assert await follower.end() == said
+        assert follower.gaps == 0
+
+
+# Rotation
+
+
+async def test_a_follower_that_is_not_cut_crosses_a_rotation(printer: Printer) -> None:
+    follower = printer.follow()
+    said = b""
+    for turn in range(3):
+        said += await printer.say(numbered(turn * 10, turn * 10 + 10))
+        await follower.until(b"line %d\n" % (turn * 10 + 9))
+        await printer.rotate()
+    printer.close()
+    assert await follower.end() == said
+    assert follower.gaps == 0
+
+
+async def test_lines_rotated_away_are_told_as_one_gap_and_all_that_is_left_comes(printer: Printer) -> None:
+    follower = printer.follow()
+    said = await printer.say(numbered(0, 10))
+    await follower.until(b"line 9\n")
+    await printer.away(follower)
+    await printer.say(numbered(10, 20))
+    await printer.rotate()
+    after = await printer.say(numbered(20, 30))
+    await printer.back()
+    await printer.stored(b"line 29\n")
+    await follower.until(b"line 29\n")
+    more = await printer.say(numbered(30, 40))
+    await follower.until(b"line 39\n")
+    assert follower.gaps == 1
+    printer.close()
+    # What was printed around the rotation may lie on either side of it.
+    assert await follower.end() in {said + numbered(n, 20) + after + more for n in range(10, 21)}
+    assert follower.gaps == 1
+
+
+async def test_a_rotation_between_two_lines_loses_none(printer: Printer) -> None:
+    follower = printer.follow()
+    said = await printer.say(numbered(0, 10))
+    await follower.until(b"line 9\n")
+    await printer.away(follower)
+    await printer.rotate()
+    said += await printer.say(numbered(10, 20))
+    await printer.back()
+    await follower.until(b"line 19\n")
+    printer.close()
+    assert await follower.end() == said
+    assert follower.gaps <= 1  # that nothing is missing cannot be known
+
+
+async def test_a_rotation_before_the_end_is_told_when_the_rest_is_read(printer: Printer) -> None:
+    follower = printer.follow()
+    said = await printer.say(numbered(0, 10))
+    await follower.until(b"line 9\n")
+    await printer.away(follower)
+    await printer.rotate()
+    await printer.say(b"last\n")
+    printer.close()
+    with anyio.fail_after(PATIENCE):
+        while not printer.sightings.ended:
+            await printer.sightings.changed()
+    await printer.back()
+    assert await follower.end() == said + b"last\n"
+    assert follower.gaps == 1
+
+
+# Taken up by a new daemon
+
+
+async def test_a_new_follower_goes_on_after_the_position_of_the_old_one(printer: Printer) -> None:
+    said = await printer.say(numbered(0, 100))
+    first = printer.follow()
+    await first.until(b"line 99\n")
+    position = first.position
+    said += await printer.say(numbered(100, 110))
+    second = printer.follow(position)
+    await second.until(b"line 109\n")
+    printer.close()
+    await second.end()
+    assert numbered(0, 100) + second.lines == said
+    assert second.gaps == 0
+
+
+async def test_a_position_of_another_log_is_a_gap_and_not_the_end(printer: Printer) -> None:
+    said = await printer.say(numbered(0, 10))
+    follower = printer.follow(Position("2026-01-01T00:00:00.000000001Z", "0" * 16))
+    await follower.until(b"line 9\n")
+    printer.close()
+    assert await follower.end() == said
+    assert follower.gaps == 1
+
+
+# The end
+
+
+async def test_a_pod_that_is_gone_has_no_log_to_wait_for(printer: Printer) -> None:
+    said = await printer.say(numbered(0, 10))
+    follower = printer.follow()
+    await follower.until(b"line 9\n")
+    await printer.cluster.delete("jobs", "printer")
+    assert await follower.end() == said
+
+
+async def test_a_slow_reader_gets_everything_in_the_end(printer: Printer) -> None:
+    class Slow(Follower):
+        async def _deliver(self, batch: Batch) -> None:
+            await anyio.sleep(0.01)
+            await super()._deliver(batch)
+
+    follower = Slow()
+    printer._tasks.start_soon(follower.run, printer._api, printer.pod, printer.sightings)
+    said = await printer.say(numbered(0, 100_000))
+    printer.close()
+    assert await follower.end() == said
+
+
+# Servers that are worse
+
+
+class Ended:
+    """A container that has ended."""
+
+    ended = True
+    gone = False
+
+    async def changed(self) -> None:
+        await anyio.sleep_forever()
+
+
+class Running(Ended):
+    """One that runs until it is told to have ended."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._changed = anyio.Event()
+
+    def end(self) -> None:
+        self.ended = True
+        self._changed.set()
+
+    async def changed(self) -> None:
+        await self._changed.wait()
+        await anyio.lowlevel.checkpoint()
+
+
+def stamped(*numbers: int) -> bytes:
+    return b"".join(b"2026-11-23T06:57:%02d.000000000Z line %d\n" % (number, number) for number in numbers)
+
+
+WORDS = b"failed to create fsnotify watcher: too many open files"
+
+
+async def test_a_kubelet_that_cannot_follow_neither_repeats_lines_nor_invents_a_gap(kubeconfig: Path) -> None:
+    """A node without free inotify watches ends each followed stream with these words, and cleanly."""
+    container, passes = Running(), 0
+
+    async def answer(request: Request, reply: Reply) -> None:
+        nonlocal passes
+        passes += 1
+        log = stamped(*range(1, min(2 + passes, 9)))
+        if "follow" in request.query:
+            log += WORDS + b"\n"
+        if passes > 12:
+            container.end()
+        await reply.chunked(log)
+
+    async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "default") as api:
+        follower = Follower()
+        with anyio.fail_after(PATIENCE):
+            await follower.run(api, "pod", container)
+    lines = [line for line in follower.lines.splitlines() if line != WORDS]
+    assert lines == [b"line %d" % number for number in range(1, 9)]
+    assert follower.gaps == 0
+
+
+async def test_an_answer_that_breaks_off_before_the_position_is_no_gap(kubeconfig: Path) -> None:
+    """A kubelet that is killed while it reads its file ends the answer cleanly, in front of the line that is sought."""
+    answers = [stamped(1, 2, 3, 4), b"", stamped(3), stamped(3)[:-4], stamped(3, 4, 5)]
+    turns = iter(answers)
+
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.chunked(next(turns, stamped(3, 4, 5, 6)))
+
+    container = Running()
+    async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "default") as api:
+        follower = Follower()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follower.run, api, "pod", container)
+            await follower.until(b"line 6\n")
+            container.end()
+    assert follower.lines == b"".join(b"line %d\n" % number for number in range(1, 7))
+    assert follower.gaps == 0
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2b\r\n2026-11-23T0",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" + stamped(1),
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnope",
+        b"HTTP/1.1 2",
+        b"\x15\x03\x01\x00\x02\x02\x46",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"",
+    ],
+)
+async def test_answers_that_are_no_http_are_tried_again(kubeconfig: Path, broken: bytes) -> None:
+    turns = iter([broken, broken, broken])
+
+    async def answer(request: Request, reply: Reply) -> None:
+        data = next(turns, None)
+        if data is None:
+            await reply.chunked(stamped(1, 2))
+        elif data:
+            await reply.raw(data)
+
+    async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "default") as api:
+        follower = Follower()
+        with anyio.fail_after(PATIENCE):
+            await follower.run(api, "pod", Ended())
+    assert follower.lines == b"line 1\nline 2\n"
+
+
+async def test_what_is_asked_for_is_asked_in_the_apis_words(kubeconfig: Path) -> None:
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.chunked(stamped(7, 8))
+
+    async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "ns") as api:
+        first = Follower()
+        await first.run(api, "pod", Ended())
+        second = Follower()
+        await second.run(api, "pod", Ended(), first.position)
+    one, other = server.asked[0], server.asked[1]
+    assert one.path == other.path == "/api/v1/namespaces/ns/pods/pod/log"
+    assert one.query == {"container": "chaincode", "timestamps": "true"}
+    assert other.query == {"container": "chaincode", "timestamps": "true", "sinceTime": "2026-11-23T06:57:07+00:00"}
+    assert second.lines == b""
+    assert second.gaps == 0
