@@ -1,0 +1,512 @@
+"""Whoever we are to the API server, and whatever it answers: a failure is one of our errors, with verb and resource."""
+
+import base64
+import json
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from anyio.abc import SocketAttribute
+
+from k8s_builderd.errors import SettingsError
+from k8s_builderd.kube.api import EVENTS, JOBS, PODS, SECRETS, Api
+from k8s_builderd.kube.errors import (
+    AlreadyExists,
+    ApiError,
+    Expired,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Unauthorized,
+    Unavailable,
+    Unreachable,
+)
+from k8s_builderd.kube.objects import ObjectOnly
+from tests.embedded.cluster import PATIENCE
+from tests.kube.certificates import Authority
+from tests.kube.rogue import Answer, Reply, Request, Rogue, rogue
+
+pytestmark = pytest.mark.anyio
+
+EMPTY = {"metadata": {"resourceVersion": "1"}, "items": []}
+
+
+async def well(request: Request, reply: Reply) -> None:
+    await reply.whole(200, EMPTY)
+
+
+@asynccontextmanager
+async def opened(server: Rogue, path: Path, patience: float = 10.0, **user: Any) -> AsyncIterator[Api]:
+    async with Api.open(str(server.kubeconfig(path, **user)), "ns", patience=patience) as api:
+        yield api
+
+
+def only_with(*tokens: str) -> Answer:
+    """Answer those who have one of the tokens, and tell all others that they are unknown."""
+
+    async def answer(request: Request, reply: Reply) -> None:
+        if request.headers.get("authorization") in {f"Bearer {token}" for token in accepted}:
+            await reply.whole(200, EMPTY)
+        else:
+            await reply.whole(401, status(401, "Unauthorized", "Unauthorized"))
+
+    accepted = [*tokens]
+    answer.accepted = accepted  # type: ignore[attr-defined]
+    return answer
+
+
+def status(code: int, reason: str, message: str, **details: Any) -> dict[str, Any]:
+    body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code}
+    return {**body, **({"reason": reason} if reason else {}), **({"details": details} if details else {})}
+
+
+# Credentials
+
+
+async def test_a_kubeconfigs_token_is_sent(kubeconfig: Path) -> None:
+    async with rogue(well) as server, opened(server, kubeconfig, token="first") as api:
+        await api.list(JOBS, ObjectOnly)
+    assert server.asked[0].headers["authorization"] == "Bearer first"
+    assert server.asked[0].path == "/apis/batch/v1/namespaces/ns/jobs"
+
+
+@pytest.mark.parametrize("inline", [True, False], ids=["inline", "files"])
+async def test_a_client_certificate_is_shown_over_tls(kubeconfig: Path, tmp_path: Path, inline: bool) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("builder")
+    files = {"certificate-authority": authority.file, "client-certificate": certificate, "client-key": key}
+    fields: dict[str, Any] = (
+        {f"{name}-data": base64.b64encode(path.read_bytes()).decode() for name, path in files.items()}
+        if inline
+        else {name: str(path) for name, path in files.items()}
+    )
+    ca: dict[str, Any] = {name: fields.pop(name) for name in [*fields] if name.startswith("certificate-authority")}
+    async with rogue(well, authority.server()) as server, opened(server, kubeconfig, cluster=ca, **fields) as api:
+        await api.list(JOBS, ObjectOnly)
+        async with api.log("pod", {}) as chunks:
+            assert b"".join([chunk async for chunk in chunks])
+    assert [request.peer for request in server.asked] == ["builder", "builder"]
+
+
+async def test_a_server_of_another_ca_is_not_spoken_to(kubeconfig: Path, tmp_path: Path) -> None:
+    ours, other = Authority(tmp_path, "ours"), Authority(tmp_path, "other")
+    ca = {"certificate-authority": str(ours.file)}
+    async with rogue(well, other.server()) as server, opened(server, kubeconfig, cluster=ca, token="t") as api:
+        with pytest.raises(Unreachable, match="certificate verify failed"):
+            await api.list(JOBS, ObjectOnly)
+    assert server.asked == []
+
+
+async def test_a_server_of_another_name_is_not_spoken_to_unless_that_is_said(kubeconfig: Path, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    ca = {"certificate-authority": str(authority.file)}
+    async with rogue(well, authority.server("kubernetes.default")) as server:
+        async with opened(server, kubeconfig, cluster=ca, token="t") as api:
+            with pytest.raises(Unreachable):
+                await api.list(JOBS, ObjectOnly)
+        named = {**ca, "tls-server-name": "kubernetes.default"}
+        async with opened(server, kubeconfig, cluster=named, token="t") as api:
+            await api.list(JOBS, ObjectOnly)
+
+
+async def test_a_ca_without_key_usage_is_good_enough(kubeconfig: Path, tmp_path: Path) -> None:
+    """Python 3.13 asks for it by default; Go never did, and older clusters have such a CA."""
+    authority = Authority(tmp_path, usage=False)
+    ca = {"certificate-authority": str(authority.file)}
+    async with rogue(well, authority.server()) as server, opened(server, kubeconfig, cluster=ca, token="t") as api:
+        await api.list(JOBS, ObjectOnly)
+
+
+async def test_an_insecure_cluster_is_one_whose_certificate_is_not_looked_at(kubeconfig: Path, tmp_path: Path) -> None:
+    tls = Authority(tmp_path).server("elsewhere")
+    insecure = {"insecure-skip-tls-verify": True}
+    async with rogue(well, tls) as server, opened(server, kubeconfig, cluster=insecure, token="t") as api:
+        await api.list(JOBS, ObjectOnly)
+
+
+def plugin(path: Path, token_file: Path) -> dict[str, Any]:
+    """Return a user whose token an exec plugin reads from a file; it fails where the file is not there."""
+    path.write_text(
+        "import json, sys\n"
+        f"token = open({str(token_file)!r}).read()\n"
+        "print(json.dumps({'apiVersion': 'client.authentication.k8s.io/v1', 'kind': 'ExecCredential',"
+        " 'status': {'token': token}}))\n"
+    )
+    return {
+        "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": sys.executable,
+            "args": [str(path)],
+            "interactiveMode": "Never",
+        }
+    }
+
+
+@pytest.mark.parametrize("how", ["exec", "tokenFile"])
+async def test_a_token_that_has_changed_is_read_anew_when_it_is_refused(
+    kubeconfig: Path, tmp_path: Path, how: str
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("first")
+    user = plugin(tmp_path / "plugin.py", file) if how == "exec" else {"tokenFile": str(file)}
+    answer = only_with("first")
+    async with rogue(answer) as server, opened(server, kubeconfig, **user) as api:
+        await api.list(JOBS, ObjectOnly)
+        file.write_text("second")
+        answer.accepted[:] = ["second"]  # type: ignore[attr-defined]
+        await api.list(JOBS, ObjectOnly)
+        async with api.watch(JOBS, {}):
+            pass
+        assert [request.headers["authorization"] for request in server.asked] == [
+            "Bearer first",
+            "Bearer first",
+            "Bearer second",
+            "Bearer second",
+        ]
+        answer.accepted.clear()  # type: ignore[attr-defined]
+        with pytest.raises(Unauthorized, match="Check the service account's token"):
+            await api.list(JOBS, ObjectOnly)
+        assert len(server.asked) == 6  # asked once more, and no more than that
+        file.unlink()
+        with pytest.raises(Unauthorized):
+            await api.get(PODS, ObjectOnly, "p")
+
+
+async def test_a_token_file_may_end_with_a_line_feed(kubeconfig: Path, tmp_path: Path) -> None:
+    """As `echo` writes it; Kubernetes' own clients trim it."""
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    async with rogue(only_with("first")) as server, opened(server, kubeconfig, tokenFile=str(file)) as api:
+        await api.list(JOBS, ObjectOnly)
+
+
+SERVICE_ACCOUNT = "kubernetes_asyncio.config.incluster_config"
+
+
+@pytest.fixture
+def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Rogue], Path]:
+    """Pretend to be in a pod: Kubernetes' files lie elsewhere, as the library that reads them has them."""
+    from k8s_builderd.kube import slim
+
+    slim.load()
+
+    def pretend(server: Rogue) -> Path:
+        host, _, port = server.server.removeprefix("https://").rpartition(":")
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", port)
+        monkeypatch.setattr(f"{SERVICE_ACCOUNT}.SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+        monkeypatch.setattr(f"{SERVICE_ACCOUNT}.SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+        (tmp_path / "token").write_text("first")
+        return tmp_path / "token"
+
+    return pretend
+
+
+async def test_in_a_pod_its_service_accounts_files_are_used(pod: Callable[[Rogue], Path], tmp_path: Path) -> None:
+    answer = only_with("first")
+    async with rogue(answer, Authority(tmp_path).server()) as server:
+        token = pod(server)
+        async with Api.open("", "ns") as api:
+            await api.list(JOBS, ObjectOnly)
+            token.write_text("second")
+            answer.accepted[:] = ["second"]  # type: ignore[attr-defined]
+            await api.list(JOBS, ObjectOnly)
+    assert server.asked[-1].headers["authorization"] == "Bearer second"
+
+
+@pytest.mark.parametrize("content", ["", None, "broken\ntoken"], ids=["empty", "missing", "two lines"])
+async def test_a_token_file_that_is_bad_for_a_moment_breaks_nothing_but_the_request(
+    pod: Callable[[Rogue], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    """The kubelet replaces it while we read; every minute it is read anew."""
+    async with rogue(only_with("first"), Authority(tmp_path).server()) as server:
+        token = pod(server)
+        monkeypatch.setattr(f"{SERVICE_ACCOUNT}.TOKEN_REFRESH_PERIOD", timedelta(0))
+        async with Api.open("", "ns") as api:
+            await api.list(JOBS, ObjectOnly)
+            if content is None:
+                token.unlink()
+            else:
+                token.write_text(content)
+            for request in REQUESTS.values():
+                with pytest.raises(ApiError):
+                    await request(api)
+            token.write_text("first")
+            await api.list(JOBS, ObjectOnly)
+
+
+async def test_outside_of_a_pod_a_kubeconfig_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(SettingsError) as refused:
+        async with Api.open("", "ns"):
+            pass
+    assert str(refused.value) == (
+        "Not in a Kubernetes pod (Service host/port is not set.): set the KUBECONFIG_PATH environment variable to a"
+        " kubeconfig"
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"current-context": "nowhere"}',
+        b'{"apiVersion":"v1","kind":"Config","current-context":"a","contexts":[],"clusters":[],"users":[]}',
+    ],
+    ids=str,
+)
+async def test_a_kubeconfig_that_cannot_be_used_is_named(kubeconfig: Path, content: bytes | None) -> None:
+    if content is not None:
+        await anyio.Path(kubeconfig).write_bytes(content)
+    with pytest.raises(SettingsError) as refused:
+        async with Api.open(str(kubeconfig), "ns"):
+            pass
+    assert str(refused.value).startswith(
+        f"The KUBECONFIG_PATH environment variable must name a kubeconfig that can be used: {kubeconfig}: "
+    )
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("what", ["certificate-authority", "client-certificate", "exec"])
+async def test_a_kubeconfig_that_names_what_is_not_there_is_refused(
+    kubeconfig: Path, tmp_path: Path, what: str
+) -> None:
+    missing = str(tmp_path / "missing")
+    user: dict[str, Any] = {"token": "t"}
+    if what == "exec":
+        user = plugin(tmp_path / "plugin.py", tmp_path / "missing")
+    elif what == "client-certificate":
+        user = {"client-certificate": missing, "client-key": missing}
+    else:
+        user["cluster"] = {"certificate-authority": missing}
+    with pytest.raises(SettingsError):
+        async with opened(Rogue("https://127.0.0.1:1"), kubeconfig, **user):
+            pass
+
+
+# Answers
+
+REQUESTS: dict[str, Callable[[Api], Awaitable[Any]]] = {
+    "list jobs.batch": lambda api: api.list(JOBS, ObjectOnly),
+    "get pods": lambda api: api.get(PODS, ObjectOnly, "p"),
+    "create secrets": lambda api: api.create(SECRETS, ObjectOnly, {"metadata": {"name": "s"}}),
+    "delete jobs.batch": lambda api: api.delete(JOBS, "j"),
+    "list events": lambda api: api.list(EVENTS, ObjectOnly, fieldSelector="involvedObject.uid=u"),
+    "watch pods": lambda api: _opens(api.watch(PODS, {})),
+    "get pods/log": lambda api: _opens(api.log("p", {})),
+}
+
+
+async def _opens(stream: Any) -> None:
+    async with stream as chunks:
+        async for _ in chunks:
+            pass
+
+
+requests = pytest.mark.parametrize("what", REQUESTS)
+
+
+@requests
+async def test_a_refusal_is_told_with_verb_and_resource(kubeconfig: Path, what: str) -> None:
+    message = f'User "x" cannot {what.split()[0]} resource "y" in API group ""'
+
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.whole(403, status(403, "Forbidden", message))
+
+    async with rogue(answer) as server, opened(server, kubeconfig) as api:
+        with pytest.raises(Forbidden) as refused:
+            await REQUESTS[what](api)
+    assert f"{refused.value.verb} {refused.value.resource}" == what
+    assert str(refused.value) == (
+        f"cannot {what}: {message}. Check the Role of the daemon's service account (docs/operations.md lists the"
+        " rights it needs)"
+    )
+    assert refused.value.reason == "Forbidden"
+    assert not refused.value.transient
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (400, Invalid),
+        (404, NotFound),
+        (409, AlreadyExists),
+        (410, Expired),
+        (422, Invalid),
+        (429, Unavailable),
+        (500, Unavailable),
+        (503, Unavailable),
+        (504, Unavailable),
+        (599, Unavailable),
+        (405, ApiError),
+        (413, ApiError),
+        (418, ApiError),
+    ],
+)
+async def test_each_status_is_an_error_of_ours(kubeconfig: Path, code: int, kind: type[ApiError]) -> None:
+    bodies = [status(code, "", "words"), b"<html>", b"", b"null", b"[]", b'{"message": 5}', b"\xff" * 100_000]
+    turns = iter(bodies)
+
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.whole(code, next(turns))
+
+    async with rogue(answer) as server, opened(server, kubeconfig) as api:
+        for body in bodies:
+            with pytest.raises(ApiError) as refused:
+                await api.get(JOBS, ObjectOnly, "j")
+            assert type(refused.value) is kind
+            assert refused.value.transient == (code == 429 or code >= 500)
+            words = "words" if body is bodies[0] else f"HTTP {code}"
+            assert str(refused.value).startswith(f"cannot get jobs.batch: {words}")
+            assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("header", "details", "seconds"),
+    [
+        ("7", {}, 7),
+        ("7", {"retryAfterSeconds": 3}, 3),
+        ("", {"retryAfterSeconds": 3}, 3),
+        ("", {}, None),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", {}, None),
+        ("-1", {}, None),
+        ("1.5", {}, None),
+        ("soon", {}, None),
+        ("7", {"retryAfterSeconds": "soon"}, 7),
+    ],
+)
+async def test_how_long_to_wait_is_taken_from_the_answer(
+    kubeconfig: Path, header: str, details: dict[str, Any], seconds: float | None
+) -> None:
+    async def answer(request: Request, reply: Reply) -> None:
+        headers = {"Retry_After": header} if header else {}
+        await reply.whole(429, status(429, "TooManyRequests", "slowly", **details), **headers)
+
+    async with rogue(answer) as server, opened(server, kubeconfig) as api:
+        with pytest.raises(Unavailable) as refused:
+            await api.list(JOBS, ObjectOnly)
+    assert refused.value.retry_after == seconds
+
+
+@requests
+async def test_a_server_that_refuses_connections_is_unreachable(kubeconfig: Path, what: str) -> None:
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = listener.extra(SocketAttribute.local_port)
+    await listener.aclose()
+    async with opened(Rogue(f"http://127.0.0.1:{port}"), kubeconfig) as api:
+        with pytest.raises(Unreachable) as refused:
+            await REQUESTS[what](api)
+    assert str(refused.value).startswith(f"cannot {what}: the Kubernetes API does not answer (")
+    assert refused.value.transient
+
+
+@pytest.mark.parametrize("what", [what for what in REQUESTS if what != "get pods/log"])
+async def test_a_server_that_never_answers_is_unreachable_in_time(kubeconfig: Path, what: str) -> None:
+    """A watch that was opened may be silent; one that is not even answered may not.
+
+    A followed log may: the kubelet sends the head of its answer with the first line.
+    """
+
+    async def answer(request: Request, reply: Reply) -> None:
+        await anyio.sleep_forever()
+
+    async with rogue(answer) as server, opened(server, kubeconfig, patience=0.3) as api:
+        with anyio.fail_after(PATIENCE / 3), pytest.raises(Unreachable, match="no answer in time"):
+            await REQUESTS[what](api)
+
+
+@requests
+@pytest.mark.parametrize("how", ["reset", "closed", "half a head", "half a body", "no HTTP"])
+async def test_a_connection_that_breaks_is_unreachable(kubeconfig: Path, what: str, how: str) -> None:
+    async def answer(request: Request, reply: Reply) -> None:
+        match how:
+            case "reset":
+                raw: socket.socket = reply.stream.extra(SocketAttribute.raw_socket)
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            case "half a head":
+                await reply.raw(b"HTTP/1.1 200 OK\r\nContent-")
+            case "half a body":
+                await reply.raw(b'HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{"metadata":')
+            case "no HTTP":
+                await reply.raw(b"\x15\x03\x03\x00\x02\x02\x16")
+
+    async with rogue(answer) as server, opened(server, kubeconfig) as api:
+        with pytest.raises(Unreachable):
+            await REQUESTS[what](api)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"", b"null", b"{}", b'{"metadata":{}'], ids=str)
+async def test_a_list_that_is_none_is_an_error_of_ours(kubeconfig: Path, body: bytes) -> None:
+    """A proxy's login page is 200, too; who asks for events must not break over it."""
+
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.whole(200, body)
+
+    async with rogue(answer) as server, opened(server, kubeconfig) as api:
+        with pytest.raises(ApiError):
+            await api.list(EVENTS, ObjectOnly)
+
+
+async def test_credentials_go_to_no_other_server(kubeconfig: Path) -> None:
+    async with rogue(well) as other:
+
+        async def answer(request: Request, reply: Reply) -> None:
+            await reply.whole(307, b"", Location=f"{other.server}{request.path}")
+
+        async with rogue(answer) as server, opened(server, kubeconfig, token="secret") as api:
+            for request in REQUESTS.values():
+                with pytest.raises(ApiError):
+                    await request(api)
+        assert other.asked == []
+
+
+async def test_requests_are_made_in_the_apis_words(kubeconfig: Path) -> None:
+    async with rogue(well) as server, opened(server, kubeconfig, token="t") as api:
+        await api.create(SECRETS, ObjectOnly, {"kind": "Secret"})
+        await api.delete(JOBS, "j")
+    create, delete = server.asked
+    assert (create.method, create.path) == ("POST", "/api/v1/namespaces/ns/secrets")
+    assert (create.headers["content-type"], json.loads(create.body)) == ("application/json", {"kind": "Secret"})
+    assert (delete.method, delete.path) == ("DELETE", "/apis/batch/v1/namespaces/ns/jobs/j")
+    assert delete.query == {"propagationPolicy": "Background"}
+
+
+async def test_any_number_of_streams_leaves_room_for_requests(kubeconfig: Path) -> None:
+    """aiohttp's pool holds 100 connections by default: the hundredth chaincode would be the last."""
+
+    async def answer(request: Request, reply: Reply) -> None:
+        if request.path.endswith("/log"):
+            await reply.chunked(b"line\n", end=False)
+            await anyio.sleep_forever()
+        await reply.whole(200, EMPTY)
+
+    open_now = 0
+    all_open = anyio.Event()
+
+    async def hold(api: Api) -> None:
+        nonlocal open_now
+        async with api.log("p", {}) as chunks:
+            assert await anext(chunks) == b"line\n"
+            open_now += 1
+            if open_now == 150:
+                all_open.set()
+            await anyio.sleep_forever()
+
+    async with rogue(answer) as server, opened(server, kubeconfig) as api, anyio.create_task_group() as tasks:
+        for _ in range(150):
+            tasks.start_soon(hold, api)
+        with anyio.fail_after(PATIENCE):
+            await all_open.wait()
+            await api.list(JOBS, ObjectOnly)
+        tasks.cancel_scope.cancel()
