@@ -133,7 +133,8 @@ def test_the_two_halves_name_the_same_kinds() -> None:
 )
 def test_what_the_client_frames_the_daemon_unframes(sent: list[tuple[Kind, bytes]], cuts: list[int]) -> None:
     stream = b"".join(wire.frame(bytes([kind]), payload) for kind, payload in sent)
-    frames, got, start, turn = Frames(), [], 0, 0
+    frames, start, turn = Frames(), 0, 0
+    got: list[tuple[int, bytes]] = []
     while start < len(stream):
         end = start + cuts[turn % len(cuts)]
         got += frames.feed(stream[start:end])
