@@ -98,7 +98,10 @@ class Lines:
         try:
             await self.reading.wait()
             while not self.ended.is_set():
-                await anyio.wait_readable(self._descriptor)
+                try:
+                    await anyio.wait_readable(self._descriptor)
+                except anyio.ClosedResourceError:
+                    break
                 if self._descriptor < 0:
                     break
                 data = os.read(self._descriptor, 1 << 16)
@@ -122,6 +125,7 @@ class Lines:
         """Close the reading end, as a peer that dies does."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
+            anyio.notify_closing(descriptor)
             os.close(descriptor)
 
     def count(self, text: str | bytes) -> int:
