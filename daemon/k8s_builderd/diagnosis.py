@@ -25,6 +25,7 @@ class Diagnosis(Struct, frozen=True):
 _REMEDIES = {
     "affinity": "Label a node fabric-builder-k8s-role=<role>, or correct FABRIC_K8S_BUILDER_NODE_ROLE",
     "service account": "Create it, or correct FABRIC_K8S_BUILDER_SERVICE_ACCOUNT",
+    "non-root": "Set FABRIC_K8S_BUILDER_RUN_AS_NON_ROOT=true",
     "ErrImagePull": "Check name and digest in image.json, and the service account's imagePullSecrets",
     "ImageInspectError": "The node's container runtime cannot read the image",
     "InvalidImageName": "Correct the name in image.json and install the package anew",
@@ -38,6 +39,7 @@ _FIRST_SIGNAL, _LAST_SIGNAL = 129, 192
 """Exit codes that stand for signals 1 to 64; a process that ends with -1 has 255."""
 
 _EVICTIONS = {"Evicted", "Preempted", "Preempting", "TaintManagerEviction"}
+_SIGNS = {"looking up service account": "service account", "runAsNonRoot != true": "non-root"}
 _TELLING_EVENTS = {
     "FailedCreate": "the cluster refuses the pod",
     "FailedMount": "a volume cannot be mounted",
@@ -64,10 +66,20 @@ def diagnose(pod: Pod | None, events: Iterable[Event] = ()) -> list[Diagnosis]:
         if event.reason in _TELLING_EVENTS:
             words = event.message or "no reason given"
             text = f"{_TELLING_EVENTS[event.reason]}: {words}"
-            if "looking up service account" in words:
-                text = _with_remedy(text, "service account")
+            for sign, cause in _SIGNS.items():
+                if sign in words:
+                    text = _with_remedy(text, cause)
             found.append(Diagnosis(f"{event.reason} {_stable(words)}", text))
     return found
+
+
+def stage(pod: Pod | None) -> str:
+    """Return how far a launch has come that nothing is known to hold up."""
+    if pod is None:
+        return "no pod has been made for the job: check that kube-controller-manager runs"
+    if pod.condition("PodScheduled") is None:
+        return "no node has been chosen for the pod: check that kube-scheduler runs"
+    return "the pod has its node, but its container does not run yet: look at the pod with kubectl describe"
 
 
 def _waiting(reason: str, message: str) -> Diagnosis:
@@ -129,6 +141,8 @@ def _cause_from_outside(seen: Sightings) -> str:
         return f"its pod was removed ({pod.status.reason}): {pod.status.message or 'no reason given'}"
     finished = seen.terminated.finished_at if seen.terminated else None
     # Whole seconds: in doubt the request was the cause of the end.
+    if seen.told_to_end is None and seen.terminated is None:
+        return "its job was deleted" if seen.job_gone else ""
     if seen.told_to_end is None or (finished is not None and finished < seen.told_to_end):
         return ""
     disruption = pod.condition("DisruptionTarget")

@@ -15,11 +15,11 @@ import structlog
 from k8s_builderd import manifests
 from k8s_builderd.backoff import delays
 from k8s_builderd.cursor import Cursor
-from k8s_builderd.diagnosis import Diagnosis, diagnose, verdict
+from k8s_builderd.diagnosis import Diagnosis, diagnose, stage, verdict
 from k8s_builderd.errors import BuilderError
 from k8s_builderd.kube import logs
 from k8s_builderd.kube.api import EVENTS, JOBS, SECRETS, Api
-from k8s_builderd.kube.errors import AlreadyExists, ApiError, Forbidden
+from k8s_builderd.kube.errors import AlreadyExists, ApiError, Forbidden, NotFound
 from k8s_builderd.kube.loglines import Batch
 from k8s_builderd.kube.objects import Event, Job, ObjectOnly
 from k8s_builderd.kube.pods import Sightings
@@ -117,7 +117,7 @@ class Launch:
                 await self._introduce(job_uid, cursor)
                 await self._started(job_uid)
         except TimeoutError:
-            raise TimedOut(plan, self._blind() or self._trouble) from None
+            raise TimedOut(plan, self._blind() or self._trouble or stage(self._sightings.pod)) from None
         await self._log(job_uid, cursor)
         return await self._end(job_uid)
 
@@ -258,10 +258,24 @@ class Launch:
         sightings = self._sightings
         while not sightings.ended:
             await sightings.changed()
+        if sightings.terminated is None and not sightings.job_gone:
+            await self._look_for_job(job_uid)
         how = verdict(sightings, await self._events(job_uid))
         _log.info("chaincode_ended", code=how.code, reason=how.text)
         await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {how.text}")
         return how.code
+
+    async def _look_for_job(self, job_uid: str) -> None:
+        """Find out whether the Job went with its pod, where the watch of Jobs has not told yet."""
+        try:
+            job = await self._api.get(JOBS, Job, self._plan.job_name)
+        except NotFound:
+            self._sightings.lost_job()
+        except ApiError as error:
+            _log.info("job_unknown", reason=str(error))
+        else:
+            if job.metadata.uid != job_uid:
+                self._sightings.lost_job()
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Ask the API until it answers; what time is left for that is the caller's.

@@ -8,7 +8,7 @@ import structlog
 
 
 def configure(log_format: str, *, debug: bool) -> None:
-    """Send structlog and the standard library's logging to stderr.
+    """Send structlog's and the standard library's logging to stderr, in one form.
 
     :param log_format: `json` or `console`.
     """
@@ -29,4 +29,13 @@ def configure(log_format: str, *, debug: bool) -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    libraries = logging.StreamHandler(sys.stderr)
+    libraries.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[libraries], force=True)
+    # Whoever sends no HTTP to the health port would put a traceback here; what goes wrong in our handlers we tell.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)

@@ -34,8 +34,11 @@ from k8s_builderd.telemetry import Telemetry
 STOP_PATIENCE = 2.0
 """Seconds that `run` waits for the API to accept a deletion; the peer kills it after 5."""
 
-QUIET = 2.0
+QUIET = launch.FORBIDDEN_PATIENCE
 """Seconds for which a run waits for the API without a word."""
+
+DEATH_NEWS = 2.0
+"""Seconds in which a kubelet tells that a container has ended; 0.2 to 1.3 were measured."""
 
 LATE = 15.0
 """Seconds for which a deleted Job may still turn up: a creation that was cut off can be carried out late."""
@@ -95,7 +98,6 @@ class Run:
         self.told: set[str] = set()
         self.attendance: Attendance | None = None
         self.absences = 0
-        self.since = anyio.current_time()
         self.attempted = False
         """Whether a Job of this run may exist: one was asked for, found, or is named by a cursor."""
         self.ending: anyio.Event | None = None
@@ -294,13 +296,12 @@ class Runs:
 
         :raises Superseded: if the peer has dropped this launch.
         """
-        rivals = [
-            rival
-            for rival in self._by_job.values()
-            if rival is not run
-            and rival.object_name == run.object_name
-            and (rival.live or (rival.attendance is not None and not rival.sightings.ended))
-        ]
+        # A peer launches what is registered and ready only after its connection has closed. So a container that runs
+        # has most likely crashed just now, and nobody is dropped; its `run` is still to say why it ended.
+        with anyio.move_on_after(DEATH_NEWS):
+            while any(rival.sightings.started for rival in self._rivals(run)):
+                await self._changed.wait()
+        rivals = self._rivals(run)
         over = {pod.metadata.uid for pod in self._pods_of_others(run) if container_ended(pod)}
         stale = [pod for pod in self._pods_of_others(run) if pod.metadata.uid not in over]
         if not rivals and not stale:
@@ -312,8 +313,7 @@ class Runs:
             if rival.attendance is not None:
                 rival.attendance.displace(
                     Superseded(
-                        "the peer has launched this chaincode again,"
-                        f" {anyio.current_time() - rival.since:.0f} s after this launch; where it was still starting,"
+                        "the peer has launched this chaincode again; where it was still starting,"
                         " raise the peer's chaincode.startuptimeout"
                     )
                 )
@@ -343,6 +343,16 @@ class Runs:
                 "the peer dropped this launch when the earlier chaincode's connection closed;"
                 " the next request starts the chaincode"
             )
+
+    def _rivals(self, run: Run) -> list[Run]:
+        """Return the other launches of the same chaincode that are on their way, or have not ended."""
+        return [
+            rival
+            for rival in self._by_job.values()
+            if rival is not run
+            and rival.object_name == run.object_name
+            and (rival.live or (rival.attendance is not None and not rival.sightings.ended))
+        ]
 
     def _pods_of_others(self, run: Run) -> list[Pod]:
         """Return the pods of other launches of the same chaincode."""
@@ -393,11 +403,12 @@ class Runs:
         pauses = delays(0.1, 5.0, self._rng)
         sightings = run.sightings
         while True:
+            absent = False
             try:
                 await self._api.delete(JOBS, run.job_name)
                 _log.info("job_deleted", job=run.job_name, reason=str(reason))
             except NotFound:
-                pass
+                absent = sightings.job is None
             except ApiError as error:
                 run.trouble = str(error)
                 _log.warning("job_not_deleted", job=run.job_name, reason=run.trouble)
@@ -406,11 +417,11 @@ class Runs:
             run.trouble = ""
             accepted.set()
             with anyio.move_on_after(LATE):
-                while not (sightings.job_gone and sightings.ended):
+                # What was absent and turns up now is a creation that had been cut off and was carried out late.
+                while not (sightings.job_gone and sightings.ended) and not (absent and sightings.job is not None):
                     await sightings.changed()
             if sightings.job is None or sightings.job_gone or not self.jobs.synced:
                 break
-            # A creation that had been cut off was carried out after all.
         self._forget(run)
         self._pulse()
 

@@ -343,7 +343,7 @@ def _refusal(response: aiohttp.ClientResponse, content: bytes, verb: str, rbac: 
     header = response.headers.get("Retry-After", "")
     if after is None and header.isdecimal():
         after = int(header)
-    return error_for_status(response.status)(
+    return error_for_status(response.status, status.reason or "")(
         status.message or f"HTTP {response.status}",
         verb=verb,
         resource=rbac,

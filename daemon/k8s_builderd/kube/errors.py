@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import ClassVar
 
 from k8s_builderd.errors import BuilderError
@@ -84,6 +85,8 @@ _BY_STATUS: Mapping[int, type[ApiError]] = {
 }
 
 
-def error_for_status(status: int) -> type[ApiError]:
-    """Return the class of error that stands for an HTTP status."""
+def error_for_status(status: int, reason: str = "AlreadyExists") -> type[ApiError]:
+    """Return the class of error that stands for an HTTP status and the reason in its Status."""
+    if status == HTTPStatus.CONFLICT and reason != "AlreadyExists":
+        return Unavailable  # two changes met, such as of a quota's count: the next attempt can succeed
     return _BY_STATUS.get(status, Unavailable if status >= 500 else ApiError)

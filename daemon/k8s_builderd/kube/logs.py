@@ -15,8 +15,11 @@ from k8s_builderd.kube.loglines import Batch, Position, Reader
 DRAIN_TIMEOUT = 30.0
 """Seconds for which the rest of an ended container's log is asked for before it is given up."""
 
+REFUSED_PATIENCE = 5.0
+"""Seconds for which a refusal is not told: an API server that has just started answers 403 for a moment."""
+
 REFUSED_PAUSE = 10.0
-"""Seconds between two requests for a log that the API server refuses."""
+"""Seconds between two requests for a log that the API server goes on refusing."""
 
 _log = structlog.get_logger("k8s_builderd.logs")
 
@@ -69,7 +72,8 @@ async def follow(
     passage = _Passage(api, pod, name, container, after, deliver, gap)
     pauses = delays(0.1, 5.0, rng)
     give_up: float | None = None
-    refused = False
+    refused_since: float | None = None
+    told = False
     while True:
         ended = container.ended
         pause = next(pauses)
@@ -87,15 +91,16 @@ async def follow(
             if give_up is not None and anyio.current_time() > give_up:
                 raise LogIncomplete(f"the rest of the chaincode's log could not be read: {error}") from error
             if not error.transient and not isinstance(error, Invalid):  # Invalid: the container waits to start
-                # No reason to stop listening: an API server that has just started answers 403 for a moment, and a
-                # Role can be mended.
-                if not refused:
-                    await trouble(error)
-                refused = True
-                pause = REFUSED_PAUSE if give_up is None else pause
+                # No reason to stop listening: a Role can be mended.
+                refused_since = refused_since or anyio.current_time()
+                if anyio.current_time() > refused_since + REFUSED_PATIENCE:
+                    if not told:
+                        await trouble(error)
+                    told = True
+                    pause = REFUSED_PAUSE if give_up is None else pause
         if passage.position != before:
             pauses = delays(0.1, 5.0, rng)
-            refused = False
+            refused_since, told = None, False
         with anyio.move_on_after(pause):
             await container.changed()
 
