@@ -341,7 +341,6 @@ async def test_a_refusal_is_told_with_verb_and_resource(kubeconfig: Path, what: 
     [
         (400, Invalid),
         (404, NotFound),
-        (409, AlreadyExists),
         (410, Expired),
         (422, Invalid),
         (429, Unavailable),
@@ -370,6 +369,24 @@ async def test_each_status_is_an_error_of_ours(kubeconfig: Path, code: int, kind
             words = "words" if body is bodies[0] else f"HTTP {code}"
             assert str(refused.value).startswith(f"cannot get jobs.batch: {words}")
             assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind", "transient"),
+    [("AlreadyExists", AlreadyExists, False), ("Conflict", Unavailable, True), ("", Unavailable, True)],
+)
+async def test_a_name_that_is_taken_is_no_mere_conflict(
+    kubeconfig: Path, reason: str, kind: type[ApiError], transient: bool
+) -> None:
+    """A quota that changes while a creation is checked against it is a 409, too, and heals by itself."""
+
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.whole(409, status(409, reason, "words"))
+
+    async with rogue(answer) as server, opened(server, kubeconfig) as api:
+        with pytest.raises(ApiError) as refused:
+            await api.create(JOBS, ObjectOnly, {})
+    assert (type(refused.value), refused.value.transient) == (kind, transient)
 
 
 @pytest.mark.parametrize(

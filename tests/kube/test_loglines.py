@@ -239,6 +239,18 @@ def test_a_stop_within_a_long_line_goes_on_with_its_next_piece() -> None:
         assert end.pieces == 0
 
 
+def test_a_long_line_is_known_by_the_same_mark_wherever_it_is_cut_first() -> None:
+    """It is recognised by its first piece, so it must not be taken in hand before that is there."""
+    stored = Line(5 * 10**9, b"x" * (2 * PIECE + 100)).stored
+    for first in range(PIECE - 1, PIECE + 45):
+        reader = Reader()
+        batches = [*reader.feed(stored[:first]), *reader.feed(stored[first:])]
+        assert b"".join(batch.lines for batch in batches).count(b"\n") == 2
+        again = Reader(batches[-1].position)
+        rest = [*again.feed(stored + b"\n"), *again.end()]
+        assert [batch.lines for batch in rest] == [b"x" * 100 + b" [piece 3, the last of this line]\n"]
+
+
 def test_a_line_without_end_costs_no_memory() -> None:
     reader = Reader()
     size = 0

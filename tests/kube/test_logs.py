@@ -524,6 +524,22 @@ async def test_an_answer_that_breaks_off_before_the_position_is_no_gap(kubeconfi
     assert follower.gaps == 0
 
 
+async def test_the_rest_of_an_ended_log_that_breaks_off_cleanly_is_asked_for_again(kubeconfig: Path) -> None:
+    """A half line is the last one only if it stays so."""
+    whole = stamped(1, 2, 3, 4)[:-1]
+    answers = iter([whole[:60], whole[:90], b"", whole])
+
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.chunked(next(answers, whole))
+
+    async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "default") as api:
+        follower = Follower()
+        with anyio.fail_after(PATIENCE):
+            await follower.run(api, "pod", Ended())
+    assert follower.lines == b"line 1\nline 2\nline 3\nline 4\n"
+    assert follower.gaps == 0
+
+
 @pytest.mark.parametrize(
     "broken",
     [
