@@ -1,5 +1,6 @@
 """The composition root: opens what the daemon is made of, in order, and closes it in the reverse order."""
 
+import asyncio
 import signal
 from functools import partial
 
@@ -50,13 +51,14 @@ async def serve(settings: Settings) -> None:
         }
         telemetry.gauge("runs", "Runs known", lambda: runs.count)
         telemetry.gauge("connections", "Connections open", lambda: listener.connections)
+        telemetry.gauge("tasks", "Tasks of the event loop", lambda: len(asyncio.all_tasks()))
         telemetry.gauge("ready", "1 when /readyz says ok", lambda: not any(check() for check in checks.values()))
         async with runs.open():
             await tasks.start(health.serve, settings.health_address, checks, telemetry)
             await tasks.start(listener.serve)
             _log.info("daemon_started", namespace=settings.namespace, instance=settings.instance)
             tasks.start_soon(runs.expire_orphans)
-            runs.set_owner(await own_pod.confirm(api, settings))
+            await own_pod.confirm(api, settings, runs.set_owner)
             await anyio.sleep_forever()
 
 

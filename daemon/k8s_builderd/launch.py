@@ -19,14 +19,11 @@ from k8s_builderd.diagnosis import Diagnosis, diagnose, stage, verdict
 from k8s_builderd.errors import BuilderError
 from k8s_builderd.kube import logs
 from k8s_builderd.kube.api import EVENTS, JOBS, SECRETS, Api
-from k8s_builderd.kube.errors import AlreadyExists, ApiError, Forbidden, NotFound
+from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, AlreadyExists, ApiError, Forbidden, Invalid, NotFound
 from k8s_builderd.kube.loglines import Batch
 from k8s_builderd.kube.objects import Event, Job, ObjectOnly
 from k8s_builderd.kube.pods import Sightings
 from k8s_builderd.manifests import Owner, Plan
-
-FORBIDDEN_PATIENCE = 5.0
-"""Seconds for which a 403 is tried again: an API server that has just started answers so for a moment."""
 
 EVENTS_FIRST, EVENTS_CAP = 0.4, 5.0
 """Seconds between two looks at the events of a launch that does not come up."""
@@ -132,6 +129,10 @@ class Launch:
         try:
             job = await self._patiently(lambda: self._api.create(JOBS, Job, body))
             _log.info("job_created", job=self._plan.job_name)
+        except Invalid as error:
+            if self._plan.template:
+                raise LaunchFailed(f"{error}. Check FABRIC_K8S_BUILDER_POD_TEMPLATE") from error
+            raise
         except AlreadyExists:
             job = await self._patiently(lambda: self._api.get(JOBS, Job, self._plan.job_name))
             if job.metadata.annotation(manifests.TOKEN_ANNOTATION) != self._plan.token_sha256:
@@ -283,13 +284,15 @@ class Launch:
         :raises ApiError: if asking again would not help.
         """
         pauses = delays(0.2, 5.0, self._rng)
-        forbidden_until = anyio.current_time() + FORBIDDEN_PATIENCE
+        forbidden_since: float | None = None
         while True:
             try:
                 return await attempt()
             except ApiError as error:
-                if isinstance(error, Forbidden):
-                    if anyio.current_time() > forbidden_until:
+                now = anyio.current_time()
+                forbidden_since = (forbidden_since or now) if isinstance(error, Forbidden) else None
+                if forbidden_since is not None:
+                    if now > forbidden_since + FORBIDDEN_PATIENCE:
                         raise
                 elif not error.transient:
                     raise
@@ -298,4 +301,4 @@ class Launch:
                 if error.transient:
                     self.uncertain = True
                     await self._tell_once("api", f"Trying again: {error}")
-                await anyio.sleep(max(next(pauses), error.retry_after or 0))
+                await anyio.sleep(error.pause(next(pauses)))

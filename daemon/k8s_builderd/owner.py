@@ -3,6 +3,7 @@
 A Job whose owner has a wrong name or uid is deleted by the cluster at birth, without an event (measured).
 """
 
+from collections.abc import Callable
 from random import Random
 
 import anyio
@@ -10,7 +11,7 @@ import structlog
 
 from k8s_builderd.backoff import delays
 from k8s_builderd.kube.api import PODS, Api
-from k8s_builderd.kube.errors import ApiError, NotFound
+from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, ApiError, NotFound
 from k8s_builderd.kube.objects import Pod
 from k8s_builderd.manifests import Owner
 from k8s_builderd.settings import Settings
@@ -24,32 +25,48 @@ class OwnPod:
     def __init__(self) -> None:
         self.trouble: str | None = None
 
-    async def confirm(self, api: Api, settings: Settings, rng: Random | None = None) -> Owner | None:
-        """Ask until the API answers; return the owner for all Jobs, None where there is none to be had."""
+    async def confirm(
+        self, api: Api, settings: Settings, known: Callable[[Owner | None], None], rng: Random | None = None
+    ) -> None:
+        """Ask until the API answers.
+
+        :param known: is told the owner for all Jobs, None where there is none to be had; launches wait for that. It is
+            told again where asking on has helped.
+        """
         name, uid = settings.pod_name, settings.pod_uid
-        if not name and not uid:
-            return None
+        if not name:
+            known(None)
+            return
         pauses = delays(0.2, 10.0, rng)
+        refused_since: float | None = None
         while True:
             try:
-                found = await api.get(PODS, Pod, name) if name else None
+                found: Pod | None = await api.get(PODS, Pod, name)
             except NotFound:
                 found = None
             except ApiError as error:
-                self.trouble = f"the daemon's own pod cannot be looked up: {error}"
-                _log.warning("own_pod_unknown", reason=str(error))
+                if self._is_news(f"the daemon's own pod cannot be looked up: {error}"):
+                    _log.warning("own_pod_unknown", reason=self.trouble)
                 if not error.transient:
-                    return None
-                await anyio.sleep(max(next(pauses), error.retry_after or 0))
+                    now = anyio.current_time()
+                    refused_since = refused_since or now
+                    if now > refused_since + FORBIDDEN_PATIENCE:
+                        known(None)  # launches go on without; where the Role is mended, later ones have it
+                await anyio.sleep(error.pause(next(pauses)))
                 continue
             break
         if found is not None and found.metadata.uid == uid:
             self.trouble = None
-            return Owner(name, uid)
+            known(Owner(name, uid))
+            return
         has = f"that pod's uid is {found.metadata.uid!a}" if found is not None else "there is no such pod"
-        self.trouble = (
+        if self._is_news(
             f"FABRIC_K8S_BUILDER_POD_NAME={name} and FABRIC_K8S_BUILDER_POD_UID={uid} are not this daemon's pod in"
             f" namespace {settings.namespace}: {has}; jobs will stay when the peer's pod goes"
-        )
-        _log.error("own_pod_wrong", reason=self.trouble)
-        return None
+        ):
+            _log.error("own_pod_wrong", reason=self.trouble)
+        known(None)
+
+    def _is_news(self, trouble: str) -> bool:
+        before, self.trouble = self.trouble, trouble
+        return trouble != before

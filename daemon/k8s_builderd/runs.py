@@ -21,7 +21,7 @@ from k8s_builderd.backoff import delays
 from k8s_builderd.cursor import Cursor
 from k8s_builderd.errors import BuilderError, ClientGone
 from k8s_builderd.kube.api import JOBS, PODS, Api
-from k8s_builderd.kube.errors import ApiError, NotFound
+from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, ApiError, NotFound
 from k8s_builderd.kube.objects import Job, Meta, Pod
 from k8s_builderd.kube.pods import Sightings, container_ended, container_started
 from k8s_builderd.kube.watch import Applied, Deleted, Reflector
@@ -34,7 +34,7 @@ from k8s_builderd.telemetry import Telemetry
 STOP_PATIENCE = 2.0
 """Seconds that `run` waits for the API to accept a deletion; the peer kills it after 5."""
 
-QUIET = launch.FORBIDDEN_PATIENCE
+QUIET = FORBIDDEN_PATIENCE
 """Seconds for which a run waits for the API without a word."""
 
 DEATH_NEWS = 2.0
@@ -98,6 +98,7 @@ class Run:
         self.told: set[str] = set()
         self.attendance: Attendance | None = None
         self.absences = 0
+        self.since = anyio.current_time()
         self.attempted = False
         """Whether a Job of this run may exist: one was asked for, found, or is named by a cursor."""
         self.ending: anyio.Event | None = None
@@ -131,6 +132,8 @@ class Runs:
         self._owner: Owner | None = None
         self.owner_known = anyio.Event()
         self._claims_count = False
+        self._unending: set[str] = set()
+        """The uids of pods that did not end when they were told to: their node is lost. Nobody waits for them twice."""
         self._tasks: TaskGroup
         label = manifests.selector(settings.instance)
         self.jobs = Reflector(api, JOBS, Job, label, self._job_changed, silence=settings.watch_silence, rng=rng)
@@ -265,18 +268,19 @@ class Runs:
     async def _ready(self, plan: Plan, cursor: Cursor | None, connection: Connection) -> None:
         """Wait until it is known what there is. A chaincode that runs already has all the time in the world."""
         with anyio.move_on_after(QUIET):
-            await self._all_known()
+            await self._all_known(cursor)
             return
         why = self._blind() or "the daemon's own pod is not known yet"
         await connection.say(f"Waiting for the Kubernetes API: {why}")
         with anyio.move_on_after(math.inf if cursor is not None else plan.settings.start_timeout) as waiting:
-            await self._all_known()
+            await self._all_known(cursor)
         if waiting.cancelled_caught:
             raise TimedOut(plan, self._blind() or why)
 
-    async def _all_known(self) -> None:
+    async def _all_known(self, cursor: Cursor | None) -> None:
         await self._synced()
-        await self.owner_known.wait()
+        if cursor is None:
+            await self.owner_known.wait()
 
     async def _synced(self) -> None:
         await self.jobs.ever_synced.wait()
@@ -302,23 +306,20 @@ class Runs:
             while any(rival.sightings.started for rival in self._rivals(run)):
                 await self._changed.wait()
         rivals = self._rivals(run)
-        over = {pod.metadata.uid for pod in self._pods_of_others(run) if container_ended(pod)}
+        if any(rival.attendance is not None and not rival.attempted and rival.since > run.since for rival in rivals):
+            raise _launched_again()  # the peer waits for the newest only
+        over = {pod.metadata.uid for pod in self._pods_of_others(run) if container_ended(pod)} | self._unending
         stale = [pod for pod in self._pods_of_others(run) if pod.metadata.uid not in over]
         if not rivals and not stale:
             return
         names = sorted({rival.job_name for rival in rivals} | {_job_of(pod.metadata) for pod in stale})
-        await connection.say(f"Waiting for an earlier launch of this chaincode to end: {', '.join(names)}")
         connected = {rival.job_name for rival in rivals if rival.attendance is not None or rival.ending is not None}
         for rival in rivals:
             if rival.attendance is not None:
-                rival.attendance.displace(
-                    Superseded(
-                        "the peer has launched this chaincode again; where it was still starting,"
-                        " raise the peer's chaincode.startuptimeout"
-                    )
-                )
+                rival.attendance.displace(_launched_again())
             if rival.live:
                 self._begin_deletion(rival, Reason.SUPERSEDED)
+        await connection.say(f"Waiting for an earlier launch of this chaincode to end: {', '.join(names)}")
         with anyio.move_on_after(plan.settings.start_timeout) as waiting:
             for rival in rivals:
                 if rival.ending is not None:
@@ -326,18 +327,20 @@ class Runs:
         if waiting.cancelled_caught:
             raise TimedOut(plan, next((rival.trouble for rival in rivals if rival.trouble), ""))
         dropped = False
-        with anyio.move_on_after(END_PATIENCE):
+        unending: list[Meta] = []
+        with anyio.move_on_after(END_PATIENCE) as waiting:
             while True:
                 # One that was pending may come up before its deletion does, and register.
-                pods = {pod.metadata.uid: pod for pod in self._pods_of_others(run)}
-                pods |= {r.sightings.pod.metadata.uid: r.sightings.pod for r in rivals if r.sightings.pod is not None}
-                dropped = dropped or any(
-                    container_started(pod) and uid not in over and _same_peer(pod, plan, connected)
-                    for uid, pod in pods.items()
-                )
-                if not any(rival.live for rival in rivals) and all(map(container_ended, self._pods_of_others(run))):
+                present = [pod for pod in self._pods_of_others(run) if pod.metadata.uid not in over]
+                seen = present + [rival.sightings.pod for rival in rivals if rival.sightings.pod is not None]
+                dropped = dropped or any(container_started(pod) and _same_peer(pod, plan, connected) for pod in seen)
+                unending = [pod.metadata for pod in present if not container_ended(pod)]
+                if not unending and not any(rival.live for rival in rivals):
                     break
                 await self._changed.wait()
+        if waiting.cancelled_caught:
+            self._unending |= {meta.uid for meta in unending}
+            _log.warning("pods_do_not_end", pods=[meta.name for meta in unending])
         if dropped:
             raise Superseded(
                 "the peer dropped this launch when the earlier chaincode's connection closed;"
@@ -352,6 +355,7 @@ class Runs:
             if rival is not run
             and rival.object_name == run.object_name
             and (rival.live or (rival.attendance is not None and not rival.sightings.ended))
+            and (rival.sightings.pod is None or rival.sightings.pod.metadata.uid not in self._unending)
         ]
 
     def _pods_of_others(self, run: Run) -> list[Pod]:
@@ -412,7 +416,7 @@ class Runs:
             except ApiError as error:
                 run.trouble = str(error)
                 _log.warning("job_not_deleted", job=run.job_name, reason=run.trouble)
-                await anyio.sleep(max(next(pauses), error.retry_after or 0))
+                await anyio.sleep(error.pause(next(pauses)))
                 continue
             run.trouble = ""
             accepted.set()
@@ -454,7 +458,10 @@ class Runs:
         self._settle(run)
 
     def _pod_changed(self, change: Applied[Pod] | Deleted[Pod]) -> None:
-        run = self._by_job.get(_job_of(change.object.metadata))
+        meta = change.object.metadata
+        if isinstance(change, Deleted):
+            self._unending.discard(meta.uid)
+        run = self._by_job.get(_job_of(meta))
         if run is not None:
             run.sightings.saw(change)
             self._settle(run)
@@ -490,6 +497,13 @@ class Runs:
 
 def _job_of(meta: Meta) -> str:
     return next((owner.name for owner in meta.owner_references or () if owner.kind == "Job"), "")
+
+
+def _launched_again() -> Superseded:
+    return Superseded(
+        "the peer has launched this chaincode again; where it was still starting,"
+        " raise the peer's chaincode.startuptimeout"
+    )
 
 
 def _same_peer(pod: Pod, plan: Plan, connected: set[str]) -> bool:

@@ -5,6 +5,7 @@ plugin); the requests are made here, on one connection pool without a limit: eve
 and with a bounded pool the hundredth chaincode would wait for the ninety-ninth to end.
 """
 
+import re
 import socket
 import ssl
 import sys
@@ -193,11 +194,12 @@ class Api:
         return _decoded(kind, content, "get", resource)
 
     async def create(self, resource: Resource, kind: type[T], body: Mapping[str, Any]) -> T:
-        """Create an object and return it.
+        """Create an object and return it; a field that Kubernetes does not know is refused, not dropped.
 
         An `Unreachable` leaves open whether it was created: a second try answers with `AlreadyExists` then.
         """
-        content = await self._request("POST", "create", resource, resource.path(self.namespace), body=body)
+        query = {"fieldValidation": "Strict"}
+        content = await self._request("POST", "create", resource, resource.path(self.namespace), query, body)
         return _decoded(kind, content, "create", resource)
 
     async def delete(self, resource: Resource, name: str) -> None:
@@ -336,12 +338,12 @@ def _unreachable(error: Exception, verb: str, rbac: str) -> Unreachable:
 def _refusal(response: aiohttp.ClientResponse, content: bytes, verb: str, rbac: str) -> ApiError:
     try:
         status = _decode_status(content)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         status = Status(message=f"HTTP {response.status} {response.reason}")
     details = status.details
     after: float | None = details.retry_after_seconds if details else None
     header = response.headers.get("Retry-After", "")
-    if after is None and header.isdecimal():
+    if after is None and re.fullmatch("[0-9]{1,6}", header):
         after = int(header)
     return error_for_status(response.status, status.reason or "")(
         status.message or f"HTTP {response.status}",

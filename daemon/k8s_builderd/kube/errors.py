@@ -7,6 +7,12 @@ from typing import ClassVar
 
 from k8s_builderd.errors import BuilderError
 
+FORBIDDEN_PATIENCE = 5.0
+"""Seconds for which a refusal proves nothing: an API server that has just started answers 403 for a moment."""
+
+LONGEST_PAUSE = 30.0
+"""Seconds that a Retry-After is obeyed for at most: what is to be deleted must not live on for a day."""
+
 
 class ApiError(BuilderError):
     """The API server refused a request, or could not be asked.
@@ -24,6 +30,10 @@ class ApiError(BuilderError):
         self.reason = reason
         self.retry_after = retry_after
         super().__init__(f"cannot {verb} {resource}: {message}" if verb else message)
+
+    def pause(self, at_least: float) -> float:
+        """Return the seconds to wait before asking again: what the API server wants, within reason."""
+        return max(at_least, min(self.retry_after or 0, LONGEST_PAUSE))
 
 
 class Unreachable(ApiError):

@@ -124,7 +124,7 @@ class Reader:
         if not self._in_line:
             stamp, _, text = data.partition(b" ")
             self._in_line = True
-            self._stamped = _TIMESTAMP.match(stamp) is not None
+            self._stamped = _is_time(stamp)
             if self._stamped:
                 self._at, data = stamp.decode(), text
                 self._identify(data[:PIECE])
@@ -169,6 +169,14 @@ class Reader:
 
 
 _WHOLE = 1 << 62
+
+
+def _is_time(stamp: bytes) -> bool:
+    try:
+        _time(stamp.decode("ascii", "replace"))
+    except ValueError:
+        return False
+    return True
 
 
 def _time(at: str) -> datetime:

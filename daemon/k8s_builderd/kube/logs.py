@@ -9,14 +9,11 @@ import structlog
 
 from k8s_builderd.backoff import delays
 from k8s_builderd.kube.api import Api
-from k8s_builderd.kube.errors import ApiError, Invalid, NotFound
+from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, ApiError, Invalid, NotFound
 from k8s_builderd.kube.loglines import Batch, Position, Reader
 
 DRAIN_TIMEOUT = 30.0
 """Seconds for which the rest of an ended container's log is asked for before it is given up."""
-
-REFUSED_PATIENCE = 5.0
-"""Seconds for which a refusal is not told: an API server that has just started answers 403 for a moment."""
 
 REFUSED_PAUSE = 10.0
 """Seconds between two requests for a log that the API server goes on refusing."""
@@ -93,7 +90,7 @@ async def follow(
             if not error.transient and not isinstance(error, Invalid):  # Invalid: the container waits to start
                 # No reason to stop listening: a Role can be mended.
                 refused_since = refused_since or anyio.current_time()
-                if anyio.current_time() > refused_since + REFUSED_PATIENCE:
+                if anyio.current_time() > refused_since + FORBIDDEN_PATIENCE:
                     if not told:
                         await trouble(error)
                     told = True

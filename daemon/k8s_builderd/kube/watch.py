@@ -96,6 +96,7 @@ class Reflector(Generic[T]):
         """List and watch until cancelled; whatever the API server does, this goes on."""
         version = ""
         while True:
+            pause = 0.0
             try:
                 if not version:
                     version = await self._relist()
@@ -113,12 +114,13 @@ class Reflector(Generic[T]):
             except ApiError as error:
                 version = self._version if version else ""
                 self._trouble(str(error))
-            except msgspec.MsgspecError as error:
+                pause = error.pause(0)
+            except (msgspec.MsgspecError, RecursionError, ValueError) as error:
                 version = ""
                 self._trouble(f"cannot read what the API server sent: {error}")
             else:
                 continue
-            await anyio.sleep(next(self._delays))
+            await anyio.sleep(max(pause, next(self._delays)))
 
     def adopt(self, object: T) -> None:  # noqa: A002 - Kubernetes' word
         """Take in an object that a request of ours returned, before the watch tells of it."""
@@ -234,7 +236,7 @@ class Reflector(Generic[T]):
 def _newer(version: str, than: str) -> bool:
     # Kubernetes promises since 1.35 that resourceVersions of one resource compare as numbers; they always did.
     if version.isdecimal() and than.isdecimal():
-        return int(version) > int(than)
+        return (len(version), version) > (len(than), than)
     return version != than
 
 
