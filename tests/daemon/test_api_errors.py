@@ -1,0 +1,303 @@
+"""The API errs on each call of a launch and of a stop: one Job and one Secret exist afterwards, never two or none."""
+
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+from anyio.abc import SocketAttribute, SocketStream
+
+from tests.daemon.chaincodes import (
+    Ticking,
+    assert_whole,
+    chaincode_lines,
+    forgotten,
+    met,
+    no_faults,
+    nothing_left,
+)
+from tests.daemon.scene import Scene
+
+pytestmark = pytest.mark.anyio
+
+SHORT = "1s"
+"""REQUEST_TIMEOUT: what a request that hangs costs."""
+
+ERRORS: dict[str, dict[str, Any]] = {
+    "reset before": {"times": 2, "action": {"do": "reset", "when": "before"}},
+    "reset after": {"action": {"do": "reset", "when": "after"}},
+    "no answer": {"action": {"do": "hang", "when": "before"}},
+    "no answer, but done": {"action": {"do": "hang", "when": "after"}},
+    "conflict": {"times": 2, "action": {"do": "status", "code": 409, "reason": "Conflict"}},
+    "too many requests": {"action": {"do": "status", "code": 429, "reason": "TooManyRequests", "retryAfter": 1}},
+    "internal error": {"times": 2, "action": {"do": "status", "code": 500, "reason": "InternalError"}},
+    "unavailable": {"times": 2, "action": {"do": "status", "code": 503, "reason": "ServiceUnavailable"}},
+    "gateway time-out": {"times": 2, "action": {"do": "status", "code": 504, "reason": "Timeout"}},
+    "forbidden for a moment": {"times": 2, "action": {"do": "status", "code": 403}},
+}
+LAUNCH = [{"verb": "create", "resource": "jobs"}, {"verb": "create", "resource": "secrets"}]
+# What a launch asks besides: the first look at a Job that is there already, the log, and the events of one that waits.
+BESIDES = [{"verb": "get", "resource": "jobs"}, {"verb": "log"}, {"verb": "list", "resource": "events"}]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+async def test_one_job_and_one_secret_whatever_the_api_says(scene: Scene, error: str) -> None:
+    await scene.daemon(REQUEST_TIMEOUT=SHORT)
+    ticking = await Ticking.make(scene)
+    for call in LAUNCH:
+        await scene.fault(**call, **ERRORS[error])
+    if "status" in str(ERRORS[error]) and error != "conflict":
+        for call in BESIDES:
+            await scene.fault(**call, **ERRORS[error])
+    run = await scene.call("run", ticking.package)
+    await run.line("line 2")
+    job, secret = await scene.only("jobs"), await scene.only("secrets")
+    assert secret["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+    assert secret["metadata"]["name"] == job["metadata"]["name"]
+    assert run.count("Running chaincode ID") == 1
+    ticking.end()
+    assert await run.wait() == 0
+    assert_whole(run)
+    assert len(ticking.pids) == 1
+    assert [await scene.count(plural) for plural in ("jobs", "pods", "secrets")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+async def test_a_stop_is_carried_out_whatever_the_api_says(scene: Scene, error: str) -> None:
+    """Late, if need be: then `run` says so, and the daemon goes on trying."""
+    daemon = await scene.daemon(REQUEST_TIMEOUT=SHORT)
+    ticking = await Ticking.make(scene)
+    run = await scene.call("run", ticking.package)
+    await run.line("line 0")
+    await scene.fault(verb="delete", resource="jobs", **ERRORS[error])
+    code = await run.terminate()
+    assert code == 0 or b"the daemon goes on trying" in run.lines[-1]
+    await met(scene)
+    await nothing_left(scene)
+    await forgotten(scene, daemon)
+    assert len(ticking.pids) == 1
+
+
+@pytest.mark.parametrize("call", [*LAUNCH, {"verb": "delete", "resource": "jobs"}], ids=["Job", "Secret", "deletion"])
+async def test_connections_are_refused_for_a_while(scene: Scene, call: dict[str, str]) -> None:
+    """The connection breaks in the middle of the call, and no other comes about until the API is back."""
+    daemon = await scene.daemon()
+    ticking = await Ticking.make(scene)
+    await scene.fault(**call, action={"do": "hang", "when": "before"})
+    run = await scene.call("run", ticking.package)
+    if call["verb"] == "delete":
+        await run.line("line 0")
+        run.process.terminate()
+    await met(scene)
+    await scene.cluster.switch("POST", "outage", {"on": True})
+    await daemon.line("job_not_deleted" if call["verb"] == "delete" else "api_retry", 3)
+    await scene.cluster.switch("POST", "outage", {"on": False})
+    if call["verb"] == "delete":
+        code = await run.wait()
+        assert code == 0 or b"the daemon goes on trying" in run.lines[-1]
+    else:
+        await run.line("line 2")
+        assert [await scene.count(plural) for plural in ("jobs", "pods", "secrets")] == [1, 1, 1]
+        assert await run.terminate() == 0
+    await nothing_left(scene)
+    assert len(ticking.pids) == 1
+
+
+async def test_retry_after_is_kept(scene: Scene) -> None:
+    """The API says when to come back, and is not asked before that."""
+    await scene.daemon()
+    ticking = await Ticking.make(scene)
+    action = {"do": "status", "code": 429, "reason": "TooManyRequests", "retryAfter": 2}
+    await scene.fault(verb="create", resource="jobs", action=action)
+    run = await scene.call("run", ticking.package)
+    await met(scene)
+    before = anyio.current_time()
+    await run.line("Running chaincode ID")
+    assert anyio.current_time() - before > 1.5
+    assert run.count("Trying again") == 1
+
+
+@pytest.mark.parametrize("call", LAUNCH, ids=["Job", "Secret"])
+async def test_a_launch_that_is_forbidden_for_good_says_what_is_lacking(scene: Scene, call: dict[str, str]) -> None:
+    daemon = await scene.daemon()
+    ticking = await Ticking.make(scene)
+    await scene.fault(**call, times=None, action={"do": "status", "code": 403})
+    run = await scene.call("run", ticking.package)
+    assert await run.wait() == 1
+    lacking = {"jobs": b"cannot create jobs.batch", "secrets": b"cannot create secrets"}[call["resource"]]
+    assert lacking in run.lines[-1]
+    assert b"Check the Role of the daemon's service account" in run.lines[-1]
+    await nothing_left(scene)
+    await forgotten(scene, daemon)
+    assert ticking.pids == []
+
+
+async def test_a_stop_that_is_forbidden_for_good_says_what_is_lacking(scene: Scene) -> None:
+    daemon = await scene.daemon()
+    ticking = await Ticking.make(scene)
+    run = await scene.call("run", ticking.package)
+    await run.line("line 0")
+    await scene.fault(verb="delete", resource="jobs", times=None, action={"do": "status", "code": 403})
+    assert await run.terminate() == 1
+    assert b"cannot delete jobs.batch" in run.lines[-1]
+    await no_faults(scene)
+    await nothing_left(scene)
+    await forgotten(scene, daemon)
+
+
+@pytest.mark.parametrize("resource", ["jobs", "pods"])
+async def test_a_list_that_is_forbidden_for_good_says_what_is_lacking(scene: Scene, resource: str) -> None:
+    await scene.fault(verb="list", resource=resource, times=None, action={"do": "status", "code": 403})
+    daemon = await scene.daemon()
+    ticking = await Ticking.make(scene)
+    run = await scene.call("run", ticking.package, FABRIC_K8S_BUILDER_START_TIMEOUT="3s")
+    assert await run.wait() == 1
+    lacking = {"jobs": "cannot list jobs.batch", "pods": "cannot list pods"}[resource]
+    assert lacking.encode() in run.lines[-1]
+    status, report = await scene.health(daemon, "/readyz")
+    assert status == 503
+    assert lacking in report
+    assert await scene.count("secrets") == 0
+
+
+async def test_a_log_that_is_forbidden_for_good_says_what_is_lacking_and_ends_nothing(scene: Scene) -> None:
+    await scene.daemon()
+    await scene.fault(verb="log", times=None, action={"do": "status", "code": 403})
+    ticking = await Ticking.make(scene)
+    run = await scene.call("run", ticking.package)
+    await run.line("cannot get pods/log")
+    await ticking.started()
+    assert chaincode_lines(run) == []
+    # The right is given, and all of the log comes; at the latest when the chaincode ends.
+    await no_faults(scene)
+    ticking.end()
+    assert await run.wait() == 0
+    assert_whole(run)
+
+
+async def test_events_that_are_forbidden_for_good_hold_up_no_launch(scene: Scene) -> None:
+    await scene.daemon()
+    await scene.fault(verb="list", resource="events", times=None, action={"do": "status", "code": 403})
+    ticking = await Ticking.make(scene)
+    images = (await scene.cluster.switch("GET", "environment"))["extraImages"]
+    await scene.cluster.switch("PATCH", "environment", {"extraImages": {n: {"digests": ["none"]} for n in images}})
+    run = await scene.call("run", ticking.package)
+    await run.line("the image cannot be pulled")
+    await met(scene, 2)
+    await scene.cluster.switch("PATCH", "environment", {"extraImages": images})
+    await run.line("line 2")
+    assert await run.terminate() == 0
+    await nothing_left(scene)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("resource", ["jobs", "secrets"])
+async def test_a_stop_while_a_creation_is_not_answered(scene: Scene, resource: str, when: str) -> None:
+    daemon = await scene.daemon()
+    ticking = await Ticking.make(scene)
+    await scene.fault(verb="create", resource=resource, action={"do": "hang", "when": when})
+    run = await scene.call("run", ticking.package)
+    await met(scene)
+    assert await run.terminate() == 0
+    await nothing_left(scene)
+    assert daemon.count("launch_broke") == 0
+
+
+class Holding:
+    """A proxy before the API that can hold back a request until long after its sender has gone."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.held = anyio.Event()
+        self.release = anyio.Event()
+        self.pattern: re.Pattern[bytes] | None = None
+        self._upstream = (host, port)
+
+    async def serve(self, client: SocketStream) -> None:
+        async with client, await anyio.connect_tcp(*self._upstream) as server, anyio.create_task_group() as tasks:
+            tasks.start_soon(self._pump, server, client, tasks.cancel_scope)
+            pattern, first = self.pattern, b""
+            while True:
+                try:
+                    data = await client.receive()
+                except (anyio.EndOfStream, anyio.BrokenResourceError):
+                    break
+                if pattern is None:
+                    pattern = self.pattern
+                if pattern is not None and not self.held.is_set() and pattern.match(data):
+                    first, self.pattern = data, None
+                    break
+                await server.send(data)
+            if first:
+                await self._hold(client, server, first)
+            tasks.cancel_scope.cancel()
+
+    async def _hold(self, client: SocketStream, server: SocketStream, request: bytes) -> None:
+        """Take all of the request, and send it on when told, whether its sender is still there or not."""
+        head, _, body = request.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        assert length is not None
+        while len(body) < int(length[1]):
+            data = await client.receive()
+            request, body = request + data, body + data
+        self.held.set()
+        await self.release.wait()
+        await server.send(request)
+        # Its answer is nobody's: what matters is that it was carried out.
+        await anyio.sleep_forever()
+
+    async def _pump(self, source: SocketStream, target: SocketStream, scope: anyio.CancelScope) -> None:
+        try:
+            while True:
+                await target.send(await source.receive())
+        except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            if not self.held.is_set():
+                scope.cancel()
+
+
+@asynccontextmanager
+async def holding(scene: Scene) -> AsyncIterator[Holding]:
+    """Put the proxy between the daemons of this scene and the API."""
+    document = json.loads(scene.kubeconfig.read_text())
+    cluster = document["clusters"][0]["cluster"]
+    host, _, port = cluster["server"].removeprefix("http://").rpartition(":")
+    proxy = Holding(host, int(port))
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, proxy.serve)
+        cluster["server"] = f"http://127.0.0.1:{listener.extra(SocketAttribute.local_port)}"
+        scene.kubeconfig.write_text(json.dumps(document))
+        yield proxy
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("ends", ["stopped", "superseded"])
+async def test_a_job_that_is_created_after_its_run_has_ended_is_deleted_at_once(scene: Scene, ends: str) -> None:
+    """A request that was cut off can be carried out late: the deletion met nothing then, and the Job comes after it."""
+    async with holding(scene) as proxy:
+        daemon = await scene.daemon()
+        ticking = await Ticking.make(scene)
+        proxy.pattern = re.compile(rb"POST /apis/batch/v1/")
+        run = await scene.call("run", ticking.package)
+        await proxy.held.wait()
+        if ends == "stopped":
+            assert await run.terminate() == 0
+        else:
+            ticking.package.connect(root_cert="another")
+            second = await scene.call("run", ticking.package)
+            assert await run.wait() == 1
+        async with scene.cluster.watch("jobs") as watch:
+            proxy.release.set()
+            late = (await watch.until(lambda event: event["type"] == "ADDED"))[-1]["object"]["metadata"]["name"]
+            with anyio.fail_after(10):
+                await watch.until(
+                    lambda event: event["type"] == "DELETED" and event["object"]["metadata"]["name"] == late
+                )
+        if ends == "superseded":
+            await second.line("line 2")
+            assert [await scene.count(plural) for plural in ("jobs", "secrets")] == [1, 1]
+            assert await second.terminate() == 0
+        await nothing_left(scene)
+        await forgotten(scene, daemon)

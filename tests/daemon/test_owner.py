@@ -1,0 +1,113 @@
+"""The daemon's pod owns what it makes: when the peer's pod goes, Jobs and Secrets go, and the chaincode with them."""
+
+from typing import Any
+
+import pytest
+
+from tests.daemon.chaincodes import Ticking, eventually, no_faults
+from tests.daemon.scene import Running, Scene
+from tests.embedded.cluster import running
+
+pytestmark = pytest.mark.anyio
+
+NAME = "peer0-0"
+
+
+async def peer_pod(scene: Scene) -> Any:
+    """Make a pod as the peer's StatefulSet does, and wait until it runs."""
+    image = "localhost/peer"
+    command = {"command": ["sleep", "3600"]}
+    await scene.cluster.switch("PATCH", "environment", {"extraImages": {image: command}})
+    await scene.cluster.create(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": NAME},
+            "spec": {
+                "terminationGracePeriodSeconds": 1,
+                "containers": [{"name": "peer", "image": f"{image}@sha256:{'0' * 64}"}],
+            },
+        }
+    )
+    async with scene.cluster.watch("pods", fieldSelector=f"metadata.name={NAME}") as watch:
+        return (await watch.until(lambda event: running(event["object"])))[-1]["object"]
+
+
+async def owned_daemon(scene: Scene, uid: str, *, name: str = NAME) -> Running:
+    return await scene.daemon(POD_NAME=name, POD_UID=uid)
+
+
+async def test_what_the_pod_owns_goes_with_it(scene: Scene) -> None:
+    pod = await peer_pod(scene)
+    daemon = await owned_daemon(scene, pod["metadata"]["uid"])
+    tickings = [await Ticking.make(scene, f"cc{index}") for index in range(2)]
+    runs = [await scene.call("run", ticking.package) for ticking in tickings]
+    for run in runs:
+        await run.line("line 2")
+    for job in (await scene.cluster.list("jobs"))["items"]:
+        [owner] = job["metadata"]["ownerReferences"]
+        expected = {"apiVersion": "v1", "kind": "Pod", "name": NAME, "uid": pod["metadata"]["uid"]}
+        # Never blockOwnerDeletion: it would hold up the peer's pod, and needs a right of its own.
+        assert owner == expected
+    assert (await scene.health(daemon, "/readyz"))[0] == 200
+    await scene.cluster.delete("pods", NAME)
+    assert [await run.wait() for run in runs] == [1, 1]
+    assert all(b"its job was deleted" in run.lines[-1] for run in runs)
+    await scene.none("jobs", "pods", "secrets")
+    assert [len(ticking.pids) for ticking in tickings] == [1, 1]
+
+
+@pytest.mark.parametrize("wrong", ["uid", "name"])
+async def test_a_wrong_pod_is_noticed_and_owns_nothing(scene: Scene, wrong: str) -> None:
+    """The cluster would delete the Jobs at birth: so they get no owner, and the chaincode runs."""
+    uid = (await peer_pod(scene))["metadata"]["uid"]
+    if wrong == "uid":
+        daemon = await owned_daemon(scene, "00000000-0000-0000-0000-000000000000")
+    else:
+        daemon = await owned_daemon(scene, uid, name="peer0-1")
+    line = await daemon.line("own_pod_wrong")
+    assert b"FABRIC_K8S_BUILDER_POD_UID" in line
+    status, report = await scene.health(daemon, "/readyz")
+    assert status == 503
+    assert "[-]owner failed: FABRIC_K8S_BUILDER_POD_NAME=" in report
+    assert (uid if wrong == "uid" else "there is no such pod") in report
+    ticking = await Ticking.make(scene)
+    run = await scene.call("run", ticking.package)
+    await run.line("line 2")
+    assert "ownerReferences" not in (await scene.only("jobs"))["metadata"]
+    assert await run.terminate() == 0
+
+
+async def test_a_launch_waits_until_it_is_known_whose_it_is(scene: Scene) -> None:
+    pod = await peer_pod(scene)
+    await scene.fault(verb="get", resource="pods", name=NAME, times=None, action={"do": "status", "code": 503})
+    daemon = await owned_daemon(scene, pod["metadata"]["uid"])
+    await daemon.line("own_pod_unknown")
+    await daemon.line("watch_synced", 2)
+    ticking = await Ticking.make(scene)
+    run = await scene.call("run", ticking.package)
+    await scene.asked("get pods", 3)
+    assert await scene.count("jobs") == 0
+    await no_faults(scene)
+    await run.line("line 2")
+    [owner] = (await scene.only("jobs"))["metadata"]["ownerReferences"]
+    assert owner["uid"] == pod["metadata"]["uid"]
+    assert await run.terminate() == 0
+
+
+async def test_an_api_server_that_forbids_for_a_moment_costs_no_owner(scene: Scene) -> None:
+    """One that has just started answers 403; what it says then is not what it means."""
+    pod = await peer_pod(scene)
+    await scene.fault(verb="get", resource="pods", name=NAME, times=2, action={"do": "status", "code": 403})
+    daemon = await owned_daemon(scene, pod["metadata"]["uid"])
+    ticking = await Ticking.make(scene)
+    run = await scene.call("run", ticking.package)
+    await run.line("line 2")
+    [owner] = (await scene.only("jobs"))["metadata"]["ownerReferences"]
+    assert owner["uid"] == pod["metadata"]["uid"]
+
+    async def ready() -> bool:
+        return (await scene.health(daemon, "/readyz"))[0] == 200
+
+    await eventually(ready)
+    assert await run.terminate() == 0
