@@ -38,6 +38,7 @@ class Connection:
         self.pid = 0
         self._socket = accepted
         self._frames = Frames()
+        self._reader = RequestReader()
         self._received: Iterator[tuple[int, bytes]] = iter(())
         self._unsent = memoryview(b"")
 
@@ -47,16 +48,19 @@ class Connection:
         packed = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         return Credentials(*_CREDENTIALS.unpack(packed))
 
-    async def read_request(self) -> Request:
-        """Read the whole request; how long that may take is the caller's.
+    async def read_hello(self) -> None:
+        """Learn who is calling: the stage and the client's pid. How long that may take is the caller's.
 
         :raises ProtocolError: if the client breaks a rule or a bound.
         :raises ClientGone: if it closes the connection.
         """
-        reader = RequestReader()
+        self._reader.add(*await self._frame())
+        self.stage, self.pid = self._reader.stage, self._reader.pid
+
+    async def read_request(self) -> Request:
+        """Read the rest of the request, with the same exceptions."""
         while True:
-            request = reader.add(*await self._frame())
-            self.stage, self.pid = reader.stage or self.stage, reader.pid
+            request = self._reader.add(*await self._frame())
             if request is not None:
                 return request
 
@@ -105,6 +109,7 @@ class Connection:
 
     async def _receive(self) -> bytes:
         while True:
+            await anyio.lowlevel.checkpoint()  # one that sends without end takes nobody's turn
             try:
                 data = self._socket.recv(_RECEIVE)
             except BlockingIOError:
@@ -114,7 +119,6 @@ class Connection:
             else:
                 if not data:
                     raise ClientGone
-                await anyio.lowlevel.checkpoint()  # one that sends without end takes nobody's turn
                 return data
 
     async def _send(self, data: bytes) -> None:

@@ -54,8 +54,8 @@ async def serve(settings: Settings) -> None:
         telemetry.gauge("tasks", "Tasks of the event loop", lambda: len(asyncio.all_tasks()))
         telemetry.gauge("ready", "1 when /readyz says ok", lambda: not any(check() for check in checks.values()))
         async with runs.open():
-            await tasks.start(health.serve, settings.health_address, checks, telemetry)
             await tasks.start(listener.serve)
+            await tasks.start(health.serve, settings.health_address, checks, telemetry)
             _log.info("daemon_started", namespace=settings.namespace, instance=settings.instance)
             tasks.start_soon(runs.expire_orphans)
             await own_pod.confirm(api, settings, runs.set_owner)

@@ -98,23 +98,22 @@ class Launch:
         self.uncertain = False
         """Whether a request was cut off, so that it may have been carried out."""
 
-    async def run(self, owner: Owner | None, cursor: Cursor | None) -> int:
+    async def run(self, owner: Owner | None, cursor: Cursor | None, deadline: float) -> int:
         """Create what is not there yet, wait until the container runs, pass on its log, and say how it ended.
 
+        :param deadline: until when the container must run, by `anyio.current_time()`.
         :returns: the exit code of `run`.
         :raises LaunchFailed: if it never ran, or is gone without a trace.
         :raises ApiError: if the API server refuses what the launch needs.
         """
-        plan = self._plan
-        deadline = plan.settings.start_timeout
         try:
-            with anyio.fail_after(deadline):
+            with anyio.fail_after(deadline - anyio.current_time()):
                 job_uid = await self._job(owner, cursor)
                 await self._secret(job_uid)
                 await self._introduce(job_uid, cursor)
                 await self._started(job_uid)
         except TimeoutError:
-            raise TimedOut(plan, self._blind() or self._trouble or stage(self._sightings.pod)) from None
+            raise TimedOut(self._plan, self._blind() or self._trouble or stage(self._sightings.pod)) from None
         await self._log(job_uid, cursor)
         return await self._end(job_uid)
 
@@ -287,7 +286,9 @@ class Launch:
         forbidden_since: float | None = None
         while True:
             try:
-                return await attempt()
+                answer = await attempt()
+                self._trouble = ""
+                return answer
             except ApiError as error:
                 now = anyio.current_time()
                 forbidden_since = (forbidden_since or now) if isinstance(error, Forbidden) else None

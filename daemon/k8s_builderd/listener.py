@@ -86,18 +86,11 @@ class Listener:
             self.connections -= 1
 
     async def _call(self, connection: Connection) -> None:
-        who = connection.credentials
-        if self.connections > self._most:
-            await self._turn_away(
-                connection, f"more than {self._most} connections (FABRIC_K8S_BUILDER_MAX_CONNECTIONS)"
-            )
-            return
-        allowed = self._settings.allowed_uids
-        if allowed is not None and who.uid not in allowed:
-            await self._turn_away(connection, f"user id {who.uid} is not in FABRIC_K8S_BUILDER_ALLOWED_UIDS")
-            return
         try:
             with anyio.fail_after(self._settings.request_timeout):
+                await connection.read_hello()
+                if fault := self._unwelcome(connection):
+                    raise ProtocolError(fault)
                 request = await connection.read_request()
         except TimeoutError:
             seconds = self._settings.request_timeout
@@ -106,11 +99,27 @@ class Listener:
         except ProtocolError as error:
             await self._turn_away(connection, str(error))
             return
-        with bound_contextvars(stage=request.stage, client_pid=request.pid, uid=who.uid):
+        with bound_contextvars(stage=request.stage, client_pid=request.pid, uid=connection.credentials.uid):
             code = await self._serve(request, connection)
             self._telemetry.called(request.stage, code)
             with anyio.move_on_after(FAREWELL):
                 await connection.exit(code)
+
+    def _unwelcome(self, connection: Connection) -> str | None:
+        """Return why this client is not served.
+
+        :raises ClientGone: if it is to come again: its chaincode may be running, and an exit would end that.
+        """
+        allowed, uid = self._settings.allowed_uids, connection.credentials.uid
+        if allowed is not None and uid not in allowed:
+            return f"user id {uid} is not in FABRIC_K8S_BUILDER_ALLOWED_UIDS"
+        if self.connections > self._most:
+            why = f"more than {self._most} connections (FABRIC_K8S_BUILDER_MAX_CONNECTIONS)"
+            if connection.stage == "run":
+                _log.warning("client_turned_away", reason=why, uid=uid)
+                raise ClientGone
+            return why
+        return None
 
     async def _serve(self, request: Request, connection: Connection) -> int:
         try:
@@ -121,6 +130,11 @@ class Listener:
             text = f"The k8s-builderd daemon ends this call: {error}"
         except BuilderError as error:
             text = f"Error {_GERUNDS[request.stage]} chaincode: {error}"
+        except ClientGone:
+            raise
+        except Exception:  # noqa: BLE001 - one call that breaks takes no other along
+            _log.exception("call_broke")
+            text = f"Error {_GERUNDS[request.stage]} chaincode: the daemon made a mistake; its log says more"
         _log.warning("call_failed", reason=text)
         with anyio.move_on_after(FAREWELL):
             await connection.say(text)

@@ -243,9 +243,10 @@ class Runs:
         raise breach or ClientGone
 
     async def _launch(self, run: Run, plan: Plan, cursor: Cursor | None, connection: Connection) -> int:
-        await self._ready(plan, cursor, connection)
+        deadline = anyio.current_time() + plan.settings.start_timeout
+        await self._ready(plan, cursor, connection, deadline)
         if cursor is None and run.sightings.job is None:
-            await self._supersede(run, plan, connection)
+            await self._supersede(run, plan, connection, deadline)
             run.attempted = True
         steps = launch.Launch(
             self._api,
@@ -259,20 +260,22 @@ class Runs:
             rng=self._rng,
         )
         try:
-            return await steps.run(self._owner, cursor)
+            if cursor is not None:
+                deadline = anyio.current_time() + plan.settings.start_timeout
+            return await steps.run(self._owner, cursor, deadline)
         except ApiError:
             if run.sightings.job is None and not steps.uncertain:
                 run.attempted = False  # a plain no: there is no Job, and none can come late
             raise
 
-    async def _ready(self, plan: Plan, cursor: Cursor | None, connection: Connection) -> None:
+    async def _ready(self, plan: Plan, cursor: Cursor | None, connection: Connection, deadline: float) -> None:
         """Wait until it is known what there is. A chaincode that runs already has all the time in the world."""
         with anyio.move_on_after(QUIET):
             await self._all_known(cursor)
             return
         why = self._blind() or "the daemon's own pod is not known yet"
         await connection.say(f"Waiting for the Kubernetes API: {why}")
-        with anyio.move_on_after(math.inf if cursor is not None else plan.settings.start_timeout) as waiting:
+        with anyio.move_on_after(math.inf if cursor is not None else deadline - anyio.current_time()) as waiting:
             await self._all_known(cursor)
         if waiting.cancelled_caught:
             raise TimedOut(plan, self._blind() or why)
@@ -291,7 +294,7 @@ class Runs:
 
     # What is stale
 
-    async def _supersede(self, run: Run, plan: Plan, connection: Connection) -> None:
+    async def _supersede(self, run: Run, plan: Plan, connection: Connection, deadline: float) -> None:
         """End earlier launches of the same chaincode, and wait until their containers have ended.
 
         When the stream of a stale chaincode closes, its peer drops whoever holds the chaincode's id, a launch in
@@ -320,7 +323,7 @@ class Runs:
             if rival.live:
                 self._begin_deletion(rival, Reason.SUPERSEDED)
         await connection.say(f"Waiting for an earlier launch of this chaincode to end: {', '.join(names)}")
-        with anyio.move_on_after(plan.settings.start_timeout) as waiting:
+        with anyio.move_on_after(deadline - anyio.current_time()) as waiting:
             for rival in rivals:
                 if rival.ending is not None:
                     await rival.ending.wait()
@@ -338,7 +341,8 @@ class Runs:
                 if not unending and not any(rival.live for rival in rivals):
                     break
                 await self._changed.wait()
-        if waiting.cancelled_caught:
+        unending = [meta for meta in unending if meta.deletion_timestamp is not None]
+        if waiting.cancelled_caught and unending:
             self._unending |= {meta.uid for meta in unending}
             _log.warning("pods_do_not_end", pods=[meta.name for meta in unending])
         if dropped:

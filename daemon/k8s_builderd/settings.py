@@ -82,7 +82,7 @@ class Settings(Struct, frozen=True):
                 f"The {PREFIX}POD_NAME and {PREFIX}POD_UID environment variables must both be set, or neither"
             )
         launch_settings(
-            {PEER_ID: "checked for each run", **read.environ}
+            {**read.environ, PEER_ID: "checked for each run"}
         )  # a mistake is told at start, not at a launch
         return cls(
             environment={name: read.environ[name] for name in FORWARDED if read.environ.get(name)},
@@ -133,6 +133,10 @@ def launch_settings(environ: Mapping[str, str]) -> LaunchSettings:
     read = _Reader(environ)
     if not environ.get(PEER_ID):
         raise SettingsError(f"Expected {PEER_ID} environment variable")
+    try:
+        environ[PEER_ID].encode()
+    except UnicodeEncodeError:
+        raise SettingsError(f"The {PEER_ID} environment variable must be UTF-8") from None
     return LaunchSettings(
         peer_id=environ[PEER_ID],
         node_role=read("NODE_ROLE", "", _kubernetes_label_value),

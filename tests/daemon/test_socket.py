@@ -292,8 +292,12 @@ async def test_more_connections_than_allowed_are_turned_away_until_one_closes(sc
                 await anyio.lowlevel.checkpoint()
         for _ in range(3):
             async with Raw.open(scene) as raw:
+                await raw.send(hello("detect"))
                 line = await raw.refused()
             assert "more than 2 connections (FABRIC_K8S_BUILDER_MAX_CONNECTIONS)" in line
+        async with Raw.open(scene) as raw:
+            await raw.send(hello("run"))
+            assert await raw.rest() == []  # its chaincode may be running: it is to come again
         code, lines = await scene.said("detect", await scene.package())
         assert code == 1
         assert ["more than 2 connections" in line for line in lines] == [True]
@@ -431,6 +435,7 @@ async def test_only_the_allowed_users_are_served(scene: Scene) -> None:
     assert code == 1
     assert f"user id {os.getuid()} is not in FABRIC_K8S_BUILDER_ALLOWED_UIDS" in line
     async with Raw.open(scene) as raw:
+        await raw.send(hello())
         assert "FABRIC_K8S_BUILDER_ALLOWED_UIDS" in await raw.refused()
 
 

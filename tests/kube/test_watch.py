@@ -415,7 +415,6 @@ def lists(*answers: Any) -> Callable[[Request, Reply], Awaitable[None]]:
         b"null",
         b"[]",
         b"{}",
-        b'{"metadata":{},"items":[{"metadata":{"name":5}}]}',
         b'{"metadata":{"resourceVersion":"1"},"items":[{"metadata":',
         b"\xff\xfe",
         b"[" * 5000,
@@ -597,3 +596,9 @@ async def test_lists_and_watches_are_asked_for_in_the_apis_words(kubeconfig: Pat
         "resourceVersion": "10",
         "timeoutSeconds": "300",
     }
+
+
+async def test_one_object_that_cannot_be_read_hides_no_other(kubeconfig: Path) -> None:
+    unreadable = {"metadata": {"name": 5}}
+    async with scripted(kubeconfig, lists(listing(10, unreadable, thing("a", 9)))) as watched:
+        await watched.has("a")

@@ -18,6 +18,7 @@ from typing import Any, Generic, Self, TypeVar
 import aiohttp
 import anyio
 import msgspec
+import structlog
 
 from k8s_builderd.errors import SettingsError
 from k8s_builderd.kube import slim
@@ -33,6 +34,7 @@ UNACKNOWLEDGED = 30_000
 
 _ERROR_BODY = 64 * 1024
 
+_log = structlog.get_logger("k8s_builderd.api")
 _decode_status = msgspec.json.Decoder(Status).decode
 
 T = TypeVar("T")
@@ -185,7 +187,13 @@ class Api:
         """
         content = await self._request("GET", "list", resource, resource.path(self.namespace), selectors)
         raw = _decoded(RawList, content, "list", resource)
-        items = [_decoded(kind, item, "list", resource) for item in raw.items or ()]
+        items = []
+        for item in raw.items or ():
+            try:
+                items.append(_decoded(kind, item, "list", resource))
+            except Unavailable as error:
+                # One object that nobody can read, such as with a time after the year 9999, hides no other.
+                _log.warning("object_unreadable", resource=resource.rbac, reason=str(error))
         return Listing(raw.metadata.resource_version, items)
 
     async def get(self, resource: Resource, kind: type[T], name: str) -> T:

@@ -131,7 +131,7 @@ class Reader:
             else:
                 # The kubelet's own words, such as that it cannot watch the file: no line of the log, so no position.
                 self._silent = 0 if self.found and data[:PIECE] not in self._told else _WHOLE
-                if len(self._told) < _REMEMBERED_WORDS:
+                if self.found and len(self._told) < _REMEMBERED_WORDS:
                     self._told.add(data[:PIECE])
         while len(data) > PIECE:
             piece, data = data[:PIECE], data[PIECE:]

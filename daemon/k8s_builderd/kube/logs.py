@@ -95,6 +95,9 @@ async def follow(
                         await trouble(error)
                     told = True
                     pause = REFUSED_PAUSE if give_up is None else pause
+        else:
+            if give_up is not None and anyio.current_time() > give_up and passage.position == before:
+                raise LogIncomplete("the chaincode's log does not come to an end")
         if passage.position != before:
             pauses = delays(0.1, 5.0, rng)
             refused_since, told = None, False

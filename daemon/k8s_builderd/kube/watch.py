@@ -15,7 +15,7 @@ import structlog
 
 from k8s_builderd.backoff import delays
 from k8s_builderd.kube.api import Api, Resource
-from k8s_builderd.kube.errors import ApiError, Expired, Forbidden, error_for_status
+from k8s_builderd.kube.errors import ApiError, Expired, error_for_status
 from k8s_builderd.kube.objects import Meta, ObjectOnly, RawWatchEvent, Status
 
 MAX_EVENT = 8 * 1024 * 1024
@@ -108,11 +108,10 @@ class Reflector(Generic[T]):
                 self._trouble("the resourceVersion has expired, listing again")
                 if not again:
                     continue
-            except Forbidden as error:
-                version = ""  # where only the watch is forbidden, a list now and then still tells what happens
-                self._trouble(str(error))
             except ApiError as error:
-                version = self._version if version else ""
+                # A refusal is not cured by asking for the same again: only a list is. Where nothing but the watch is
+                # forbidden, a list now and then still tells what happens.
+                version = self._version if version and error.transient else ""
                 self._trouble(str(error))
                 pause = error.pause(0)
             except (msgspec.MsgspecError, RecursionError, ValueError) as error:
@@ -137,7 +136,7 @@ class Reflector(Generic[T]):
     async def _relist(self) -> str:
         listed = await self._api.list(self._resource, self._kind, labelSelector=self._selector)
         version = listed.version
-        if self._version and _newer(self._version, version):
+        if self._version.isdecimal() and version.isdecimal() and _newer(self._version, version):
             # Another past than the one we know: etcd was restored from a backup. Our versions mean nothing there.
             self._gone.clear()
             known, self.objects = self.objects, {}
