@@ -141,14 +141,18 @@ async def open_stage(scene: Scene, *, tls: bool = True) -> AsyncIterator[Stage]:
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-async def test_a_chaincode_that_crashes_is_started_by_one_of_the_next_requests(scene: Scene, tls: bool) -> None:
+async def test_a_chaincode_that_crashes_is_started_by_the_very_next_request(scene: Scene, tls: bool) -> None:
+    """The peer launches at once, before the node has told of the end: that is waited for, and nobody is superseded."""
     daemon = await scene.daemon(**GRACES)
     async with open_stage(scene, tls=tls) as stage:
+        assert await stage.works() == 1
         for _ in range(3):
-            await stage.works()
+            crashed = stage.run
             with pytest.raises(TransactionError):
                 await stage.invoke("exit", "3")
-        assert await stage.works() <= 3
+            assert await stage.works() == 1
+            assert await crashed.wait() == 1
+            assert crashed.lines[-1].endswith(b"the chaincode ended with exit code 3")
         await stage.one_is_left()
     await forgotten(scene, daemon)
 
