@@ -12,6 +12,7 @@ from k8s_builderd import health
 from k8s_builderd.kube.api import Api
 from k8s_builderd.listener import Listener
 from k8s_builderd.owner import OwnPod
+from k8s_builderd.registry import Registry
 from k8s_builderd.runs import Runs
 from k8s_builderd.settings import Settings
 from k8s_builderd.stages import build, detect, release, run
@@ -31,7 +32,8 @@ async def serve(settings: Settings) -> None:
         anyio.create_task_group() as tasks,
     ):
         await tasks.start(_end_on_signal, tasks.cancel_scope)
-        runs = Runs(api, settings, telemetry)
+        registry = Registry(api, settings, telemetry)
+        runs = Runs(api, registry, settings, telemetry)
         own_pod = OwnPod()
         listener = Listener(
             settings,
@@ -45,19 +47,19 @@ async def serve(settings: Settings) -> None:
         )
         checks: dict[str, health.Check] = {
             "socket": lambda: None if listener.open else "not open yet",
-            "jobs": lambda: runs.jobs.trouble,
-            "pods": lambda: runs.pods.trouble,
+            "jobs": lambda: registry.jobs.trouble,
+            "pods": lambda: registry.pods.trouble,
             "owner": lambda: own_pod.trouble,
         }
-        telemetry.gauge("runs", "Runs known", lambda: runs.count)
+        telemetry.gauge("runs", "Runs known", lambda: registry.count)
         telemetry.gauge("connections", "Connections open", lambda: listener.connections)
         telemetry.gauge("tasks", "Tasks of the event loop", lambda: len(asyncio.all_tasks()))
         telemetry.gauge("ready", "1 when /readyz says ok", lambda: not any(check() for check in checks.values()))
-        async with runs.open():
+        async with registry.open():
             await tasks.start(listener.serve)
             await tasks.start(health.serve, settings.health_address, checks, telemetry)
             _log.info("daemon_started", namespace=settings.namespace, instance=settings.instance)
-            tasks.start_soon(runs.expire_orphans)
+            tasks.start_soon(registry.expire_orphans)
             await own_pod.confirm(api, settings, runs.set_owner)
             await anyio.sleep_forever()
 

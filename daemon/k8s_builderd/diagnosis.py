@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from k8s_builderd.kube.objects import Event, Pod, Terminated
-from k8s_builderd.kube.pods import Sightings
-from k8s_builderd.manifests import CONTAINER
+from k8s_builderd.kube.pods import CONTAINER, Sightings
 
 
 class Diagnosis(Struct, frozen=True):

@@ -12,6 +12,10 @@ from k8s_builderd.telemetry import Telemetry
 
 _log = structlog.get_logger("k8s_builderd.health")
 
+MOST_CONNECTIONS = 64
+CONNECTION_AGE = 10.0
+"""Seconds after which a connection is cut; a probe or a scrape takes milliseconds."""
+
 Check = Callable[[], str | None]
 """Returns what is wrong, or None."""
 
@@ -61,7 +65,21 @@ async def serve(
             ) from error
         _log.info("health_open", address="{}:{}".format(*runner.addresses[0][:2]))
         task_status.started()
-        await anyio.sleep_forever()
+        await _keep_few(runner)
     finally:
         with anyio.move_on_after(1, shield=True):
             await runner.cleanup()
+
+
+async def _keep_few(runner: web.AppRunner) -> None:
+    """Cut connections that are too many or too old: chaincode can reach this port, and aiohttp waits for ever."""
+    assert runner.server is not None
+    since: dict[web.RequestHandler, float] = {}
+    while True:
+        await anyio.sleep(1)
+        now = anyio.current_time()
+        since = {each: since.get(each, now) for each in runner.server.connections}
+        newest_first = sorted(since, key=lambda each: -since[each])
+        for number, each in enumerate(newest_first):
+            if (number >= MOST_CONNECTIONS or now - since[each] > CONNECTION_AGE) and each.transport is not None:
+                each.transport.abort()

@@ -22,7 +22,7 @@ from k8s_builderd.kube.api import EVENTS, JOBS, SECRETS, Api
 from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, AlreadyExists, ApiError, Forbidden, Invalid, NotFound
 from k8s_builderd.kube.loglines import Batch
 from k8s_builderd.kube.objects import Event, Job, ObjectOnly
-from k8s_builderd.kube.pods import Sightings
+from k8s_builderd.kube.pods import CONTAINER, Sightings
 from k8s_builderd.manifests import Owner, Plan
 
 EVENTS_FIRST, EVENTS_CAP = 0.4, 5.0
@@ -241,7 +241,7 @@ class Launch:
             await logs.follow(
                 self._api,
                 pod.metadata.name,
-                manifests.CONTAINER,
+                CONTAINER,
                 sightings,
                 position,
                 deliver=deliver,

@@ -25,12 +25,14 @@ BACKLOG = 1024
 ACCEPT_PAUSE = 0.5
 """Seconds to wait for file descriptors or memory when there are none for another connection."""
 _PASSING = {errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM}
+CALL_TIMEOUT = 60.0
+"""Seconds that detect, build and release may take; what takes time in them is the client that copies."""
 FAREWELL = 2.0
 """Seconds in which a client must take its last words."""
 
 _DESCRIPTORS_EACH = 2
 """File descriptors that one `run` costs: its connection, and the log that is followed for it."""
-_DESCRIPTORS_KEPT = 64
+_DESCRIPTORS_KEPT = 256
 
 _GERUNDS = {"detect": "detecting", "build": "building", "release": "releasing", "run": "running"}
 
@@ -123,7 +125,10 @@ class Listener:
 
     async def _serve(self, request: Request, connection: Connection) -> int:
         try:
-            return await self._stages[request.stage](request, connection)
+            with anyio.fail_after(None if request.stage == "run" else CALL_TIMEOUT):
+                return await self._stages[request.stage](request, connection)
+        except TimeoutError:
+            text = f"the client did not take its answer within {CALL_TIMEOUT:g} s"
         except SettingsError as error:
             text = str(error)  # in the Go builder's words, which have nothing in front of them
         except ProtocolError as error:

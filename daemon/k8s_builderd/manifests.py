@@ -9,16 +9,16 @@ from typing import Any
 
 from msgspec import Struct
 
+from k8s_builderd.kube.pods import CONTAINER, LAST_GRACE
 from k8s_builderd.names import hash_label_value, package_id
 from k8s_builderd.package import Chaincode, Image
 from k8s_builderd.settings import LaunchSettings
 
-CONTAINER = "chaincode"
 CERTS = "certs"
 CERTS_PATH = "/etc/hyperledger/fabric"
 NODE_ROLE = "fabric-builder-k8s-role"
 TTL_SECONDS = 300
-GRACE_SECONDS = 2
+GRACE_SECONDS = LAST_GRACE
 """What a process that ignores SIGTERM (Node.js as PID 1 for one) may go on for; Kubernetes' default is 30."""
 
 MANAGED_BY = "fabric-builder-k8s"
@@ -73,7 +73,7 @@ def job(plan: Plan, owner: Owner | None) -> dict[str, Any]:
         "spec": {
             "backoffLimit": 0,
             "ttlSecondsAfterFinished": TTL_SECONDS,
-            "template": _merge(_pod_template(plan), plan.template),
+            "template": _shaped(plan),
         },
     }
 
@@ -101,6 +101,14 @@ def secret(plan: Plan, job_uid: str) -> dict[str, Any]:
         "immutable": True,
         "data": {name: base64.b64encode(content).decode() for name, content in files.items()},
     }
+
+
+def _shaped(plan: Plan) -> dict[str, Any]:
+    """Return the pod template with the operator's laid over it, but for what a run is known by."""
+    template: dict[str, Any] = _merge(_pod_template(plan), plan.template)
+    for part, ours in (("labels", _labels(plan)), ("annotations", _annotations(plan))):
+        template["metadata"][part] = {**(template["metadata"].get(part) or {}), **ours}
+    return template
 
 
 def _metadata(plan: Plan) -> dict[str, Any]:

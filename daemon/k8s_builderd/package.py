@@ -7,7 +7,7 @@ any case, the last of several wins, null leaves a field as it is, and bytes that
 import json
 import re
 from collections.abc import Iterable
-from typing import Never
+from typing import Any, Never
 
 from msgspec import Struct
 
@@ -20,8 +20,11 @@ IMAGE_FILE = "image.json"
 CHAINCODE_FILE = "chaincode.json"
 META_INF = "META-INF"
 
-DOCUMENT_SIZE = 1024 * 1024
-"""Bytes of the largest document."""
+DOCUMENT_SIZE = 64 * 1024
+"""Bytes of the largest metadata.json or image.json; both are a few lines."""
+
+CHAINCODE_SIZE = 1024 * 1024
+"""Bytes of the largest chaincode.json; it comes from the peer, with certificate chains in it."""
 
 _INDEXES = f"{META_INF}/statedb/couchdb/"
 _SHOWN = 80
@@ -58,6 +61,9 @@ class Chaincode(Struct, frozen=True):
     client_key: str
     root_cert: str
     mspid: str
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("chaincode_id", self.chaincode_id)]  # msgspec's shows all fields
 
     def __repr__(self) -> str:
         # Neither the key nor the certificates, because a repr ends up in logs and tracebacks.
@@ -226,8 +232,9 @@ def _decode_fields(file: str, document: bytes, wanted: tuple[str, ...]) -> dict[
 
     An error that json raises holds the document, keys included, so none of them is raised from or chained to.
     """
-    if len(document) > DOCUMENT_SIZE:
-        raise PackageError(file, f"must be at most {DOCUMENT_SIZE:,} bytes")
+    most = CHAINCODE_SIZE if file == CHAINCODE_FILE else DOCUMENT_SIZE
+    if len(document) > most:
+        raise PackageError(file, f"must be at most {most:,} bytes")
     if fault := _encoding_fault(document):
         raise PackageError(file, fault)
     pairs, fault = _decode_object(document)

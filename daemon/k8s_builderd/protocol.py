@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from enum import IntEnum
+from typing import Any
 
 from msgspec import Struct
 
@@ -11,7 +12,15 @@ from k8s_builderd.errors import BuilderError, PackageError
 
 VERSION = b"1"
 STAGES = ("detect", "build", "release", "run")
-DOCUMENTS = ("metadata.json", "image.json", "chaincode.json")
+DOCUMENTS = {
+    "detect": ("metadata.json",),
+    "build": ("metadata.json", "image.json"),
+    "release": (),
+    "run": ("image.json", "chaincode.json"),
+}
+"""What each stage sends."""
+LISTING = ("build", "release")
+"""The stages that send paths."""
 
 MAX_PAYLOAD = 1024 * 1024
 MAX_ENVIRONMENT = 16
@@ -19,6 +28,9 @@ MAX_ENVIRONMENT_ENTRY = 4096
 MAX_DOCUMENTS = 4
 MAX_PATHS = 10_000
 MAX_PATH = 4096
+MAX_PATH_BYTES = 1024 * 1024
+"""Bytes of all paths together: many long ones would cost the memory of a whole sidecar."""
+MAX_REASON = 4096
 MAX_CURSOR = 512
 MAX_LINE = 16 * 1024
 """Bytes of one line of words; what is longer is cut, and says so."""
@@ -80,6 +92,9 @@ class Request(Struct, frozen=True):
             return self.documents[name]
         raise PackageError(name, f"cannot be read: {self.unreadable.get(name, 'the client has not sent it')}")
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("stage", self.stage), ("pid", self.pid)]  # msgspec's shows all fields
+
     def __repr__(self) -> str:
         # Documents hold the chaincode's private key, and the token is a secret too: neither belongs in a log.
         return f"Request(stage={self.stage!r}, pid={self.pid!r}, documents={sorted(self.documents)!r})"
@@ -115,6 +130,7 @@ class RequestReader:
         self.stage = ""
         self.pid = 0
         self._counts: Counter[str] = Counter()
+        self._path_bytes = 0
         self._environment: dict[str, str] = {}
         self._documents: dict[str, bytes] = {}
         self._unreadable: dict[str, str] = {}
@@ -143,9 +159,14 @@ class RequestReader:
                 self._documents[document] = content
             case Kind.UNREADABLE:
                 document, reason = self._document(payload)
+                self._bound("bytes of a reason", len(reason), MAX_REASON)
                 self._unreadable[document] = _text(reason)
             case Kind.PATH:
+                if self.stage not in LISTING:
+                    raise ProtocolError(f"{self.stage} sends no paths")
                 self._count("paths below META-INF", MAX_PATHS)
+                self._path_bytes += len(payload)
+                self._bound("bytes of paths below META-INF", self._path_bytes, MAX_PATH_BYTES)
                 self._paths.append(_entry(payload))
             case Kind.TOKEN:
                 if self.stage != "run" or self._token or not _TOKEN.fullmatch(payload):
@@ -187,9 +208,12 @@ class RequestReader:
     def _document(self, payload: bytes) -> tuple[str, bytes]:
         self._count("documents", MAX_DOCUMENTS)
         name, content = _fields(payload, 2)
-        if _text(name) not in DOCUMENTS:
-            raise ProtocolError(f"there is no document {_shown(name)}")
-        return _text(name), content
+        document = _text(name)
+        if document not in DOCUMENTS[self.stage]:
+            raise ProtocolError(f"{self.stage} sends no document {_shown(name)}")
+        if document in self._documents or document in self._unreadable:
+            raise ProtocolError(f"the document {_shown(name)} is sent twice")
+        return document, content
 
     def _count(self, what: str, most: int) -> None:
         self._counts[what] += 1

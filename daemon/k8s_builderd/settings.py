@@ -133,10 +133,8 @@ def launch_settings(environ: Mapping[str, str]) -> LaunchSettings:
     read = _Reader(environ)
     if not environ.get(PEER_ID):
         raise SettingsError(f"Expected {PEER_ID} environment variable")
-    try:
-        environ[PEER_ID].encode()
-    except UnicodeEncodeError:
-        raise SettingsError(f"The {PEER_ID} environment variable must be UTF-8") from None
+    if not environ[PEER_ID].isprintable():
+        raise SettingsError(f"The {PEER_ID} environment variable must hold printable characters only")
     return LaunchSettings(
         peer_id=environ[PEER_ID],
         node_role=read("NODE_ROLE", "", _kubernetes_label_value),

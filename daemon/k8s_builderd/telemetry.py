@@ -27,7 +27,7 @@ class Telemetry:
 
     def deleted(self, reason: str) -> None:
         """Count one decision to delete a Job."""
-        self._deleted.labels(str(reason)).inc()
+        self._deleted.labels(reason).inc()
 
     def logged(self, size: int) -> None:
         """Count bytes of chaincode's log passed on."""

@@ -1,4 +1,4 @@
-"""Requests to the API server. The sole importer of aiohttp's client and of kubernetes_asyncio.
+"""Requests to the API server. With slim.py, which loads it, the only user of kubernetes_asyncio.
 
 kubernetes_asyncio finds the configuration (in a cluster, or a kubeconfig with token, client certificate or exec
 plugin); the requests are made here, on one connection pool without a limit: every followed log holds a connection,
@@ -9,7 +9,6 @@ import re
 import socket
 import ssl
 import sys
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -156,13 +155,10 @@ class Api:
         self, credentials: Credentials, session: aiohttp.ClientSession, namespace: str, patience: float
     ) -> None:
         self.namespace = namespace
-        self.last_answer = 0.0
-        """When the API server last answered, by `time.monotonic()`."""
         self._credentials = credentials
         self._session = session
         self._patience = patience
-        self._brief = aiohttp.ClientTimeout(total=patience)
-        self._streaming = aiohttp.ClientTimeout(total=None, sock_connect=patience)
+        self._limits = aiohttp.ClientTimeout(total=None, sock_connect=patience)
 
     @classmethod
     @asynccontextmanager
@@ -210,10 +206,10 @@ class Api:
         content = await self._request("POST", "create", resource, resource.path(self.namespace), query, body)
         return _decoded(kind, content, "create", resource)
 
-    async def delete(self, resource: Resource, name: str) -> None:
-        """Delete an object; what it owns goes after it, in the background."""
-        query = {"propagationPolicy": "Background"}
-        await self._request("DELETE", "delete", resource, resource.path(self.namespace, name), query)
+    async def delete(self, resource: Resource, name: str, uid: str) -> None:
+        """Delete just the object with this uid; what it owns goes after it, in the background."""
+        options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        await self._request("DELETE", "delete", resource, resource.path(self.namespace, name), body=options)
 
     @asynccontextmanager
     async def watch(self, resource: Resource, query: Mapping[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -244,9 +240,10 @@ class Api:
     ) -> bytes:
         data = msgspec.json.encode(body) if body is not None else None
         try:
-            response = await self._send(method, path, query, data, self._brief)
-            async with response:
-                content = await response.read()
+            with anyio.fail_after(self._patience):
+                response = await self._send(method, path, query, data)
+                async with response:
+                    content = await response.read()
         except (aiohttp.ClientError, OSError) as error:
             raise _unreachable(error, verb, resource.rbac) from error
         if response.status >= HTTPStatus.MULTIPLE_CHOICES:
@@ -260,7 +257,7 @@ class Api:
         """Open an answer without end; `head` is how many seconds may pass before it begins."""
         try:
             with anyio.fail_after(head):
-                response = await self._send("GET", path, query, None, self._streaming)
+                response = await self._send("GET", path, query, None)
         except (aiohttp.ClientError, OSError) as error:
             raise _unreachable(error, verb, what) from error
         try:
@@ -280,9 +277,8 @@ class Api:
         path: str,
         query: Mapping[str, str] | None,
         data: bytes | None,
-        limits: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
-        response = await self._send_once(method, path, query, data, limits)
+        response = await self._send_once(method, path, query, data)
         if response.status == HTTPStatus.UNAUTHORIZED:
             # The token may have been replaced (a kubeconfig's tokenFile, an exec plugin's expiry): once more with the
             # new one. 401 comes before anything is carried out.
@@ -291,8 +287,7 @@ class Api:
                 await self._credentials.load()
             except SettingsError as error:
                 raise Unauthorized(str(error)) from error
-            response = await self._send_once(method, path, query, data, limits)
-        self.last_answer = time.monotonic()
+            response = await self._send_once(method, path, query, data)
         return response
 
     async def _send_once(
@@ -301,7 +296,6 @@ class Api:
         path: str,
         query: Mapping[str, str] | None,
         data: bytes | None,
-        limits: aiohttp.ClientTimeout,
     ) -> aiohttp.ClientResponse:
         now = self._credentials.current
         headers = await self._credentials.headers()
@@ -313,7 +307,7 @@ class Api:
             params=dict(query or {}),
             data=data,
             headers=headers,
-            timeout=limits,
+            timeout=self._limits,
             allow_redirects=False,  # the Kubernetes API does not redirect, and a Secret goes to nobody else
             proxy=now.proxy,
             proxy_headers=now.proxy_headers,

@@ -21,7 +21,8 @@ BATCH = 256 * 1024
 DISORDER = timedelta(seconds=0.05)
 """By how much a line's timestamp may be later than that of the next; 4.7 ms were measured."""
 
-_REMEMBERED = 4096
+_OURS = (b"run [", b"detect [", b"build [", b"release [")
+_REMEMBERED = 512  # some 85 KB for each log that is followed; lines alike stand close together
 _REMEMBERED_WORDS = 64
 _LONGEST_TIMESTAMP = 40
 _TIMESTAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)\Z")
@@ -59,10 +60,10 @@ class Reader:
     been. Otherwise nothing is known.
     """
 
-    def __init__(self, after: Position | None = None, *, told: set[bytes] | None = None) -> None:
+    def __init__(self, after: Position | None = None, *, told: set[str] | None = None) -> None:
         """Begin before the first byte.
 
-        :param told: words of the kubelet that have been passed on before; it repeats them in every answer.
+        :param told: hashes of words of the kubelet that have been passed on before; it repeats them in every answer.
         """
         self.found = after is None
         self.passed_by = False
@@ -70,7 +71,7 @@ class Reader:
         self._after = after
         self._told = set() if told is None else told
         self._latest = _time(after.at) + DISORDER if after else None
-        self._seen: dict[tuple[str, str], int] = {}
+        self._seen: dict[str, int] = {}
         self._rest = b""
         # The line that is being read.
         self._at = ""
@@ -130,28 +131,28 @@ class Reader:
                 self._identify(data[:PIECE])
             else:
                 # The kubelet's own words, such as that it cannot watch the file: no line of the log, so no position.
-                self._silent = 0 if self.found and data[:PIECE] not in self._told else _WHOLE
+                words = _hash(data[:PIECE])
+                self._silent = 0 if self.found and words not in self._told else _WHOLE
                 if self.found and len(self._told) < _REMEMBERED_WORDS:
-                    self._told.add(data[:PIECE])
+                    self._told.add(words)
         while len(data) > PIECE:
             piece, data = data[:PIECE], data[PIECE:]
             self._pieces += 1
             if self._pieces > self._silent:
-                yield piece + b" [piece %d of a longer line]\n" % self._pieces
+                yield _plain(piece) + b" [piece %d of a longer line]\n" % self._pieces
         self._rest = data
         if ended:
             last = self._pieces + 1
             self._pieces = 0
             self._in_line = False
             if self._silent != _WHOLE:
-                yield data + (b"\n" if last == 1 else b" [piece %d, the last of this line]\n" % last)
+                yield _plain(data) + (b"\n" if last == 1 else b" [piece %d, the last of this line]\n" % last)
             self._silent = 0 if self.found else _WHOLE
 
     def _identify(self, first: bytes) -> None:
-        self._digest = blake2b(first, digest_size=8).hexdigest()
-        key = (self._at, self._digest)
-        self._alike = self._seen.pop(key, 0) + 1
-        self._seen[key] = self._alike
+        self._digest = _hash(self._at.encode() + b" " + first)
+        self._alike = self._seen.pop(self._digest, 0) + 1
+        self._seen[self._digest] = self._alike
         if len(self._seen) > _REMEMBERED:
             del self._seen[next(iter(self._seen))]
         after = self._after
@@ -169,6 +170,15 @@ class Reader:
 
 
 _WHOLE = 1 << 62
+
+
+def _hash(data: bytes) -> str:
+    return blake2b(data, digest_size=8).hexdigest()
+
+
+def _plain(line: bytes) -> bytes:
+    """Keep a line from being taken for one of the builder's own."""
+    return b"| " + line if line.startswith(_OURS) else line
 
 
 def _is_time(stamp: bytes) -> bool:

@@ -125,7 +125,7 @@ class _Passage:
         self._container = container
         self._deliver = deliver
         self._gap = gap
-        self._told: set[bytes] = set()
+        self._told: set[str] = set()
         self._tail = (0, b"")
         self._barren = 0
         self._missed = False

@@ -26,7 +26,6 @@ class Meta(_Read, frozen=True):
     name: str = ""
     uid: str = ""
     resource_version: str = ""
-    creation_timestamp: datetime | None = None
     deletion_timestamp: datetime | None = None
     deletion_grace_period_seconds: int | None = None
     labels: dict[str, str] | None = None
@@ -144,14 +143,12 @@ class Event(_Read, frozen=True):
     metadata: Meta
     reason: str | None = None
     message: str | None = None
-    type: str | None = None
 
 
 class ListMeta(_Read, frozen=True):
     """`metadata` of a list."""
 
     resource_version: str = ""
-    continue_: str | None = field(default=None, name="continue")
 
 
 class RawList(_Read, frozen=True):
@@ -169,7 +166,7 @@ class RawWatchEvent(_Read, frozen=True):
 
 
 class ObjectOnly(_Read, frozen=True):
-    """What a BOOKMARK carries."""
+    """An object of which nothing but its metadata matters."""
 
     metadata: Meta
 
