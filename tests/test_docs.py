@@ -16,7 +16,7 @@ from k8s_builder_client.request import Request
 from k8s_builderd import manifests, names
 from k8s_builderd.manifests import Owner, Plan
 from k8s_builderd.package import Chaincode, Image
-from k8s_builderd.runs import Reason
+from k8s_builderd.registry import Reason
 from k8s_builderd.settings import FORWARDED, PEER_ID, LaunchSettings, Settings, launch_settings
 
 yaml: Any = importlib.import_module("yaml")  # kubernetes_asyncio brings it, without type stubs

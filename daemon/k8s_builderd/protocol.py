@@ -25,7 +25,6 @@ LISTING = ("build", "release")
 MAX_PAYLOAD = 1024 * 1024
 MAX_ENVIRONMENT = 16
 MAX_ENVIRONMENT_ENTRY = 4096
-MAX_DOCUMENTS = 4
 MAX_PATHS = 10_000
 MAX_PATH = 4096
 MAX_PATH_BYTES = 1024 * 1024
@@ -206,7 +205,6 @@ class RequestReader:
         self.stage, self.pid = _text(stage), _number(pid)
 
     def _document(self, payload: bytes) -> tuple[str, bytes]:
-        self._count("documents", MAX_DOCUMENTS)
         name, content = _fields(payload, 2)
         document = _text(name)
         if document not in DOCUMENTS[self.stage]:

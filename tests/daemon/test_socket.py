@@ -147,10 +147,17 @@ BREACHES = {
     "a stop before the end": (hello() + frame("S"), "no frame of kind 'S'"),
     "no token": (hello() + END, "must send a token"),
     "a token that is none": (hello() + frame("T", b"secret"), "32 lower-case hexadecimal digits"),
-    "a document of another name": (hello() + frame("D", b"/etc/passwd", b""), "no document '/etc/passwd'"),
+    "a document of another name": (hello() + frame("D", b"/etc/passwd", b""), "run sends no document '/etc/passwd'"),
     "an environment entry too long": (hello() + frame("E", b"A", b"x" * 4096), "4096 bytes of an environment entry"),
     "too many entries": (hello() + frame("E", b"A", b"") * 17, "more than 16 environment entries"),
-    "too many documents": (hello() + frame("D", b"image.json", b"{}") * 5, "more than 4 documents"),
+    "a document twice": (hello() + frame("D", b"image.json", b"{}") * 2, "'image.json' is sent twice"),
+    "a document of another stage": (hello("detect") + frame("D", b"image.json", b""), "detect sends no document"),
+    "paths of a run": (hello() + frame("P", b"f", b"0", b"META-INF/a"), "run sends no paths"),
+    "too much of paths": (
+        hello("build") + frame("P", b"f", b"0", b"x" * 4000) * 263,
+        "more than 1048576 bytes of paths",
+    ),
+    "a reason too long": (hello() + frame("U", b"image.json", b"x" * 5000), "more than 4096 bytes of a reason"),
     "too many paths": (hello("build") + frame("P", b"f", b"0", b"META-INF/a") * 10_001, "more than 10000 paths"),
     "a path too long": (hello("build") + frame("P", b"f", b"0", b"x" * 5000), "more than 4096 bytes of a path"),
     "a cursor too long": (hello() + frame("C", b"x" * 600), "512 bytes of a cursor"),
@@ -166,7 +173,7 @@ async def test_each_breach_is_told_in_one_line_and_disturbs_nobody(scene: Scene,
             line = await raw.refused()
         assert rule in line, name
         assert "The k8s-builderd daemon ends this call: " in line, name
-        assert line.startswith(("builder [", "run [4242]: ", "build [4242]: ")), name
+        assert line.startswith(("builder [", "run [4242]: ", "build [4242]: ", "detect [4242]: ")), name
     await undisturbed(run)
     await settled(scene, daemon, 1)
     assert descriptors(daemon) <= before

@@ -301,7 +301,7 @@ REQUESTS: dict[str, Callable[[Api], Awaitable[Any]]] = {
     "list jobs.batch": lambda api: api.list(JOBS, ObjectOnly),
     "get pods": lambda api: api.get(PODS, ObjectOnly, "p"),
     "create secrets": lambda api: api.create(SECRETS, ObjectOnly, {"metadata": {"name": "s"}}),
-    "delete jobs.batch": lambda api: api.delete(JOBS, "j"),
+    "delete jobs.batch": lambda api: api.delete(JOBS, "j", "uid"),
     "list events": lambda api: api.list(EVENTS, ObjectOnly, fieldSelector="involvedObject.uid=u"),
     "watch pods": lambda api: _opens(api.watch(PODS, {})),
     "get pods/log": lambda api: _opens(api.log("p", {})),
@@ -491,12 +491,12 @@ async def test_credentials_go_to_no_other_server(kubeconfig: Path) -> None:
 async def test_requests_are_made_in_the_apis_words(kubeconfig: Path) -> None:
     async with rogue(well) as server, opened(server, kubeconfig, token="t") as api:
         await api.create(SECRETS, ObjectOnly, {"kind": "Secret"})
-        await api.delete(JOBS, "j")
+        await api.delete(JOBS, "j", "uid")
     create, delete = server.asked
     assert (create.method, create.path) == ("POST", "/api/v1/namespaces/ns/secrets")
     assert (create.headers["content-type"], json.loads(create.body)) == ("application/json", {"kind": "Secret"})
     assert (delete.method, delete.path) == ("DELETE", "/apis/batch/v1/namespaces/ns/jobs/j")
-    assert delete.query == {"propagationPolicy": "Background"}
+    assert json.loads(delete.body) == {"propagationPolicy": "Background", "preconditions": {"uid": "uid"}}
 
 
 async def test_any_number_of_streams_leaves_room_for_requests(kubeconfig: Path) -> None:

@@ -61,6 +61,12 @@ def read(*frames: bytes) -> Request:
 # The golden frames
 
 
+def sender(document: str) -> list[bytes]:
+    """Return the beginning of a request of a stage that sends the document."""
+    stage = next(stage for stage, names in protocol.DOCUMENTS.items() if document in names)
+    return [hello(stage), *([frame("T", TOKEN)] if stage == "run" else [])]
+
+
 @pytest.mark.parametrize("golden", named(GOLDEN["client"]))
 def test_the_daemon_reads_the_golden_frame(golden: dict[str, Any]) -> None:
     data, fields = bytes.fromhex(golden["hex"]), [*golden["fields"].values()]
@@ -74,9 +80,9 @@ def test_the_daemon_reads_the_golden_frame(golden: dict[str, Any]) -> None:
         case "E":
             assert read(hello("build"), data, frame(".")).environment == {fields[0]: fields[1]}
         case "D":
-            assert read(hello("build"), data, frame(".")).documents == {fields[0]: raw(fields[1])}
+            assert read(*sender(fields[0]), data, frame(".")).documents == {fields[0]: raw(fields[1])}
         case "U":
-            assert read(hello("build"), data, frame(".")).unreadable == {fields[0]: fields[1]}
+            assert read(*sender(fields[0]), data, frame(".")).unreadable == {fields[0]: fields[1]}
         case "P":
             [entry] = read(hello("build"), data, frame(".")).paths
             assert entry == Entry(fields[0], int(fields[1]), text(fields[2]))
@@ -155,7 +161,7 @@ def test_the_bounds_of_the_page_are_the_bounds_of_both_halves() -> None:
     assert len(client_request.ENTRIES) <= 16
     assert bounds["D"] == "4"
     assert bounds["U"] == "counts as `D`"
-    assert protocol.MAX_DOCUMENTS == 4
+    assert all(len(documents) <= 4 for documents in protocol.DOCUMENTS.values())
     assert bounds["P"] == "10,000; 4 KiB each"
     assert (protocol.MAX_PATHS, protocol.MAX_PATH) == (10_000, 4096)
     assert (client_request.MAX_PATHS, client_request.MAX_PATH) == (10_000, 4096)
@@ -174,8 +180,8 @@ def test_the_entries_of_the_page_are_those_that_the_client_sends_and_the_daemon_
 
 
 def test_the_documents_of_the_client_are_those_that_the_daemon_takes() -> None:
-    sent = {name.decode() for documents in client_request.DOCUMENTS.values() for _, name in documents}
-    assert sent == {*protocol.DOCUMENTS}
+    sent = {stage: {name.decode() for _, name in names} for stage, names in client_request.DOCUMENTS.items()}
+    assert sent == {stage: {*names} for stage, names in protocol.DOCUMENTS.items()}
     assert {*client_request.DOCUMENTS} == {*protocol.STAGES}
 
 
@@ -227,12 +233,12 @@ def test_the_documents_of_the_client_are_those_that_the_daemon_takes() -> None:
         ),
         pytest.param(
             [hello(), *(frame("D", b"image.json", b"%d" % n) for n in range(5))],
-            "more than 4 documents",
+            "'image.json' is sent twice",
             id="one document five times",
         ),
         pytest.param(
             [hello(), *(frame("DU"[n % 2], b"image.json", b"%d" % n) for n in range(5))],
-            "more than 4 documents",
+            "'image.json' is sent twice",
             id="one document read and unread in turn",
         ),
         pytest.param([hello("build"), frame("P", b"l", b"0", b"META-INF/a")], "no kind of path 'l'", id="path's kind"),
@@ -261,17 +267,22 @@ def test_what_just_keeps_to_the_bounds_is_taken() -> None:
         hello(),
         *(frame("E", b"A%02d" % n, b"x" * 4092) for n in range(16)),
         frame("D", b"image.json", b"x" * (1_048_576 - 11)),
-        frame("U", b"chaincode.json", b"larger than 1 MiB"),
-        *(frame("P", b"f", b"9223372036854775807", b"x" * 4096) for _ in range(10_000)),
+        frame("U", b"chaincode.json", b"x" * 4096),
         frame("T", TOKEN),
         frame("C", b"x" * 512),
         frame("."),
     )
-    assert (len(request.environment), len(request.documents["image.json"]), len(request.paths)) == (
-        16,
-        1_048_565,
-        10_000,
-    )
+    assert (len(request.environment), len(request.documents["image.json"])) == (16, 1_048_565)
+
+
+def test_a_listing_that_just_keeps_to_the_bounds_is_taken() -> None:
+    many = read(hello("build"), *(frame("P", b"f", b"0", b"x" * 100) for _ in range(10_000)), frame("."))
+    assert len(many.paths) == 10_000
+    size = 4 + 4092  # f NUL 0 NUL, and the path
+    long = read(hello("build"), *(frame("P", b"f", b"0", b"x" * 4092) for _ in range(1_048_576 // size)), frame("."))
+    assert len(long.paths) == 256
+    with pytest.raises(ProtocolError, match="more than 1048576 bytes of paths"):
+        read(hello("build"), *(frame("P", b"f", b"0", b"x" * 4092) for _ in range(257)), frame("."))
 
 
 def test_what_a_refusal_repeats_of_the_client_is_short() -> None:
