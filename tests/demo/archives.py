@@ -15,7 +15,7 @@ def tar(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
 
 
 def archive(files: dict[str, bytes]) -> bytes:
-    return gzip.compress(tar(*((tarfile.TarInfo(name), content) for name, content in files.items())))
+    return gzip.compress(tar(*((tarfile.TarInfo(name), content) for name, content in files.items())), mtime=0)
 
 
 def entry(name: str, kind: bytes = tarfile.REGTYPE, *, link: str = "", mode: int = 0o644) -> tarfile.TarInfo:

@@ -28,7 +28,7 @@ def test_a_packages_id_is_its_label_and_the_hash_of_all_its_bytes() -> None:
         (b"", "did not find a code package"),
         (b"plain", "not a gzip-ed tar archive"),
         (CODE[:-9], "not a gzip-ed tar archive"),
-        (gzip.compress(b"no tar"), "not a gzip-ed tar archive"),
+        (gzip.compress(b"no tar", mtime=0), "not a gzip-ed tar archive"),
         (archive({}), "did not find a code package"),
         (archive({"metadata.json": METADATA}), "did not find a code package"),
         (archive({"code.tar.gz": CODE}), "did not find any package metadata"),
@@ -36,7 +36,7 @@ def test_a_packages_id_is_its_label_and_the_hash_of_all_its_bytes() -> None:
         (archive({"metadata.json": b"{", "code.tar.gz": CODE}), "could not unmarshal metadata.json"),
         (archive({"metadata.json": b'{"label":7}', "code.tar.gz": CODE}), "invalid label '7'"),
         (archive({"metadata.json": b'{"label":"-a"}', "code.tar.gz": CODE}), "invalid label '-a'"),
-        (gzip.compress(tar((entry("sub", tarfile.DIRTYPE), b""))), "tar entry sub is not a regular file"),
+        (gzip.compress(tar((entry("sub", tarfile.DIRTYPE), b"")), mtime=0), "tar entry sub is not a regular file"),
     ],
 )
 def test_what_is_no_package_is_refused(content: bytes, reason: str) -> None:

@@ -181,7 +181,7 @@ def test_code_without_an_image_is_a_problem(archive: Archive) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"x", b"PK\x03\x04", b"\x1f\x8b", gzip.compress(b""), gzip.compress(b"no tar"), tar_gz({})],
+    [b"", b"x", b"PK\x03\x04", b"\x1f\x8b", gzip.compress(b"", mtime=0), gzip.compress(b"no tar", mtime=0), tar_gz({})],
 )
 def test_what_is_no_package_is_told(content: bytes) -> None:
     said = problems(content)
