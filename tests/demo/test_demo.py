@@ -5,10 +5,11 @@ import pty
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT
+from tempfile import TemporaryDirectory
 
 import anyio
 import pytest
@@ -20,6 +21,13 @@ pytestmark = pytest.mark.anyio
 
 DEADLINE = 180.0
 """Seconds after which a test gives up on the demo; nothing measures by it."""
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short directory: the demo's socket lies in it, and the path of one has at most 107 bytes."""
+    with TemporaryDirectory(prefix="kb-") as directory:
+        yield Path(directory)
 
 
 class Demo:
