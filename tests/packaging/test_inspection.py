@@ -249,3 +249,11 @@ def test_no_damage_makes_the_inspection_raise(package: Package, data: st.DataObj
 @given(st.binary(max_size=4096))
 def test_no_tar_at_all_makes_the_inspection_raise(content: bytes) -> None:
     assert inspect_package(gzip_stored(content)).problems
+
+
+def test_a_huge_extended_header_is_refused_before_it_is_parsed() -> None:
+    """It would cost minutes: tarfile looks for a length in its digits in quadratic time."""
+    outer = tarfile.TarInfo("x")
+    outer.type, outer.size = tarfile.XHDTYPE, 200 * 1024
+    said = problems(gzip.compress(outer.tobuf() + b"1" * (200 * 1024), mtime=0))
+    assert any("an extended header is too large" in text for text in said)

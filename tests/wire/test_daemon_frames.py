@@ -160,9 +160,11 @@ def test_the_bounds_of_the_page_are_the_bounds_of_both_halves() -> None:
     assert client_request.MAX_ENTRY == 4096
     assert len(client_request.ENTRIES) <= 16
     assert bounds["D"] == "4"
-    assert bounds["U"] == "counts as `D`"
+    assert bounds["U"] == "counts as `D`; 4 KiB of reason"
+    assert protocol.MAX_REASON == 4096
     assert all(len(documents) <= 4 for documents in protocol.DOCUMENTS.values())
-    assert bounds["P"] == "10,000; 4 KiB each"
+    assert bounds["P"] == "10,000; 4 KiB each; 1 MiB in all"
+    assert protocol.MAX_PATH_BYTES == 1_048_576
     assert (protocol.MAX_PATHS, protocol.MAX_PATH) == (10_000, 4096)
     assert (client_request.MAX_PATHS, client_request.MAX_PATH) == (10_000, 4096)
 

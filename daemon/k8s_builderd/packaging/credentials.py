@@ -31,6 +31,9 @@ class Credentials(Struct, frozen=True):
     password: str = ""
     identity_token: str = ""
 
+    def __rich_repr__(self) -> list[tuple[str, str]]:
+        return [("username", self.username)]  # msgspec's shows all fields
+
     def __repr__(self) -> str:
         return f"Credentials(username={self.username!r})"
 

@@ -178,13 +178,27 @@ def _members(archive: tarfile.TarFile, file: str) -> Iterator[tarfile.TarInfo]:
         yield member
 
 
+_EXTENDED = {
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+}
+_LONGEST_EXTENDED = 16 * 1024
+
+
 class _Header(tarfile.TarInfo):
     """A header that may not be broken: tarfile takes a broken one after the first for the end, the peer does not."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         try:
-            return super().frombuf(buf, encoding, errors)
+            header = super().frombuf(buf, encoding, errors)
+            if header.type in _EXTENDED and header.size > _LONGEST_EXTENDED:
+                # Before 3.11.10 tarfile needs quadratic time for the digits in one (CVE-2024-6232).
+                raise tarfile.ReadError("an extended header is too large")
+            return header
         except tarfile.HeaderError as error:
             if any(buf):  # else it is the end
                 raise tarfile.ReadError(str(error)) from None

@@ -136,12 +136,14 @@ class _Registry:
         raise AssertionError("unreachable: the last scheme returns or raises")
 
     async def _resolve(self, url: str) -> Resolved:
-        async with self._session.get(url, headers={"Accept": _ACCEPT}) as response:
+        # No redirects: the place that one names would be taken for the registry, and get its password.
+        async with self._session.get(url, headers={"Accept": _ACCEPT}, allow_redirects=False) as response:
             if response.status != 401:
                 return await self._manifest(response)
             challenge = response.headers.get("WWW-Authenticate", "")
         authorization = await self._answer(challenge, url)
-        async with self._session.get(url, headers={"Accept": _ACCEPT, "Authorization": authorization}) as response:
+        headers = {"Accept": _ACCEPT, "Authorization": authorization}
+        async with self._session.get(url, headers=headers, allow_redirects=False) as response:
             return await self._manifest(response)
 
     async def _answer(self, challenge: str, url: str) -> str:
@@ -165,10 +167,10 @@ class _Registry:
         known = self._credentials
         if known and known.identity_token:
             form = {"grant_type": "refresh_token", "refresh_token": known.identity_token, "client_id": "k8s-builder"}
-            request = self._session.post(realm, data={**wanted, **form})
+            request = self._session.post(realm, data={**wanted, **form}, allow_redirects=False)
         else:
             headers = {"Authorization": _basic(known)} if known else {}
-            request = self._session.get(realm, params=wanted, headers=headers)
+            request = self._session.get(realm, params=wanted, headers=headers, allow_redirects=False)
         async with request as response:
             if response.status != 200:
                 raise self._error(f"{realm} gives no token: {self._why(response.status)}")
