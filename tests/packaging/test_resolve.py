@@ -22,8 +22,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.x509.oid import NameOID
+from rich.pretty import pretty_repr
 
 from k8s_builderd.cli.package import package
+from k8s_builderd.packaging.credentials import Credentials
 
 REGISTRY = os.environ.get("DOCKER_REGISTRY") or shutil.which("docker-registry")
 needs_registry = pytest.mark.skipif(
@@ -411,6 +413,117 @@ def test_a_certificate_must_be_trusted(tmp_path: Path) -> None:
     assert f"localhost:{port} has no certificate that is trusted here" in refused.stderr
     assert resolved.returncode == 0, resolved.stderr
     assert f"image       localhost:{port}/org/cc@{digest}" in resolved.stdout.splitlines()
+
+
+class Recorder(http.server.BaseHTTPRequestHandler):
+    """Answers by path, and keeps what it was asked: the request line, and what came with it."""
+
+    answers: dict[str, tuple[int, dict[str, str]]]
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self._answer("")
+
+    def do_POST(self) -> None:
+        self._answer(self.rfile.read(int(self.headers["Content-Length"])).decode())
+
+    def _answer(self, body: str) -> None:
+        self.asked.append(f"{self.requestline} {self.headers.get('Authorization', '')} {body}")
+        path, known = self.path.partition("?")[0], "Authorization" in self.headers
+        status, headers = (known and self.answers.get(f"{path} with a login")) or self.answers[path]
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing."""
+
+
+@contextmanager
+def recorder() -> Iterator[tuple[str, dict[str, tuple[int, dict[str, str]]], list[str]]]:
+    """Run a server; its address, its answers (status and headers) by path, and what it was asked."""
+    answers: dict[str, tuple[int, dict[str, str]]] = {}
+    asked: list[str] = []
+    handler = type("Handler", (Recorder,), {"answers": answers, "asked": asked})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}", answers, asked
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+LOGINS: list[dict[str, str]] = [{"auth": basic("alice", "secret")}, {"identitytoken": "secret"}]
+
+
+@pytest.mark.parametrize("login", LOGINS, ids=lambda login: next(iter(login)))
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_place_that_the_registry_redirects_to_is_not_asked(
+    resolve: Resolve, login: dict[str, str], status: int
+) -> None:
+    with recorder() as (registry, answers, asked), recorder() as (other, others, strange):
+        answers["/v2/cc/manifests/1"] = (status, {"Location": f"http://{other}/v2/cc/manifests/1"})
+        others["/v2/cc/manifests/1"] = (401, {"WWW-Authenticate": f'Bearer realm="http://{other}/token"'})
+        others["/token"] = (200, {})
+        result = resolve(f"{registry}/cc:1", {"auths": {registry: login}}, "--plain-http")
+    assert result.exit_code == 1
+    assert f"{registry} says: status {status}, a redirect, which is not followed" in result.stderr
+    assert len(asked) == 1
+    assert strange == []
+
+
+@pytest.mark.parametrize("login", LOGINS, ids=lambda login: next(iter(login)))
+def test_a_place_that_the_realm_redirects_to_gets_no_password(resolve: Resolve, login: dict[str, str]) -> None:
+    with recorder() as (registry, answers, asked), recorder() as (other, others, strange):
+        answers["/v2/cc/manifests/1"] = (401, {"WWW-Authenticate": f'Bearer realm="http://{registry}/token"'})
+        answers["/token"] = (307, {"Location": f"http://{other}/token"})
+        others["/token"] = (200, {})
+        result = resolve(f"{registry}/cc:1", {"auths": {registry: login}}, "--plain-http")
+    assert result.exit_code == 1
+    assert f"http://{registry}/token gives no token: status 307, a redirect, which is not followed" in result.stderr
+    assert len(asked) == 2
+    assert strange == []
+
+
+def test_a_place_that_the_registry_redirects_to_after_the_login_is_not_asked(resolve: Resolve) -> None:
+    with recorder() as (registry, answers, asked), recorder() as (other, _, strange):
+        answers["/v2/cc/manifests/1"] = (401, {"WWW-Authenticate": 'Basic realm="here"'})
+        answers["/v2/cc/manifests/1 with a login"] = (307, {"Location": f"http://{other}/v2/cc/manifests/1"})
+        result = resolve(f"{registry}/cc:1", {"auths": {registry: LOGINS[0]}}, "--plain-http")
+    assert result.exit_code == 1
+    assert f"{registry} says: status 307, a redirect, which is not followed" in result.stderr
+    assert len(asked) == 2
+    assert strange == []
+
+
+def test_what_a_registry_says_cannot_write_to_the_terminal(resolve: Resolve) -> None:
+    osc, csi = "\x1b]0;PWNED\x07", "\x9b2J"
+    said: list[dict[str, str]] = [
+        {"WWW-Authenticate": f"Weird{osc}{csi} x"},
+        {"WWW-Authenticate": f'Bearer realm="http://127.0.0.1:1/{osc}{csi}"'},
+        {"Docker-Content-Digest": f"sha256:{osc}{csi}"},
+        {"WWW-Authenticate": "x" * 6000},
+    ]
+    for headers in said:
+        with recorder() as (registry, answers, _):
+            answers["/v2/cc/manifests/1"] = (401 if "WWW-Authenticate" in headers else 200, headers)
+            result = resolve(f"{registry}/cc:1", None, "--plain-http")
+        assert result.exit_code == 1
+        assert result.stderr.endswith("\n")
+        assert result.stderr[:-1].isprintable()
+        assert len(result.stderr) < 1200
+
+
+def test_credentials_show_no_password_in_tracebacks_of_either_kind() -> None:
+    """The console's, which shows the values of variables, asks for another representation than Python does."""
+    for credentials in (Credentials("alice", "hidden"), Credentials(identity_token="hidden")):
+        for shown in (repr(credentials), str(credentials), pretty_repr(credentials), pretty_repr([credentials])):
+            assert credentials.username in shown
+            assert "hidden" not in shown
 
 
 class Answers(http.server.BaseHTTPRequestHandler):

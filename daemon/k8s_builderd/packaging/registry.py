@@ -28,6 +28,7 @@ from .credentials import DOCKER_HUB, Credentials, find_credentials
 _HUB_API = "registry-1.docker.io"
 _MANIFEST_SIZE = 4 * 1024 * 1024  # what the specification lets a registry bound a manifest to
 _SECONDS = 60
+_REASON = 1000
 _INDEXES = (
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
@@ -205,10 +206,18 @@ class _Registry:
             return "access is denied without credentials: log in with `docker login`"
         if status == 429:
             return "too many requests: try again later, or log in with `docker login`"
+        if 300 <= status < 400:
+            return f"status {status}, a redirect, which is not followed: give the name of the registry it leads to"
         return f"status {status}"
 
     def _error(self, reason: str) -> RegistryError:
-        return RegistryError(f"{self._image} cannot be resolved: {reason}")
+        return RegistryError(f"{self._image} cannot be resolved: {_printable(reason)}")
+
+
+def _printable(reason: str) -> str:
+    """Return a reason as one line of at most 1,000 characters that cannot steer a terminal: registries have a say."""
+    line = "".join(char if char.isprintable() else "?" for char in reason)
+    return line if len(line) <= _REASON else f"{line[:_REASON]}..."
 
 
 def _basic(credentials: Credentials) -> str:
