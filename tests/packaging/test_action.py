@@ -16,6 +16,7 @@ from tests.packaging.conftest import DIGEST
 
 yaml: Any = importlib.import_module("yaml")  # kubernetes_asyncio brings it, without type stubs
 ACTION: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "action.yml").read_text())
+(INSTALL,) = (step for step in ACTION["runs"]["steps"] if step["id"] == "install")
 (STEP,) = (step for step in ACTION["runs"]["steps"] if step["id"] == "package")
 INPUTS = {"chaincode-label": "basic_1.0", "chaincode-image": "ghcr.io/org/cc", "chaincode-digest": DIGEST}
 
@@ -88,3 +89,25 @@ def test_wrong_inputs_fail_the_step_without_outputs_and_are_never_run(tmp_path: 
 
 def test_no_script_holds_an_expression_that_would_be_run() -> None:
     assert not any("${{" in step["run"] for step in ACTION["runs"]["steps"])
+
+
+def test_the_installation_runs_no_module_of_the_workspace(tmp_path: Path) -> None:
+    """The checked-out repository may be a stranger's: a pull request's."""
+    workspace, runner, action = (tmp_path / name for name in ("workspace", "runner", "action"))
+    for folder in (workspace, runner, action):
+        folder.mkdir()
+    for module in ("venv", "sys", "sysconfig", "ensurepip", "sitecustomize"):
+        (workspace / f"{module}.py").write_text("from pathlib import Path\nPath('injected').touch()\n")
+    # An action without anything to install: what pip says of it is no matter here.
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(workspace)}
+    environment |= {"RUNNER_TEMP": str(runner), "GITHUB_ACTION_PATH": str(action), "PIP_NO_INDEX": "1"}
+    for line in INSTALL["run"].splitlines():
+        if "python3" in line:
+            assert re.search(r"\bpython3 -I ", line) or "::error::" in line, line
+    script = tmp_path / "script.sh"
+    script.write_text(INSTALL["run"].partition('"$RUNNER_TEMP/k8s-builder/bin/pip"')[0])
+    bash = ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(script)]
+    completed = subprocess.run(bash, cwd=workspace, env=environment, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    assert (runner / "k8s-builder" / "bin" / "python3").exists()
+    assert not (workspace / "injected").exists()

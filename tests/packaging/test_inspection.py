@@ -257,3 +257,14 @@ def test_a_huge_extended_header_is_refused_before_it_is_parsed() -> None:
     outer.type, outer.size = tarfile.XHDTYPE, 200 * 1024
     said = problems(gzip.compress(outer.tobuf() + b"1" * (200 * 1024), mtime=0))
     assert any("an extended header is too large" in text for text in said)
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_are_read_up_to_the_bound_of_their_header(archive: Archive, tar_format: int) -> None:
+    """Both bounds of 16 KiB: GNU's header is the name and a NUL, PAX's `<length> path=<name>` and a line feed."""
+    longest = 16 * 1024 - (1 if tar_format == tarfile.GNU_FORMAT else len("16384 path=\n"))
+    for length, refused in ((longest, False), (longest + 1, True)):
+        code = archive([("image.json", IMAGE), ("n" * length, b"")], tar_format=tar_format)
+        said = problems(archive([("metadata.json", METADATA), ("code.tar.gz", code)]))
+        assert any("an extended header is too large" in text for text in said) == refused
+        assert bool(said) == refused
