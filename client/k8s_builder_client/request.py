@@ -30,6 +30,8 @@ MAX_ENTRY = 4096
 MAX_PATH = 4096
 """Bytes of a `P` frame's payload."""
 MAX_PATHS = 10000
+MAX_PATH_BYTES = 1 << 20
+"""Bytes of the payloads of all `P` frames of one request together."""
 
 
 class Request:
@@ -57,12 +59,16 @@ class Request:
             if call.stage == "detect":
                 self.plainly_not_ours = cannot_be_ours(content)
         if call.input is not None:
+            room = MAX_PATH_BYTES
             for kind, size, path in list_meta_inf(call.input):
                 part = wire.frame(wire.PATH, kind, b"%d" % size, path)
                 if len(part) > wire.HEADER + MAX_PATH:
                     raise CallError(
                         "A path below META-INF is longer than %d bytes: %s..." % (MAX_PATH, os.fsdecode(path[:200]))
                     )
+                room -= len(part) - wire.HEADER
+                if room < 0:
+                    raise CallError("The paths below META-INF are longer than %d bytes together" % MAX_PATH_BYTES)
                 parts.append(part)
                 if kind == b"f":
                     self.listed.add(path)

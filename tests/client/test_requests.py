@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -252,6 +253,37 @@ def test_a_path_longer_than_its_bound_is_refused(peer: Peer) -> None:
     os.close(here)
     program = peer.call("build")
     program.says("A path below META-INF is longer than 4096 bytes: META-INF/ddd")
+    assert program.ends_saying() == 1
+
+
+def paths_of_one_mebibyte(peer: Peer) -> Path:
+    """Make files of which the `P` payloads are 1,048,576 bytes together, and return the last of them."""
+    directory = peer.source / "META-INF"
+    directory.mkdir()
+    for number in range(4095):
+        (directory / f"{number:04}{'x' * 239}").touch()  # 4 bytes for kind and size, 9 for the directory: 256
+    last = directory / ("z" * 243)
+    last.touch()
+    return last
+
+
+def test_paths_of_just_one_mebibyte_together_are_sent(peer: Peer, daemon: Daemon) -> None:
+    paths_of_one_mebibyte(peer)
+    program = peer.call("build")
+    connection = daemon.accept()
+    assert sum(map(len, connection.request().of("P"))) == 1_048_576
+    connection.send(exits(0))
+    assert program.ends_saying() == 0
+
+
+@pytest.mark.parametrize("stage", ["build", "release"])
+def test_paths_that_are_longer_together_are_refused_before_the_daemon_is_asked(peer: Peer, stage: str) -> None:
+    last = paths_of_one_mebibyte(peer)
+    last.rename(last.with_name(last.name + "z"))
+    if stage == "release":
+        (peer.source / "META-INF").rename(peer.output / "META-INF")
+    program = peer.call(stage)
+    program.says("The paths below META-INF are longer than 1048576 bytes together")
     assert program.ends_saying() == 1
 
 

@@ -164,7 +164,7 @@ def test_the_bounds_of_the_page_are_the_bounds_of_both_halves() -> None:
     assert protocol.MAX_REASON == 4096
     assert all(len(documents) <= 4 for documents in protocol.DOCUMENTS.values())
     assert bounds["P"] == "10,000; 4 KiB each; 1 MiB in all"
-    assert protocol.MAX_PATH_BYTES == 1_048_576
+    assert protocol.MAX_PATH_BYTES == client_request.MAX_PATH_BYTES == 1_048_576
     assert (protocol.MAX_PATHS, protocol.MAX_PATH) == (10_000, 4096)
     assert (client_request.MAX_PATHS, client_request.MAX_PATH) == (10_000, 4096)
 
