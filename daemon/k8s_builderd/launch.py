@@ -78,7 +78,7 @@ class Launch:
         blind: Callable[[], str | None],
         rng: Random | None = None,
     ) -> None:
-        """Prepare; the steps are called in the order in which they stand here.
+        """Prepare; `run` takes the steps, in the order in which they stand here.
 
         :param created: is told of the Job as soon as a request of ours has returned it.
         :param told: what this run has been told already; what is in it is not told again.

@@ -1,30 +1,17 @@
 """SIGTERM, and a peer that is gone, in each state of a run: it ends at once, and leaves nothing behind."""
 
-import os
 import signal
 from pathlib import Path
 
-import anyio
 import pytest
 
+from k8s_builderd.demo.processes import until_ended
 from tests.daemon.scene import Running, Scene
 from tests.embedded.cluster import running as runs
 
 pytestmark = pytest.mark.anyio
 
 CHATTY = "trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done"
-
-
-async def process_gone(pid: int) -> None:
-    """Wait until a process that is not our child has ended."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        await anyio.wait_readable(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -44,7 +31,7 @@ async def test_a_chaincode_that_ignores_sigterm_is_gone_after_its_grace(scene: S
     pid = int((await run.until(lambda lines: lines[-1].isdigit()))[-1])
     assert await run.terminate() == 0
     await scene.none("jobs", "pods", "secrets")
-    await process_gone(pid)
+    await until_ended(pid)
 
 
 async def test_sigterm_before_there_is_a_job_leaves_none(scene: Scene, daemon: Running) -> None:

@@ -66,7 +66,7 @@ async def follow(
     :param trouble: is told when the API server refuses the log; it is asked again nevertheless.
     :raises LogIncomplete: if the API server does not give the rest within `DRAIN_TIMEOUT` of the container's end.
     """
-    passage = _Passage(api, pod, name, container, after, deliver, gap)
+    passage = _Passage(api, pod, name, after, deliver, gap)
     pauses = delays(0.1, 5.0, rng)
     give_up: float | None = None
     refused_since: float | None = None
@@ -113,7 +113,6 @@ class _Passage:
         api: Api,
         pod: str,
         name: str,
-        container: Container,
         after: Position | None,
         deliver: Callable[[Batch], Awaitable[None]],
         gap: Callable[[], Awaitable[None]],
@@ -122,7 +121,6 @@ class _Passage:
         self._api = api
         self._pod = pod
         self._container_name = name
-        self._container = container
         self._deliver = deliver
         self._gap = gap
         self._told: set[str] = set()

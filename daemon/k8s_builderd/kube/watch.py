@@ -53,7 +53,7 @@ class Deleted(msgspec.Struct, Generic[T], frozen=True):
 class Reflector(Generic[T]):
     """Keeps `objects` (by uid) as the API server has them, and tells each change to one synchronous callback.
 
-    `synced` is true while the last list succeeded and a watch goes on from it; `trouble` says what is wrong otherwise.
+    `synced` is true while the last list or watch succeeded; `trouble` says what is wrong otherwise.
     """
 
     def __init__(
