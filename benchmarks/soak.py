@@ -388,14 +388,9 @@ class Slot:
         """Be launched again by the same peer, while it runs."""
         old = await self._launch()
         await self._a_while(old)
-        daemon, new = self._soak.daemon, await self._call()
+        new = await self._call()
         await until(lambda: new.ended.is_set() or _ticks(new) > 0, "the end of a dropped launch")
-        if not new.ended.is_set() and self._soak.daemon is not daemon:
-            # The next daemon cannot know that the peer has dropped it; with a real one it ends by its startuptimeout.
-            self._soak.counts["dropped launches that a new daemon went on with"] += 1
-            _signal(new, signal.SIGTERM)
-            await self._code(new)
-        elif await self._code(new) != 1 or b"the next request starts" not in new.lines[-1]:
+        if not new.ended.is_set() or b"the next request starts" not in new.lines[-1] or await self._code(new) != 1:
             raise Wrong(f"launched again: {_tail(new)}")
         if await self._code(old) != 1:
             raise Wrong(f"superseded: {_tail(old)}")

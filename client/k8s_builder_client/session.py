@@ -37,7 +37,7 @@ class Session:
         self._outgoing = bytearray()
         self._broken = ""  # why nothing more comes; what came before is still to be delivered
         self._requested = False  # a whole request has left: the daemon may have begun
-        self._cursor = None  # type: bytes | None # of the newest log frame; there is a Job once it is not None
+        self._cursor = None  # type: bytes | None # of the newest log frame; once there is one, the daemon is waited for
         self._malformed_again_at = 0.0
         self._stop_deadline = None  # type: float | None
         self._code = None  # type: int | None

@@ -50,3 +50,7 @@ class Cursor(Struct, frozen=True):
                 raise ValueError("not a time that a log can have")
             _ = position.since  # raises ValueError for a timestamp that is none
         return cls(match["job"], match["pod"] or "", position)
+
+
+DROPPED = Cursor("-")
+"""Kept by a `run` that never gets a Job, because its peer has dropped the launch meanwhile."""

@@ -71,6 +71,8 @@ class Run:
         self.since = anyio.current_time()
         self.attempted = False
         """Whether a Job of this run may exist: one was asked for, found, or is named by a cursor."""
+        self.dropped = False
+        """Whether its peer has dropped this launch, so that its chaincode would be refused."""
         self.ending: anyio.Event | None = None
         """Set while its Job is being deleted; the event tells that the API has accepted that."""
         self.reason: Reason | None = None

@@ -8,7 +8,7 @@ import anyio
 import structlog
 
 from k8s_builderd import launch
-from k8s_builderd.cursor import Cursor
+from k8s_builderd.cursor import DROPPED, Cursor
 from k8s_builderd.errors import BuilderError, ClientGone
 from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, ApiError
@@ -74,6 +74,8 @@ class Runs:
             return await self._stop(run, connection)  # its client has not heard the answer
         if run.ending is not None:
             raise LaunchFailed(f"chaincode job {plan.namespace}/{plan.job_name} is being deleted")
+        if cursor == DROPPED:
+            run.dropped, cursor = True, None
         run.attempted = run.attempted or cursor is not None
         previous, attendance = run.attendance, Attendance()
         run.attendance = attendance

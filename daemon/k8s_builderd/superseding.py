@@ -8,7 +8,8 @@ peer is the one that asks now, the new launch is lost: it ends, and the next one
 import anyio
 
 from k8s_builderd import manifests
-from k8s_builderd.kube.objects import Meta, Pod
+from k8s_builderd.cursor import DROPPED
+from k8s_builderd.kube.objects import Pod
 from k8s_builderd.kube.pods import container_ended, container_started
 from k8s_builderd.launch import Audience, LaunchFailed, TimedOut
 from k8s_builderd.manifests import Plan
@@ -39,22 +40,56 @@ async def supersede(registry: Registry, run: Run, plan: Plan, audience: Audience
             await registry.changed()
     rivals = registry.rivals(run)
     if any(rival.attendance is not None and not rival.attempted and rival.since > run.since for rival in rivals):
-        raise _launched_again()  # the peer waits for the newest only
+        raise launched_again()  # the peer waits for the newest only
     over = {
         pod.metadata.uid
         for pod in registry.pods_of_others(run)
         if container_ended(pod) or registry.given_up(pod.metadata.uid)
     }
-    stale = [pod for pod in registry.pods_of_others(run) if pod.metadata.uid not in over]
-    if not rivals and not stale:
-        return
-    names = sorted({rival.job_name for rival in rivals} | {job_of(pod.metadata) for pod in stale})
     connected = {rival.job_name for rival in rivals if rival.attendance is not None or rival.ending is not None}
+
+    def present() -> list[Pod]:
+        return [pod for pod in registry.pods_of_others(run) if pod.metadata.uid not in over]
+
+    async def note_drop() -> None:
+        seen = present() + [rival.sightings.pod for rival in rivals if rival.sightings.pod is not None]
+        if not run.dropped and any(container_started(pod) and _same_peer(pod, plan, connected) for pod in seen):
+            run.dropped = True
+            await audience.log(str(DROPPED))  # the next daemon, if this one dies now, has no other way to know
+
+    if rivals or present():
+        await note_drop()
+        await _delete(registry, rivals, present(), plan, audience, deadline)
+        with anyio.move_on_after(END_PATIENCE) as waiting:
+            while True:
+                await note_drop()  # one that was pending may come up before its deletion does, and register
+                unending = [pod.metadata for pod in present() if not container_ended(pod)]
+                if not unending and not any(rival.live for rival in rivals):
+                    break
+                await registry.changed()
+        unending = [meta for meta in unending if meta.deletion_timestamp is not None]
+        if waiting.cancelled_caught and unending:
+            registry.give_up(unending)
+    if run.dropped:
+        raise Superseded(
+            "the peer dropped this launch when the earlier chaincode's connection closed;"
+            " the next request starts the chaincode"
+        )
+
+
+async def _delete(
+    registry: Registry, rivals: list[Run], stale: list[Pod], plan: Plan, audience: Audience, deadline: float
+) -> None:
+    """End the `run`s of earlier launches, and have the API accept the deletion of their Jobs.
+
+    :raises TimedOut: if it does not.
+    """
     for rival in rivals:
         if rival.attendance is not None:
-            rival.attendance.displace(_launched_again())
+            rival.attendance.displace(launched_again())
         if rival.live:
             registry.begin_deletion(rival, Reason.SUPERSEDED)
+    names = sorted({rival.job_name for rival in rivals} | {job_of(pod.metadata) for pod in stale})
     await audience.say(f"Waiting for an earlier launch of this chaincode to end: {', '.join(names)}")
     with anyio.move_on_after(deadline - anyio.current_time()):
         for rival in rivals:
@@ -62,29 +97,10 @@ async def supersede(registry: Registry, run: Run, plan: Plan, audience: Audience
                 await rival.ending.wait()
     if any(rival.ending is not None and not rival.ending.is_set() for rival in rivals):
         raise TimedOut(plan, next((rival.trouble for rival in rivals if rival.trouble), ""))
-    dropped = False
-    unending: list[Meta] = []
-    with anyio.move_on_after(END_PATIENCE) as waiting:
-        while True:
-            # One that was pending may come up before its deletion does, and register.
-            present = [pod for pod in registry.pods_of_others(run) if pod.metadata.uid not in over]
-            seen = present + [rival.sightings.pod for rival in rivals if rival.sightings.pod is not None]
-            dropped = dropped or any(container_started(pod) and _same_peer(pod, plan, connected) for pod in seen)
-            unending = [pod.metadata for pod in present if not container_ended(pod)]
-            if not unending and not any(rival.live for rival in rivals):
-                break
-            await registry.changed()
-    unending = [meta for meta in unending if meta.deletion_timestamp is not None]
-    if waiting.cancelled_caught and unending:
-        registry.give_up(unending)
-    if dropped:
-        raise Superseded(
-            "the peer dropped this launch when the earlier chaincode's connection closed;"
-            " the next request starts the chaincode"
-        )
 
 
-def _launched_again() -> Superseded:
+def launched_again() -> Superseded:
+    """Return what the `run` of an earlier launch is told."""
     return Superseded(
         "the peer has launched this chaincode again; where it was still starting,"
         " raise the peer's chaincode.startuptimeout"

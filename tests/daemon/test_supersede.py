@@ -282,6 +282,36 @@ async def test_the_old_job_has_gone_while_its_pod_lives(scene: Scene, peer: str)
     assert len(ticking.pids) == 2
 
 
+@TLS
+@pytest.mark.parametrize("meanwhile", ["the old one ends", "the old one goes on"])
+async def test_the_daemon_dies_while_a_launch_waits_for_the_old_one(scene: Scene, tls: bool, meanwhile: str) -> None:
+    """The peer drops the launch when the old one ends, whether a daemon sees that or not: `run` keeps the word."""
+    daemon = await patient_daemon(scene)
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude(deaf=True))
+    connect(ticking.package, tls=tls)
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    new = await scene.call("run", ticking.package)
+    assert await old.wait() == 1
+    await new.line("Waiting for an earlier launch of this chaincode to end")
+    await scene.asked("delete jobs")
+    await kill(daemon)
+    if meanwhile == "the old one ends":
+        os.kill(ticking.pids[0], signal.SIGKILL)
+        await scene.none("pods")
+    await scene.daemon()
+    if meanwhile == "the old one goes on":
+        await new.line("Waiting for an earlier launch of this chaincode to end", 2)
+        os.kill(ticking.pids[0], signal.SIGKILL)
+    assert await new.wait() == 1
+    assert DROPPED in new.lines[-1]
+    await nothing_left(scene)
+    third = await scene.call("run", ticking.package)
+    await assert_only_runs(scene, third, ticking, overlaps)
+    assert len(ticking.pids) == 2
+
+
 async def test_a_stop_while_waiting_for_the_old_one(scene: Scene, daemon: Running) -> None:
     """The wait gives way to it, and nothing is launched."""
     overlaps = Overlaps(scene.directory)
