@@ -144,7 +144,13 @@ class Soak:
     async def live(self, slot: "Slot") -> None:
         """Live one life after another until it is over."""
         lives = [slot.ends, slot.fails, slot.is_stopped, slot.loses_run, slot.loses_reader, slot.is_deleted]
-        lives += [slot.is_superseded, slot.is_superseded_by_another_peer, slot.stops_reading, slot.is_frozen]
+        lives += [
+            slot.is_launched_twice,
+            slot.is_superseded,
+            slot.is_superseded_by_another_peer,
+            slot.stops_reading,
+            slot.is_frozen,
+        ]
         while not self.over:
             life = self.random.choice(lives)
             try:
@@ -383,6 +389,25 @@ class Slot:
                 except OSError:
                     self._soak.counts["a deletion met a fault"] += 1
                 await anyio.sleep(0.2)
+
+    async def is_launched_twice(self) -> None:
+        """Be launched again by the same peer while it comes up: the second goes on with the Job, or is dropped."""
+        (self._directory / "stop").unlink(missing_ok=True)
+        old = await self._call()
+        await until(lambda: old.ended.is_set() or b"kubernetes job" in b"".join(old.lines), "a job")
+        new = await self._call()
+        await until(lambda: new.ended.is_set() or _ticks(new) > 0, "a first line")
+        if await self._code(old) != 1:
+            raise Wrong(f"launched twice: {_tail(old)}")
+        if new.ended.is_set():
+            if b"the next request starts" not in new.lines[-1]:
+                raise Wrong(f"launched twice: {_tail(new)}")
+            return
+        self._soak.counts["jobs inherited"] += new.count("goes on with its job")
+        self._end(0)
+        if await self._code(new) != 0:
+            raise Wrong(f"exit code: {_tail(new)}")
+        _check(new, whole=True)
 
     async def is_superseded(self) -> None:
         """Be launched again by the same peer, while it runs."""

@@ -18,6 +18,7 @@ uids = st.from_regex(r"[0-9A-Za-z-]{1,64}", fullmatch=True)
 stamps = st.datetimes(min_value=datetime(1970, 1, 2), max_value=datetime(8999, 12, 31)).map(
     lambda at: at.strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0") + ".000000001Z"
 )
+tokens = st.just("") | st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 positions = st.builds(
     Position,
     at=stamps,
@@ -28,7 +29,10 @@ positions = st.builds(
 
 
 @settings(derandomize=True, deadline=None)
-@given(st.builds(Cursor, job=uids, pod=uids, position=st.none() | positions) | st.builds(Cursor, job=uids))
+@given(
+    st.builds(Cursor, job=uids, pod=uids, position=st.none() | positions, token=tokens)
+    | st.builds(Cursor, job=uids, token=tokens)
+)
 def test_a_cursor_comes_back_as_it_went(cursor: Cursor) -> None:
     text = str(cursor)
     assert Cursor.parse(text) == cursor
@@ -52,6 +56,12 @@ def test_timestamps_of_any_time_zone_are_taken(at: str) -> None:
         "1",
         "1 ",
         f"2 {UID}",
+        f"2 {UID} {UID}",
+        f"2 {'0' * 64}",
+        f"2 {'0' * 63} {UID}",
+        f"2 {'A' * 64} {UID}",
+        f"1 {'0' * 64} {UID} {UID}",
+        f"3 {'0' * 64} {UID}",
         f"1  {UID}",
         f"1 {UID} ",
         f" 1 {UID}",

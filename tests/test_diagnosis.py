@@ -262,13 +262,15 @@ def test_a_deleted_job_does_not_end_the_chaincode_before_its_container_has_ended
     told = played("job-deleted-while-running")
     assert told.verdicts == []
     assert told.sightings.job_gone
-    assert told.sightings.running
+    assert told.sightings.started
+    assert not told.sightings.ended
 
 
 def test_an_evicted_pod_runs_until_its_container_has_ended() -> None:
     told = played("pod-evicted")
     assert told.verdicts == []
-    assert told.sightings.running
+    assert told.sightings.started
+    assert not told.sightings.ended
 
 
 def terminated(code: int, finished: datetime = AT, **more: Any) -> Any:

@@ -8,8 +8,8 @@ from k8s_builderd.kube.loglines import Position
 
 _UID = "[0-9A-Za-z-]{1,64}"
 _FORM = re.compile(
-    rf"1 (?P<job>{_UID})(?: (?P<pod>{_UID})(?: (?P<at>[0-9TZ:.+-]{{20,40}}) (?P<digest>[0-9a-f]{{16}})"
-    r" (?P<alike>[0-9]{1,18}) (?P<pieces>[0-9]{1,18}))?)?"
+    rf"(?:1|2 (?P<token>[0-9a-f]{{64}})) (?P<job>{_UID})(?: (?P<pod>{_UID})"
+    r"(?: (?P<at>[0-9TZ:.+-]{20,40}) (?P<digest>[0-9a-f]{16}) (?P<alike>[0-9]{1,18}) (?P<pieces>[0-9]{1,18}))?)?"
 )
 
 _YEAR = re.compile("19[7-9][0-9]|[2-8][0-9]{3}")  # away from the ends of the calendar, where seconds cannot be added
@@ -19,15 +19,17 @@ class Cursor(Struct, frozen=True):
     """The uids of the Job and its pod, and the position in the log; what is not known yet is empty.
 
     Written as words with one space between them, behind the version of this form: `1 JOB POD AT DIGEST ALIKE PIECES`.
+    A launch that goes on with an earlier one's Job has that one's token, hashed, as well: `2 TOKEN JOB ...`.
     """
 
     job: str
     pod: str = ""
     position: Position | None = None
+    token: str = ""
 
     def __str__(self) -> str:
         """Return the form in which it travels."""
-        words = ["1", self.job]
+        words = ["2", self.token, self.job] if self.token else ["1", self.job]
         if self.pod:
             words.append(self.pod)
             if (at := self.position) is not None:
@@ -49,7 +51,7 @@ class Cursor(Struct, frozen=True):
             if not _YEAR.match(position.at):
                 raise ValueError("not a time that a log can have")
             _ = position.since  # raises ValueError for a timestamp that is none
-        return cls(match["job"], match["pod"] or "", position)
+        return cls(match["job"], match["pod"] or "", position, match["token"] or "")
 
 
 DROPPED = Cursor("-")

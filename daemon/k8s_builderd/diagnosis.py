@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from k8s_builderd.kube.objects import Event, Pod, Terminated
-from k8s_builderd.kube.pods import CONTAINER, Sightings
+from k8s_builderd.kube.pods import COMING, CONTAINER, Sightings
 
 
 class Diagnosis(Struct, frozen=True):
@@ -33,7 +33,6 @@ _REMEDIES = {
     "RunContainerError": "Look at the pod with kubectl describe",
 }
 _PULLING = {"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed"}
-_HARMLESS = {None, "", "ContainerCreating", "PodInitializing"}
 _FIRST_SIGNAL, _LAST_SIGNAL = 129, 192
 """Exit codes that stand for signals 1 to 64; a process that ends with -1 has 255."""
 
@@ -59,7 +58,7 @@ def diagnose(pod: Pod | None, events: Iterable[Event] = ()) -> list[Diagnosis]:
                 text = _with_remedy(text, "affinity")
             found.append(Diagnosis(f"unschedulable {words}", text))
         waiting = pod.container(CONTAINER).waiting
-        if waiting is not None and waiting.reason not in _HARMLESS:
+        if waiting is not None and waiting.reason not in COMING:
             found.append(_waiting(waiting.reason or "", waiting.message or ""))
     for event in events:
         if event.reason in _TELLING_EVENTS:

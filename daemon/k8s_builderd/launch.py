@@ -20,8 +20,8 @@ from k8s_builderd.errors import BuilderError
 from k8s_builderd.kube import logs
 from k8s_builderd.kube.api import EVENTS, JOBS, SECRETS, Api
 from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, AlreadyExists, ApiError, Forbidden, Invalid, NotFound
-from k8s_builderd.kube.loglines import Batch
-from k8s_builderd.kube.objects import Event, Job, ObjectOnly
+from k8s_builderd.kube.loglines import Batch, Position
+from k8s_builderd.kube.objects import Event, Job, Meta, ObjectOnly
 from k8s_builderd.kube.pods import CONTAINER, Sightings
 from k8s_builderd.manifests import Owner, Plan
 
@@ -143,10 +143,12 @@ class Launch:
 
     def _adopt(self, cursor: Cursor) -> str:
         job, pod = self._sightings.job, self._sightings.pod
-        if job is not None and job.metadata.uid != cursor.job:
+        if job is not None and (job.metadata.uid != cursor.job or not self._may_adopt(job.metadata)):
             job = None
+        if pod is not None and ((cursor.pod and pod.metadata.uid != cursor.pod) or not self._may_adopt(pod.metadata)):
+            pod = None
         # The pod outlives its Job for a moment, and has the exit code and the rest of the log.
-        if job is None and (pod is None or (cursor.pod and pod.metadata.uid != cursor.pod)):
+        if job is None and pod is None:
             raise Vanished(
                 f"chaincode job {self._plan.namespace}/{self._plan.job_name} is gone: the chaincode ended or its job"
                 " was deleted while no daemon watched it; the next request starts it anew"
@@ -154,6 +156,10 @@ class Launch:
         if job is None:
             self._sightings.lost_job()
         return cursor.job
+
+    def _may_adopt(self, meta: Meta) -> bool:
+        # A token is known to its `run` alone, but its hash, by which another's is inherited, stands in the cluster.
+        return not self._plan.inherited or meta.annotation(manifests.PEER_ANNOTATION) == self._plan.peer
 
     async def _secret(self, job_uid: str) -> None:
         if self._sightings.started or self._sightings.job_gone:
@@ -167,11 +173,14 @@ class Launch:
     async def _introduce(self, job_uid: str, cursor: Cursor | None) -> None:
         if cursor is not None:
             return
-        await self._audience.log(str(Cursor(job_uid)))
+        await self._audience.log(self._cursor(job_uid))
         plan = self._plan
         await self._audience.say(
             f"Running chaincode ID {plan.chaincode.chaincode_id} with kubernetes job {plan.namespace}/{plan.job_name}"
         )
+
+    def _cursor(self, job: str, pod: str = "", position: Position | None = None) -> str:
+        return str(Cursor(job, pod, position, self._plan.token_sha256 if self._plan.inherited else ""))
 
     async def _started(self, job_uid: str) -> None:
         """Wait until the container runs or has ended; meanwhile tell what holds it up, each thing once.
@@ -228,7 +237,7 @@ class Launch:
         position = cursor.position if cursor is not None and cursor.pod == uid else None
 
         async def deliver(batch: Batch) -> None:
-            await self._audience.log(str(Cursor(job_uid, uid, batch.position)), batch.lines)
+            await self._audience.log(self._cursor(job_uid, uid, batch.position), batch.lines)
             self._logged(len(batch.lines))
 
         async def gap() -> None:

@@ -5,9 +5,10 @@ Everything that users of the Go builder rely on, and what docs/kubernetes-object
 
 import base64
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from k8s_builderd.kube.pods import CONTAINER, LAST_GRACE
 from k8s_builderd.names import hash_label_value, package_id
@@ -53,6 +54,17 @@ class Plan(Struct, frozen=True):
     namespace: str
     run_as_non_root: bool = False
     template: Mapping[str, Any] = {}
+    inherited: bool = False
+    """Whether the Job is an earlier launch's; `token_sha256` is that one's then."""
+
+    @property
+    def terms(self) -> tuple[str, Image, LaunchSettings, str]:
+        """Return what a launch must have in common with another one to go on with its Job, in one daemon."""
+        return self.object_name, self.image, self.settings, self.peer
+
+    def inherit(self, job_name: str, token_sha256: str) -> Self:
+        """Return the plan of this launch with an earlier one's Job."""
+        return replace(self, job_name=job_name, token_sha256=token_sha256, inherited=True)
 
 
 def selector(instance: str) -> str:

@@ -69,6 +69,10 @@ class Run:
         self.attendance: Attendance | None = None
         self.absences = 0
         self.since = anyio.current_time()
+        self.terms: object = None
+        """What its Job was made by, where this daemon has made it (`Plan.terms`)."""
+        self.inherited = False
+        """Whether a later launch goes on with its Job."""
         self.attempted = False
         """Whether a Job of this run may exist: one was asked for, found, or is named by a cursor."""
         self.dropped = False
@@ -158,6 +162,19 @@ class Registry:
         return run
 
     # Other launches of the same chaincode
+
+    def coming(self, plan: Plan) -> Run | None:
+        """Return the earlier launch on the same terms whose pod is on its way, if there is one."""
+        if plan.token_sha256 in self._by_token:
+            return None
+        return next(
+            (
+                run
+                for run in self._by_token.values()
+                if run.terms == plan.terms and run.ending is None and run.sightings.job and run.sightings.coming
+            ),
+            None,
+        )
 
     def rivals(self, run: Run) -> list[Run]:
         """Return the other launches of the same chaincode that are on their way, or have not ended."""

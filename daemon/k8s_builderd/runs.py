@@ -17,7 +17,7 @@ from k8s_builderd.manifests import Owner, Plan
 from k8s_builderd.protocol import ProtocolError
 from k8s_builderd.registry import Attendance, Reason, Registry, Run
 from k8s_builderd.settings import Settings
-from k8s_builderd.superseding import Superseded, supersede
+from k8s_builderd.superseding import Superseded, inherit, launched_again, supersede
 from k8s_builderd.telemetry import Telemetry
 
 STOP_PATIENCE = 2.0
@@ -69,7 +69,12 @@ class Runs:
         :raises BuilderError: what to tell the client before it exits with 1.
         :raises ClientGone: if the connection closed; the run has its grace now.
         """
+        if cursor is None:
+            plan = inherit(self._registry, plan)
         run = self._registry.claim(plan)
+        if run.inherited and not plan.inherited:
+            raise launched_again()
+        run.inherited = plan.inherited
         if run.reason is Reason.STOPPED:
             return await self._stop(run, connection)  # its client has not heard the answer
         if run.ending is not None:
@@ -81,8 +86,12 @@ class Runs:
         run.attendance = attendance
         try:
             if previous is not None:
-                previous.displace(Superseded("another client has taken this run over"))
+                taken = launched_again() if plan.inherited else Superseded("another client has taken this run over")
+                previous.displace(taken)
                 await previous.left.wait()
+            if plan.inherited and cursor is None:
+                await connection.say("An earlier launch of this chaincode is starting, this one goes on with its job")
+                run.told.clear()
             return await self._serve(run, attendance, plan, cursor, connection)
         except Exception:  # not cancellation: then the daemon ends, and the next one takes over
             if run.attendance is attendance:
@@ -149,7 +158,7 @@ class Runs:
         if cursor is None and run.sightings.job is None:
             await supersede(self._registry, run, plan, connection, deadline)
             await anyio.lowlevel.checkpoint_if_cancelled()  # displaced meanwhile: then no Job is asked for
-            run.attempted = True
+            run.attempted, run.terms = True, plan.terms
         steps = launch.Launch(
             self._api,
             plan,

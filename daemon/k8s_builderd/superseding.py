@@ -1,8 +1,12 @@
-"""Ends earlier launches of a chaincode before a new one begins, by the rules of the peer's own registry.
+"""Inherits or ends earlier launches of a chaincode before a new one begins, by the rules of the peer's own registry.
 
 When the stream of a stale chaincode closes, its peer drops whoever holds the chaincode's id, a launch in progress
 included (Fabric's core/chaincode/handler_registry.go, Deregister). So nothing is created before that, and where that
 peer is the one that asks now, the new launch is lost: it ends, and the next one succeeds.
+
+One whose container does not run yet has no stream. The peer has given it up after chaincode.startuptimeout and waits
+anew for the same chaincode; beginning anew as well would never bring a start to its end that takes longer than that.
+So the new launch goes on with its Job.
 """
 
 import anyio
@@ -22,8 +26,20 @@ END_PATIENCE = manifests.GRACE_SECONDS + 5.0
 """Seconds that a launch waits for the containers of the one before it."""
 
 
+INHERITABLE = 480.0
+"""Seconds from a launch to the last one that may go on with its Job: a peer forgets a certificate after 600."""
+
+
 class Superseded(LaunchFailed):
     """Raised in a run when the peer has launched the same chaincode anew, or another client has taken its token."""
+
+
+def inherit(registry: Registry, plan: Plan) -> Plan:
+    """Return the plan with the Job of an earlier launch whose pod is on its way, or unchanged where there is none."""
+    earlier = registry.coming(plan)
+    if earlier is None or (plan.chaincode.tls and anyio.current_time() > earlier.since + INHERITABLE):
+        return plan
+    return plan.inherit(earlier.job_name, earlier.token_sha256)
 
 
 async def supersede(registry: Registry, run: Run, plan: Plan, audience: Audience, deadline: float) -> None:

@@ -91,13 +91,13 @@ class Stage:
                 return len(failures) + 1
         raise AssertionError(f"a livelock: {failures}")
 
-    async def gives_up(self) -> None:
+    async def gives_up(self, held_up: str = "the image cannot be pulled") -> None:
         """Ask once while the pod is pending, and have the peer forget the launch as after its startuptimeout."""
-        await self.image(digests=["none"])
+        before = len(self.builder.runs)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.invoke, "get", "key")
-            await eventually(lambda: bool(self.builder.runs))
-            await self.run.line("the image cannot be pulled")
+            await eventually(lambda: len(self.builder.runs) > before)
+            await self.run.line(held_up)
             tasks.cancel_scope.cancel()
         self.peer.registry.deregister(self._package.chaincode_id)
         assert not self.run.ended.is_set()
@@ -202,16 +202,32 @@ async def test_a_launch_that_outlasts_the_peers_patience(scene: Scene, tls: bool
     """The peer has given up, its `run` and the pending pod live on; both are superseded."""
     await scene.daemon(**GRACES)
     async with open_stage(scene, tls=tls) as stage:
+        await stage.image(digests=["none"])
         await stage.gives_up()
         await stage.image()
         await stage.works()
         await stage.one_is_left()
 
 
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+async def test_a_start_that_takes_longer_than_the_peer_ever_waits(scene: Scene, tls: bool) -> None:
+    """Each launch goes on where the one before it was, and the one during which the chaincode comes up has it."""
+    await scene.daemon(NODE_ROLE="chaincode", **GRACES)
+    async with open_stage(scene, tls=tls) as stage:
+        for _ in range(3):
+            await stage.gives_up("no node takes the pod")
+        assert [run.count("goes on with its job") for run in stage.builder.runs] == [0, 1, 1]
+        await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {"fabric-builder-k8s-role": "chaincode"}})
+        assert await stage.works() == 1
+        await stage.one_is_left()
+        assert await scene.count("jobs") == 1
+
+
 async def test_a_stale_chaincode_that_was_refused_and_hangs(scene: Scene) -> None:
     """It came up after the peer had given up: refused, its stream is open, and its end will wipe another launch."""
     await scene.daemon(**GRACES)
     async with open_stage(scene) as stage:
+        await stage.image(digests=["none"])
         await stage.gives_up()
         await stage.image()
         await scene.cluster.pod_when((await scene.only("jobs"))["metadata"]["name"], running)
@@ -225,6 +241,7 @@ async def test_a_stale_chaincode_whose_deletion_takes_its_time(scene: Scene) -> 
     """The API refuses deletions for a while, so the stale one registers in the launch that supersedes it."""
     await scene.daemon(**GRACES)
     async with open_stage(scene) as stage:
+        await stage.image(digests=["none"])
         await stage.gives_up()
         await scene.fault(verb="delete", resource="jobs", times=3, action={"do": "status", "code": 503})
         await stage.image()

@@ -9,6 +9,9 @@ from k8s_builderd.kube.watch import Applied, Deleted
 
 CONTAINER = "chaincode"
 
+COMING = {None, "", "ContainerCreating", "PodInitializing"}
+"""What a container waits for that nothing holds up."""
+
 LAST_GRACE = 2
 """Seconds by which a pod's end may lie before the kubelet's removal of the pod, where only that was seen."""
 
@@ -73,9 +76,12 @@ class Sightings:
         return self.job is not None and self.job.finished
 
     @property
-    def running(self) -> bool:
-        """Say whether the container runs now, for all we know."""
-        return self.started and not self.ended
+    def coming(self) -> bool:
+        """Say whether the pod is there, and nothing but time keeps its container from running, for all it tells."""
+        if self.started or self.ended or self.job_gone or self.pod is None or self.told_to_end is not None:
+            return False
+        waiting = self.pod.container(CONTAINER).waiting
+        return waiting is None or waiting.reason in COMING
 
 
 def container_started(pod: Pod) -> bool:

@@ -18,14 +18,15 @@ async def serve(request: Request, connection: Connection, settings: Settings, ru
     :raises BuilderError: if the request cannot be used or the chaincode does not run.
     :raises ClientGone: if the connection closed.
     """
-    plan = make_plan(request, settings)
+    cursor = read_cursor(request)
+    plan = make_plan(request, settings, cursor)
     connection.debug = plan.settings.debug
     for name in settings.overridden(request.environment):
         await connection.say_debug(f"The daemon's {name} is used, not the peer's")
-    return await runs.attend(plan, read_cursor(request), connection)
+    return await runs.attend(plan, cursor, connection)
 
 
-def make_plan(request: Request, settings: Settings) -> Plan:
+def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Plan:
     """Check all of the request and return what to launch. Pure.
 
     :raises SettingsError: if an environment variable cannot be used.
@@ -34,7 +35,8 @@ def make_plan(request: Request, settings: Settings) -> Plan:
     launch = settings.for_launch(request.environment)
     image = decode_image(request.document(IMAGE_FILE))
     chaincode = decode_chaincode(request.document(CHAINCODE_FILE))
-    token = hashlib.sha256(request.token)
+    token = hashlib.sha256(request.token).digest()
+    inherited = bytes.fromhex(cursor.token) if cursor is not None else b""
     object_name = names.object_name(
         launch.object_name_prefix, launch.peer_id, chaincode.peer_address, chaincode.mspid, chaincode.chaincode_id
     )
@@ -43,13 +45,14 @@ def make_plan(request: Request, settings: Settings) -> Plan:
         image=image,
         settings=launch,
         object_name=object_name,
-        job_name=names.job_name(object_name, token.digest()),
-        token_sha256=token.hexdigest(),
+        job_name=names.job_name(object_name, inherited or token),
+        token_sha256=(inherited or token).hex(),
         peer=hashlib.sha256(chaincode.root_cert.encode()).hexdigest()[:32] if chaincode.tls else "",
         instance=settings.instance,
         namespace=settings.namespace,
         run_as_non_root=settings.run_as_non_root,
         template=settings.pod_template,
+        inherited=bool(inherited),
     )
 
 

@@ -1,0 +1,265 @@
+"""A launch goes on with the Job of an earlier one whose pod is still on its way.
+
+The peer has given that one up after its chaincode.startuptimeout and asks anew. To begin anew as well would never bring
+a start to its end that takes longer than the peer waits: a big image, a node that is still to come.
+"""
+
+import signal
+from typing import Any
+
+import pytest
+
+from tests.daemon.chaincodes import Ticking, assert_whole, chaincode_lines, ended, forgotten, kill, nothing_left
+from tests.daemon.scene import PEER_ID, Running, Scene
+from tests.daemon.test_socket import END, Raw, frame, hello
+from tests.daemon.test_supersede import AGAIN, TLS, Overlaps, assert_only_runs, connect
+
+pytestmark = pytest.mark.anyio
+
+HELD_UP = "no node takes the pod"
+GOES_ON = "this one goes on with its job"
+ROLE: Any = {"NODE_ROLE": "chaincode"}
+
+
+async def add_node(scene: Scene, role: str = "chaincode") -> None:
+    """Give the chaincodes of this role a node, without which their pods wait."""
+    await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {"fabric-builder-k8s-role": role}})
+
+
+@TLS
+@pytest.mark.parametrize("old_run", ["connected", "dead"])
+async def test_the_new_launch_has_the_old_ones_job(scene: Scene, tls: bool, old_run: str) -> None:
+    daemon = await scene.daemon(**ROLE)
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude())
+    connect(ticking.package, tls=tls)
+    old = await scene.call("run", ticking.package)
+    await old.line(HELD_UP)
+    job = await scene.only("jobs")
+    if old_run == "dead":
+        old.send(signal.SIGKILL)
+        await ended(old)
+    new = await scene.call("run", ticking.package)
+    if old_run == "connected":
+        assert await old.wait() == 1
+        assert AGAIN in old.lines[-1]
+    await new.line(GOES_ON)
+    await new.line(HELD_UP)  # it is told again: the peer's log has another launch now
+    await add_node(scene)
+    await new.line("line 1")
+    assert (await scene.only("jobs"))["metadata"]["uid"] == job["metadata"]["uid"]
+    await assert_only_runs(scene, new, ticking, overlaps)
+    assert len(ticking.pids) == 1
+    await forgotten(scene, daemon)
+
+
+async def test_it_goes_on_over_any_number_of_launches(scene: Scene) -> None:
+    daemon = await scene.daemon(**ROLE)
+    ticking = await Ticking.make(scene)
+    runs = []
+    for _ in range(4):
+        runs.append(await scene.call("run", ticking.package))
+        await runs[-1].line(HELD_UP)
+    assert [run.count(GOES_ON) for run in runs] == [0, 1, 1, 1]
+    await add_node(scene)
+    await runs[-1].line("line 2")
+    assert [await run.wait() for run in runs[:-1]] == [1, 1, 1]
+    assert await scene.count("jobs") == 1
+    ticking.end()
+    assert await runs[-1].wait() == 0
+    assert_whole(runs[-1])
+    assert len(ticking.pids) == 1
+    await forgotten(scene, daemon)
+
+
+@pytest.mark.parametrize("moment", ["pending", "running"])
+async def test_the_next_daemon_knows_whose_job_it_is_now(scene: Scene, moment: str) -> None:
+    daemon = await scene.daemon(**ROLE)
+    ticking = await Ticking.make(scene, code=3)
+    old = await scene.call("run", ticking.package)
+    await old.line(HELD_UP)
+    new = await scene.call("run", ticking.package)
+    await new.line(GOES_ON)
+    await new.line(HELD_UP)
+    if moment == "running":
+        await add_node(scene)
+        await new.line("line 2")
+    await kill(daemon)
+    daemon = await scene.daemon(**ROLE)
+    await add_node(scene)
+    await new.line("line 5")
+    ticking.end()
+    assert await new.wait() == 1
+    assert_whole(new)
+    assert new.lines[-1].endswith(b"the chaincode ended with exit code 3")
+    assert len(ticking.pids) == 1
+    await forgotten(scene, daemon)
+
+
+async def test_the_next_daemon_finds_it_ended(scene: Scene) -> None:
+    daemon = await scene.daemon(**ROLE)
+    ticking = await Ticking.make(scene, code=3)
+    old = await scene.call("run", ticking.package)
+    await old.line(HELD_UP)
+    new = await scene.call("run", ticking.package)
+    await new.line(GOES_ON)
+    await new.line(HELD_UP)
+    await add_node(scene)
+    await new.line("line 2")
+    await kill(daemon)
+    ticking.end()
+    job = (await scene.only("jobs"))["metadata"]["name"]
+    await scene.cluster.pod_when(job, lambda pod: pod["status"]["phase"] == "Failed")
+    await scene.daemon(**ROLE)
+    assert await new.wait() == 1
+    assert_whole(new)
+    assert new.lines[-1].endswith(b"the chaincode ended with exit code 3")
+    assert len(ticking.pids) == 1
+
+
+@pytest.mark.parametrize("daemons", ["the same", "the next"])
+async def test_the_old_run_does_not_get_it_back(scene: Scene, daemons: str) -> None:
+    """It slept while it was told that it is over, or that word was lost with the daemon."""
+    daemon = await scene.daemon(**ROLE)
+    ticking = await Ticking.make(scene)
+    old = await scene.call("run", ticking.package)
+    await old.line(HELD_UP)
+    old.send(signal.SIGSTOP)
+    new = await scene.call("run", ticking.package)
+    await new.line(GOES_ON)
+    await new.line(HELD_UP)
+    await add_node(scene)
+    await new.line("line 2")
+    if daemons == "the next":
+        await kill(daemon)
+        await scene.daemon(**ROLE)
+        await new.line("line 5")
+    old.send(signal.SIGCONT)
+    assert await old.wait() == 1
+    assert AGAIN in old.lines[-1]
+    assert chaincode_lines(old) == []
+    ticking.end()
+    assert await new.wait() == 0
+    assert_whole(new)
+
+
+async def test_a_stop_of_the_new_one_takes_all_away(scene: Scene) -> None:
+    daemon = await scene.daemon(**ROLE)
+    ticking = await Ticking.make(scene)
+    old = await scene.call("run", ticking.package)
+    await old.line(HELD_UP)
+    new = await scene.call("run", ticking.package)
+    await new.line(GOES_ON)
+    await new.line(HELD_UP)
+    assert await new.terminate() == 0
+    await nothing_left(scene)
+    assert await old.wait() == 1
+    await forgotten(scene, daemon)
+
+
+async def test_the_death_of_the_new_one_starts_its_grace(scene: Scene) -> None:
+    daemon = await scene.daemon(RECONNECT_GRACE="500ms", **ROLE)
+    ticking = await Ticking.make(scene)
+    old = await scene.call("run", ticking.package)
+    await old.line(HELD_UP)
+    new = await scene.call("run", ticking.package)
+    await new.line(GOES_ON)
+    await new.line(HELD_UP)
+    assert await old.wait() == 1
+    new.send(signal.SIGKILL)
+    await nothing_left(scene)
+    await forgotten(scene, daemon)
+
+
+# Where it begins anew
+
+
+async def test_another_peer_process_has_other_certificates(scene: Scene) -> None:
+    await scene.daemon(**ROLE)
+    ticking = await Ticking.make(scene)
+    connect(ticking.package, tls=True, peer="first")
+    old = await scene.call("run", ticking.package)
+    await old.line(HELD_UP)
+    job = await scene.only("jobs")
+    connect(ticking.package, tls=True, peer="second")
+    new = await scene.call("run", ticking.package)
+    await new.line("Waiting for an earlier launch of this chaincode to end")
+    assert await old.wait() == 1
+    await add_node(scene)
+    await new.line("line 1")
+    assert (await scene.only("jobs"))["metadata"]["uid"] != job["metadata"]["uid"]
+    assert new.count(GOES_ON) == 0
+
+
+async def test_what_was_put_right_meanwhile_counts(scene: Scene) -> None:
+    """The operator has corrected the peer's variable for which the pod waits: its Job is of no use."""
+    await scene.daemon()
+    ticking = await Ticking.make(scene)
+    old = await scene.call("run", ticking.package, FABRIC_K8S_BUILDER_NODE_ROLE="chaincoed")
+    await old.line(HELD_UP)
+    await add_node(scene)
+    new = await scene.call("run", ticking.package, FABRIC_K8S_BUILDER_NODE_ROLE="chaincode")
+    await new.line("line 1")
+    assert await old.wait() == 1
+    assert new.count(GOES_ON) == 0
+
+
+async def test_a_daemon_with_other_settings_makes_its_own(scene: Scene) -> None:
+    """The same from the daemon's side; what another daemon has made a Job from is not known to this one."""
+    daemon = await scene.daemon(NODE_ROLE="chaincoed")
+    ticking = await Ticking.make(scene)
+    old = await scene.call("run", ticking.package)
+    await old.line(HELD_UP)
+    await kill(daemon)
+    daemon = await scene.daemon(**ROLE)
+    await old.line(HELD_UP, 2)
+    await add_node(scene)
+    new = await scene.call("run", ticking.package)
+    await new.line("line 1")
+    assert await old.wait() == 1
+    assert new.count(GOES_ON) == 0
+
+
+async def test_an_image_that_cannot_be_pulled_is_tried_at_once(scene: Scene) -> None:
+    """The kubelet waits up to five minutes between its attempts for one pod; it tries for a new one at once."""
+    await scene.daemon()
+    ticking = await Ticking.make(scene)
+    images = (await scene.cluster.switch("GET", "environment"))["extraImages"]
+    refused = {name: {"digests": ["none"]} for name in images}
+    await scene.cluster.switch("PATCH", "environment", {"extraImages": refused})
+    old = await scene.call("run", ticking.package)
+    await old.line("the image cannot be pulled")
+    await scene.cluster.switch("PATCH", "environment", {"extraImages": images})
+    new = await scene.call("run", ticking.package)
+    await new.line("line 1")
+    assert await old.wait() == 1
+    assert new.count(GOES_ON) == 0
+
+
+async def test_a_hash_that_was_read_in_the_cluster_gives_no_log(scene: Scene) -> None:
+    """Who may list Jobs can say that it has inherited one; only a `run` of the same peer has its certificate."""
+    await scene.daemon()
+    package = await scene.package(script="echo secret; exec sleep 3600")
+    run: Running = await scene.call("run", package)
+    await run.line("secret")
+    job = (await scene.only("jobs"))["metadata"]
+    package.connect(root_cert="-----BEGIN CERTIFICATE-----\nanother\n")
+    cursor = f"2 {job['annotations']['fabric-builder-k8s-run']} {job['uid']}"
+    async with Raw.open(scene) as raw:
+        await raw.send(
+            b"".join(
+                [
+                    hello("run"),
+                    frame("E", b"CORE_PEER_ID", PEER_ID.encode()),
+                    frame("D", b"image.json", (package.root / "output/image.json").read_bytes()),
+                    frame("D", b"chaincode.json", (package.root / "run/chaincode.json").read_bytes()),
+                    frame("T", b"5" * 32),
+                    frame("C", cursor.encode()),
+                    END,
+                ]
+            )
+        )
+        said = await raw.rest()
+    assert said[-1] == ("X", b"1")
+    assert b"is gone" in said[-2][1]
+    assert b"secret" not in b"".join(payload for _, payload in said)

@@ -1,0 +1,120 @@
+"""Which launches may go on with an earlier one's Job."""
+
+from collections.abc import AsyncIterator, Callable
+
+import aiohttp
+import anyio
+import pytest
+from msgspec.structs import replace
+
+from k8s_builderd.kube.api import Api, Credentials
+from k8s_builderd.kube.objects import ContainerState, ContainerStatus, Job, Meta, Pod, PodStatus, Waiting
+from k8s_builderd.kube.watch import Applied, Deleted
+from k8s_builderd.manifests import Plan
+from k8s_builderd.package import Image
+from k8s_builderd.registry import Reason, Registry, Run
+from k8s_builderd.settings import Settings
+from k8s_builderd.superseding import INHERITABLE, inherit
+from k8s_builderd.telemetry import Telemetry
+from tests.test_manifests import DIGEST, plan
+
+pytestmark = pytest.mark.anyio
+
+JOB = Job(Meta(name="hlfcc-basic10-abc-bcdfg", uid="j"))
+POD = Pod(Meta(name="hlfcc-basic10-abc-bcdfg-x", uid="p"))
+
+
+def waiting(reason: str) -> Pod:
+    state = ContainerState(waiting=Waiting(reason))
+    return Pod(POD.metadata, PodStatus(container_statuses=(ContainerStatus("chaincode", state),)))
+
+
+def earlier(registry: Registry, made: Plan) -> Run:
+    """Have an earlier launch wait for its container."""
+    run = registry.claim(made)
+    run.attempted, run.terms = True, made.terms
+    run.sightings.saw(Applied(JOB))
+    run.sightings.saw(Applied(POD))
+    return run
+
+
+def later(made: Plan) -> Plan:
+    return replace(made, token_sha256="1" * 64, job_name="hlfcc-basic10-abc-zzzzz")
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[Registry]:
+    async with aiohttp.ClientSession() as session:
+        yield Registry(Api(Credentials(""), session, "fabric", 1.0), Settings.load({}), Telemetry())
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+@pytest.mark.parametrize("pod", [POD, waiting("ContainerCreating"), waiting("PodInitializing")])
+async def test_a_later_launch_has_the_job_of_one_that_is_on_its_way(registry: Registry, tls: bool, pod: Pod) -> None:
+    run = earlier(registry, plan(tls=tls))
+    run.sightings.saw(Applied(pod))
+    inherited = inherit(registry, later(plan(tls=tls)))
+    assert inherited.inherited
+    assert registry.claim(inherited) is run
+
+
+@pytest.mark.parametrize(("tls", "inherited"), [(True, False), (False, True)], ids=["tls", "plain"])
+async def test_a_certificate_has_its_time(registry: Registry, tls: bool, inherited: bool) -> None:
+    run = earlier(registry, plan(tls=tls))
+    run.since = anyio.current_time() - INHERITABLE - 1
+    assert inherit(registry, later(plan(tls=tls))).inherited == inherited
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(plan(), peer="q" * 32),
+        replace(plan(), object_name="hlfcc-basic10-def"),
+        replace(plan(), image=Image("registry:5000/other", DIGEST)),
+        plan(service_account="other"),
+    ],
+    ids=["peer", "chaincode", "image", "settings"],
+)
+async def test_other_terms_make_another_job(registry: Registry, other: Plan) -> None:
+    earlier(registry, plan())
+    assert inherit(registry, later(other)) == later(other)
+
+
+async def test_the_launch_itself_is_none_to_inherit(registry: Registry) -> None:
+    earlier(registry, plan())
+    assert inherit(registry, plan()) == plan()
+
+
+def _no_job(run: Run) -> None:
+    run.sightings.job = None
+
+
+def _no_pod(run: Run) -> None:
+    run.sightings.pod = None
+
+
+def _of_another_daemon(run: Run) -> None:
+    run.terms = None
+
+
+def _being_deleted(run: Run) -> None:
+    run.ending, run.reason = anyio.Event(), Reason.STOPPED
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _no_job,
+        _no_pod,
+        _of_another_daemon,
+        _being_deleted,
+        lambda run: run.sightings.saw(Deleted(JOB)),
+        lambda run: run.sightings.saw(Deleted(POD)),
+        lambda run: run.sightings.saw(Applied(waiting("ImagePullBackOff"))),
+        lambda run: run.sightings.saw(Applied(waiting("CreateContainerConfigError"))),
+    ],
+    ids=["no job", "no pod", "another daemon", "being deleted", "job gone", "pod gone", "image", "container"],
+)
+async def test_what_is_not_on_its_way_is_not_inherited(registry: Registry, change: Callable[[Run], None]) -> None:
+    change(earlier(registry, plan()))
+    assert inherit(registry, later(plan())) == later(plan())
