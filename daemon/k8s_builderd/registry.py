@@ -89,6 +89,10 @@ class Run:
         """Return the run that a Job found in the cluster belongs to."""
         return cls(meta.name, meta.label(manifests.OBJECT_LABEL), meta.annotation(manifests.TOKEN_ANNOTATION))
 
+    def take_names(self, meta: Meta) -> None:
+        """Have the names of its Job: an earlier daemon, with other settings, may have made it."""
+        self.job_name, self.object_name = meta.name, meta.label(manifests.OBJECT_LABEL)
+
     @property
     def live(self) -> bool:
         """Say whether its container runs or may yet come to run."""
@@ -281,6 +285,9 @@ class Registry:
             self._catch_up(run)
             if self._claims_count:
                 self.start_grace(run, self._settings.orphan_grace, Reason.ORPHAN)
+        elif run.sightings.job is None and run.job_name != meta.name:
+            run.take_names(meta)
+            self._catch_up(run)
         run.attempted = True
         run.sightings.saw(change)
         self.settle(run)
@@ -301,6 +308,7 @@ class Registry:
         for job in self.jobs.objects.values():
             if job.metadata.annotation(manifests.TOKEN_ANNOTATION) == run.token_sha256:
                 run.attempted = True
+                run.take_names(job.metadata)
                 run.sightings.saw(Applied(job))
         for pod in self.pods.objects.values():
             meta = pod.metadata

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import anyio
 import structlog
+from msgspec.structs import replace
 
 from k8s_builderd import launch
 from k8s_builderd.cursor import DROPPED, Cursor
@@ -155,6 +156,7 @@ class Runs:
     async def _launch(self, run: Run, plan: Plan, cursor: Cursor | None, connection: Connection) -> int:
         deadline = anyio.current_time() + plan.settings.start_timeout
         await self._ready(plan, cursor, connection, deadline)
+        plan = replace(plan, job_name=run.job_name)
         if cursor is None and run.sightings.job is None:
             await supersede(self._registry, run, plan, connection, deadline)
             await anyio.lowlevel.checkpoint_if_cancelled()  # displaced meanwhile: then no Job is asked for

@@ -24,7 +24,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 
-async def replaced(scene: Scene, run: Running, *, claimed: str) -> Running:
+async def replaced(scene: Scene, run: Running, *, claimed: str, **settings: Any) -> Running:
     """Start the next daemon, so that the run comes back `before` or `after` it has seen what there is.
 
     Called while no daemon runs.
@@ -32,13 +32,13 @@ async def replaced(scene: Scene, run: Running, *, claimed: str) -> Running:
     connected = run.count("Connected to")
     if claimed == "before":
         await scene.fault(verb="list", times=None, action={"do": "status", "code": 503})
-        daemon = await scene.daemon()
+        daemon = await scene.daemon(**settings)
         await run.line("Connected to", connected + 1)
         await no_faults(scene)
         await daemon.line("watch_synced", 2)
     else:
         run.send(signal.SIGSTOP)
-        daemon = await scene.daemon()
+        daemon = await scene.daemon(**settings)
         await daemon.line("watch_synced", 2)
         run.send(signal.SIGCONT)
         await run.line("Connected to", connected + 1)
@@ -208,6 +208,23 @@ async def test_a_run_that_the_next_daemon_has_adopted_and_that_dies_is_cleared_a
     await run.line(b"line %d" % (len(chaincode_lines(run)) + 2))
     run.send(signal.SIGKILL)
     await nothing_left(scene)
+
+
+@pytest.mark.parametrize("claimed", ["before", "after"])
+async def test_the_next_daemon_would_give_other_names(scene: Scene, claimed: str) -> None:
+    """The operator has changed the prefix of the names meanwhile: what runs keeps those that it has."""
+    daemon = await scene.daemon()
+    ticking = await Ticking.make(scene)
+    run = await scene.call("run", ticking.package, **DEBUG)
+    await run.line("line 2")
+    job = (await scene.only("jobs"))["metadata"]["name"]
+    await kill(daemon)
+    await replaced(scene, run, claimed=claimed, OBJECT_NAME_PREFIX="other")
+    await run.line("line 5")
+    assert await run.terminate() == 0
+    assert run.lines[-1].endswith(f"chaincode job default/{job} is deleted".encode())
+    await nothing_left(scene)
+    assert len(ticking.pids) == 1
 
 
 async def test_a_stop_that_comes_while_no_daemon_runs_is_carried_out_by_the_next(scene: Scene) -> None:
