@@ -134,7 +134,7 @@ class Launch:
             raise
         except AlreadyExists:
             job = await self._patiently(lambda: self._api.get(JOBS, Job, self._plan.job_name))
-            if job.metadata.annotation(manifests.TOKEN_ANNOTATION) != self._plan.token_sha256:
+            if job.metadata.token_sha256 != self._plan.token_sha256:
                 raise LaunchFailed(
                     f"there is a job {self._plan.namespace}/{self._plan.job_name} of another run: delete it"
                 ) from None
@@ -159,7 +159,7 @@ class Launch:
 
     def _may_adopt(self, meta: Meta) -> bool:
         # A token is known to its `run` alone, but its hash, by which another's is inherited, stands in the cluster.
-        return not self._plan.inherited or meta.annotation(manifests.PEER_ANNOTATION) == self._plan.peer
+        return not self._plan.inherited or meta.peer == self._plan.peer
 
     async def _secret(self, job_uid: str) -> None:
         if self._sightings.started or self._sightings.job_gone:

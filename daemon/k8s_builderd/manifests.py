@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from k8s_builderd.kube.pods import CONTAINER, LAST_GRACE
-from k8s_builderd.names import hash_label_value, package_id
+from k8s_builderd.names import OBJECT_LABEL, PEER_ANNOTATION, TOKEN_ANNOTATION, hash_label_value, package_id
 from k8s_builderd.package import Chaincode, Image
 from k8s_builderd.settings import LaunchSettings
 
@@ -24,12 +24,6 @@ GRACE_SECONDS = LAST_GRACE
 
 MANAGED_BY = "fabric-builder-k8s"
 INSTANCE_LABEL = "app.kubernetes.io/instance"
-OBJECT_LABEL = "fabric-builder-k8s-object"
-"""The object name: what all launches of one chaincode by one peer have in common."""
-TOKEN_ANNOTATION = "fabric-builder-k8s-run"  # noqa: S105 - a SHA-256, the token itself is nowhere
-"""The SHA-256 of the run's token, in hex."""
-PEER_ANNOTATION = "fabric-builder-k8s-peer"
-"""A hash of root_cert: each start of a peer makes a new CA, so it tells one peer process from the next."""
 CHAINCODE_ANNOTATION = "fabric-builder-k8s-ccid"
 
 

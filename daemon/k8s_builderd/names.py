@@ -24,6 +24,13 @@ SAFE_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 
 LABEL_VALUE_LENGTH = 63
 
+OBJECT_LABEL = "fabric-builder-k8s-object"
+"""The object name: what all launches of one chaincode by one peer have in common."""
+TOKEN_ANNOTATION = "fabric-builder-k8s-run"  # noqa: S105 - a SHA-256, the token itself is nowhere
+"""The SHA-256 of the run's token, in hex."""
+PEER_ANNOTATION = "fabric-builder-k8s-peer"
+"""A hash of root_cert: each start of a peer makes a new CA, so it tells one peer process from the next."""
+
 _LABEL_VALUE = "(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?"
 _DNS_1035_LABEL = "[a-z]([-a-z0-9]*[a-z0-9])?"
 

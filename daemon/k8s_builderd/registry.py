@@ -87,11 +87,11 @@ class Run:
     @classmethod
     def of(cls, meta: Meta) -> Self:
         """Return the run that a Job found in the cluster belongs to."""
-        return cls(meta.name, meta.label(manifests.OBJECT_LABEL), meta.annotation(manifests.TOKEN_ANNOTATION))
+        return cls(meta.name, meta.object_name, meta.token_sha256)
 
     def take_names(self, meta: Meta) -> None:
         """Have the names of its Job: an earlier daemon, with other settings, may have made it."""
-        self.job_name, self.object_name = meta.name, meta.label(manifests.OBJECT_LABEL)
+        self.job_name, self.object_name = meta.name, meta.object_name
 
     @property
     def live(self) -> bool:
@@ -196,7 +196,7 @@ class Registry:
         return [
             pod
             for pod in self.pods.objects.values()
-            if pod.metadata.label(manifests.OBJECT_LABEL) == run.object_name and job_of(pod.metadata) != run.job_name
+            if pod.metadata.object_name == run.object_name and job_of(pod.metadata) != run.job_name
         ]
 
     def give_up(self, pods: list[Meta]) -> None:
@@ -232,7 +232,7 @@ class Registry:
             absent = False
             try:
                 job = await self._api.get(JOBS, Job, run.job_name)
-                if job.metadata.annotation(manifests.TOKEN_ANNOTATION) != run.token_sha256:
+                if job.metadata.token_sha256 != run.token_sha256:
                     raise NotFound("the job of that name is another run's")
                 await self._api.delete(JOBS, run.job_name, job.metadata.uid)
                 _log.info("job_deleted", job=run.job_name, reason=reason)
@@ -276,7 +276,7 @@ class Registry:
 
     def _job_changed(self, change: Applied[Job] | Deleted[Job]) -> None:
         meta = change.object.metadata
-        token = meta.annotation(manifests.TOKEN_ANNOTATION)
+        token = meta.token_sha256
         run = self._by_token.get(token)
         if run is None:
             if isinstance(change, Deleted) or change.object.finished or not token:
@@ -297,7 +297,7 @@ class Registry:
         meta = change.object.metadata
         if isinstance(change, Deleted):
             self._unending.discard(meta.uid)
-        run = self._by_token.get(meta.annotation(manifests.TOKEN_ANNOTATION))
+        run = self._by_token.get(meta.token_sha256)
         if run is not None and job_of(meta) == run.job_name:
             run.sightings.saw(change)
             self.settle(run)
@@ -306,13 +306,13 @@ class Registry:
     def _catch_up(self, run: Run) -> None:
         """Tell a run what the watches have seen before it was known here."""
         for job in self.jobs.objects.values():
-            if job.metadata.annotation(manifests.TOKEN_ANNOTATION) == run.token_sha256:
+            if job.metadata.token_sha256 == run.token_sha256:
                 run.attempted = True
                 run.take_names(job.metadata)
                 run.sightings.saw(Applied(job))
         for pod in self.pods.objects.values():
             meta = pod.metadata
-            if meta.annotation(manifests.TOKEN_ANNOTATION) == run.token_sha256 and job_of(meta) == run.job_name:
+            if meta.token_sha256 == run.token_sha256 and job_of(meta) == run.job_name:
                 run.sightings.saw(Applied(pod))
 
     def _forget(self, run: Run) -> None:

@@ -130,5 +130,5 @@ def _same_peer(pod: Pod, plan: Plan, connected: set[str]) -> bool:
     until just now: `connected` names the Jobs of these.
     """
     if plan.chaincode.tls:
-        return pod.metadata.annotation(manifests.PEER_ANNOTATION) == plan.peer
+        return pod.metadata.peer == plan.peer
     return job_of(pod.metadata) in connected

@@ -7,6 +7,8 @@ from datetime import datetime
 
 from msgspec import Raw, Struct, field
 
+from k8s_builderd.names import OBJECT_LABEL, PEER_ANNOTATION, TOKEN_ANNOTATION
+
 
 class _Read(Struct, frozen=True, rename="camel", gc=False):
     pass
@@ -20,6 +22,19 @@ class OwnerReference(_Read, frozen=True):
     uid: str = ""
 
 
+class Labels(_Read, frozen=True):
+    """`metadata.labels`."""
+
+    object_name: str = field(default="", name=OBJECT_LABEL)
+
+
+class Annotations(_Read, frozen=True):
+    """`metadata.annotations`. What others write there can be long (256 KiB) and is not kept."""
+
+    token_sha256: str = field(default="", name=TOKEN_ANNOTATION)
+    peer: str = field(default="", name=PEER_ANNOTATION)
+
+
 class Meta(_Read, frozen=True):
     """`metadata` of any object."""
 
@@ -28,17 +43,24 @@ class Meta(_Read, frozen=True):
     resource_version: str = ""
     deletion_timestamp: datetime | None = None
     deletion_grace_period_seconds: int | None = None
-    labels: dict[str, str] | None = None
-    annotations: dict[str, str] | None = None
+    labels: Labels | None = None
+    annotations: Annotations | None = None
     owner_references: tuple[OwnerReference, ...] | None = None
 
-    def label(self, key: str) -> str:
-        """Return the value of a label, empty where there is none."""
-        return (self.labels or {}).get(key, "")
+    @property
+    def object_name(self) -> str:
+        """The value of `names.OBJECT_LABEL`, empty where there is none."""
+        return self.labels.object_name if self.labels else ""
 
-    def annotation(self, key: str) -> str:
-        """Return the value of an annotation, empty where there is none."""
-        return (self.annotations or {}).get(key, "")
+    @property
+    def token_sha256(self) -> str:
+        """The value of `names.TOKEN_ANNOTATION`, empty where there is none."""
+        return self.annotations.token_sha256 if self.annotations else ""
+
+    @property
+    def peer(self) -> str:
+        """The value of `names.PEER_ANNOTATION`, empty where there is none."""
+        return self.annotations.peer if self.annotations else ""
 
 
 class Condition(_Read, frozen=True):
