@@ -214,6 +214,23 @@ def test_a_bomb_is_not_unpacked_beyond_the_bound() -> None:
     assert any("unpacks to more than" in text for text in problems(buffer.getvalue()))
 
 
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        ([f"META-INF/{number}/x" for number in range(ENTRIES // 2 + 1)], "at most 10,000 files and directories"),
+        ([f"META-INF/{number:0200}" for number in range(5100)], "paths of at most 1,048,576 bytes together"),
+        (["META-INF/" + "x/" * 2100 + "y"], "code.tar.gz holds a path of more than 4,096 bytes: 'META-INF/x"),
+    ],
+    ids=["number", "bytes", "path"],
+)
+def test_paths_that_build_cannot_tell_the_daemon_of(archive: Archive, paths: list[str], said: str) -> None:
+    code = archive([("image.json", IMAGE), *((path, b"") for path in paths)])
+    found = problems(archive([("metadata.json", METADATA), ("code.tar.gz", code)]))
+    assert any(said in problem for problem in found), found
+    code = archive([("image.json", IMAGE), *((path, b"") for path in paths[: len(paths) // 2])])
+    assert problems(archive([("metadata.json", METADATA), ("code.tar.gz", code)])) == []
+
+
 def test_too_many_entries_are_a_problem(archive: Archive) -> None:
     code = archive([("image.json", IMAGE), *((f"META-INF/{number}", b"") for number in range(ENTRIES))])
     said = problems(archive([("metadata.json", METADATA), ("code.tar.gz", code)]))

@@ -8,6 +8,7 @@ stream, once, and within bounds.
 import hashlib
 import io
 import json
+import os
 import posixpath
 import re
 import tarfile
@@ -35,6 +36,7 @@ from k8s_builderd.package import (
     is_k8s,
     shown,
 )
+from k8s_builderd.protocol import MAX_PATH, MAX_PATH_BYTES, MAX_PATHS
 
 CODE_FILE = "code.tar.gz"
 
@@ -44,8 +46,8 @@ INSTALL_SIZE = 100 * 1024 * 1024
 UNPACKED_SIZE = INSTALL_SIZE
 """Bytes that are unpacked of one archive before its inspection ends."""
 
-ENTRIES = 10_000
-"""Paths below META-INF that `build` can tell the daemon of, and entries of an archive that are looked at."""
+ENTRIES = MAX_PATHS
+"""Entries of an archive that are looked at; `build` can tell the daemon of no more paths."""
 
 _PEER_LABEL = re.compile("[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
@@ -110,6 +112,7 @@ def _check_metadata(inspection: Inspection, metadata: Metadata) -> None:
 
 def _inspect_code(inspection: Inspection, code: IO[bytes]) -> None:
     paths: list[tuple[str, str]] = []
+    sizes: dict[str, int] = {}
     seen: set[str] = set()
     with _entries(code) as archive:
         for member in _members(archive, CODE_FILE):
@@ -126,10 +129,28 @@ def _inspect_code(inspection: Inspection, code: IO[bytes]) -> None:
             else:
                 seen.add(path)
                 paths.append(("f", path))
+                sizes[path] = member.size
                 _inspect_file(inspection, archive, member, path)
     if IMAGE_FILE not in seen:
         _problem(inspection, IMAGE_FILE, f"is missing in {CODE_FILE}")
-    files_to_build((kind, path) for kind, path in paths if path.split("/")[0] == META_INF)
+    below = [(kind, path) for kind, path in paths if path.split("/")[0] == META_INF]
+    files_to_build(below)
+    _check_listing(inspection, {path: sizes.get(path, 0) for _, path in below})
+
+
+def _check_listing(inspection: Inspection, sizes: dict[str, int]) -> None:
+    """Check that `build` can tell the daemon of META-INF, directories that have no entry of their own included."""
+    for path in list(sizes):
+        while (path := posixpath.dirname(path)) and path not in sizes:
+            sizes[path] = 0
+    sizes.pop(META_INF, None)
+    lengths = {path: len(os.fsencode(f"f {size} {path}")) for path, size in sizes.items()}
+    if len(lengths) > MAX_PATHS:
+        _problem(inspection, META_INF, f"must hold at most {MAX_PATHS:,} files and directories")
+    if sum(lengths.values()) > MAX_PATH_BYTES:
+        _problem(inspection, META_INF, f"must have paths of at most {MAX_PATH_BYTES:,} bytes together")
+    for path in (path for path, length in lengths.items() if length > MAX_PATH):
+        _problem(inspection, CODE_FILE, f"holds a path of more than {MAX_PATH:,} bytes: {shown(path)}")
 
 
 def _inspect_file(inspection: Inspection, archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
