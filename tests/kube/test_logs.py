@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 from k8s_builderd.kube import logs
 from k8s_builderd.kube.api import PODS, Api
 from k8s_builderd.kube.errors import ApiError
-from k8s_builderd.kube.loglines import Batch, Position
+from k8s_builderd.kube.loglines import Batch, Position, Reader
 from k8s_builderd.kube.objects import Pod
 from k8s_builderd.kube.pods import CONTAINER, Sightings
 from k8s_builderd.kube.watch import Reflector
@@ -537,6 +537,37 @@ async def test_the_rest_of_an_ended_log_that_breaks_off_cleanly_is_asked_for_aga
         with anyio.fail_after(PATIENCE):
             await follower.run(api, "pod", Ended())
     assert follower.lines == b"line 1\nline 2\nline 3\nline 4\n"
+    assert follower.gaps == 0
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        [b""] * 3,
+        [stamped(3)] * 5,
+        [stamped(3)[:-4]] * 5,
+        [stamped(3, 4)[:-4]] * 5,
+        [stamped(3, 4)],
+        [stamped(3, 4, 5)[:-4]] * 3,
+    ],
+    ids=["at once", "after a line", "in a line", "in the line sought", "after the line sought", "in the line after it"],
+)
+async def test_the_rest_of_an_ended_log_that_breaks_off_in_one_place_again_and_again_is_asked_for_again(
+    kubeconfig: Path, cuts: list[bytes]
+) -> None:
+    """What comes before the line that is sought says that it was not thrown away, so there is more to come."""
+    whole = stamped(3, 4, 5, 6)
+    answers = iter([*cuts, whole])
+
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.chunked(next(answers, whole))
+
+    [*_, batch] = Reader().feed(stamped(3, 4))
+    async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "default") as api:
+        follower = Follower()
+        with anyio.fail_after(PATIENCE):
+            await follower.run(api, "pod", Ended(), batch.position)
+    assert follower.lines == b"line 5\nline 6\n"
     assert follower.gaps == 0
 
 

@@ -57,7 +57,8 @@ class Reader:
 
     `found` says whether the position to resume after has come by; `passed_by` that it will not, because a line that
     is clearly later has come: it was thrown away; `beside` that lines of about its time have come, so that it may have
-    been. Otherwise nothing is known.
+    been; `preceded` that it was not, because a line that is clearly earlier has come, and what is thrown away is the
+    beginning. Otherwise nothing is known.
     """
 
     def __init__(self, after: Position | None = None, *, told: set[str] | None = None) -> None:
@@ -68,6 +69,7 @@ class Reader:
         self.found = after is None
         self.passed_by = False
         self.beside = False
+        self._preceded = False
         self._after = after
         self._told = set() if told is None else told
         self._latest = _time(after.at) + DISORDER if after else None
@@ -112,6 +114,16 @@ class Reader:
     def tail(self) -> tuple[int, bytes]:
         """What has come of a line that has not ended, which may be a last line without a line feed, or half of one."""
         return self._pieces, self._rest
+
+    @property
+    def preceded(self) -> bool:
+        """Say whether a line, or the beginning of one, has come that is clearly earlier than the position."""
+        stamp, _, _ = self._rest.partition(b" ")
+        begun = not self._in_line and _is_time(stamp)
+        return self._preceded or (begun and self._precedes(_time(stamp.decode())))
+
+    def _precedes(self, at: datetime) -> bool:
+        return self._latest is not None and at < self._latest - 2 * DISORDER
 
     @property
     def position(self) -> Position | None:
@@ -166,6 +178,7 @@ class Reader:
         else:
             at = _time(self._at)
             self.beside = self.beside or at >= self._latest - DISORDER
+            self._preceded = self._preceded or self._precedes(at)
             self.passed_by = self.passed_by or at > self._latest
 
 

@@ -15,6 +15,9 @@ from k8s_builderd.kube.loglines import Batch, Position, Reader
 DRAIN_TIMEOUT = 30.0
 """Seconds for which the rest of an ended container's log is asked for before it is given up."""
 
+PROOF, DOUBTFUL_PROOF = 2, 4
+"""How often the rest of an ended log must come to nothing: where the end is plain to see, and where it is not."""
+
 REFUSED_PAUSE = 10.0
 """Seconds between two requests for a log that the API server goes on refusing."""
 
@@ -54,9 +57,9 @@ async def follow(
 ) -> None:
     """Pass on every line after a position, until the container has ended and all of its log has come.
 
-    An end of the stream proves nothing: a clean one also comes when the kubelet is killed. Only a pass that began
-    after the container had ended, came to a clean end, and brought nothing that was not known has shown that there
-    is no more.
+    An end of the stream proves nothing: a clean one also comes when the kubelet is killed. Only passes that began
+    after the container had ended, came to a clean end, and brought nothing that was not known show that there is no
+    more.
 
     :param name: the container's name.
     :param after: where to go on; None for the beginning.
@@ -124,7 +127,7 @@ class _Passage:
         self._deliver = deliver
         self._gap = gap
         self._told: set[str] = set()
-        self._tail = (0, b"")
+        self._shown: tuple[bool, tuple[int, bytes]] | None = None
         self._barren = 0
         self._missed = False
 
@@ -139,7 +142,7 @@ class _Passage:
             reader = await self._read(None, follow=not ended)
         else:
             reader = await self._read(before, follow=False)
-            missed, self._missed = self._missed, reader.beside and not reader.found
+            missed, self._missed = self._missed, reader.beside and not reader.found and not reader.preceded
             if reader.passed_by or (missed and self._missed):
                 # A rotation throws away the beginning of a log: the position is gone, and perhaps what came after it.
                 reader = await self._read(before, follow=not ended, everything=True)
@@ -148,19 +151,23 @@ class _Passage:
             elif not ended:
                 reader = await self._read(self.position, follow=True)
         if not ended or self.position != before:
-            self._barren = 0
+            self._shown = None
             return False
         return await self._exhausted(reader)
 
     async def _exhausted(self, reader: Reader) -> bool:
-        """Say whether a pass over an ended log that brought nothing new has shown its end.
+        """Say whether passes over an ended log that brought nothing new have shown its end.
 
-        Half a line is a last line without a line feed if it comes twice. An answer without the position is the end
-        of a log that was rotated just before it, if it comes twice.
+        One may have been cut just where the last one was. Where it shows nothing, not even the place where to go on,
+        or half a line, that is the likelier: it is the end all the same if it stays so (an empty log, one that was
+        rotated just there, a last line without a line feed).
         """
-        known, self._tail = self._tail, reader.tail
-        self._barren += 1
-        if reader.tail != known or (not reader.found and self._barren == 1):
+        known, self._shown = self._shown, (reader.found, reader.tail)
+        self._barren = self._barren + 1 if self._shown == known else 1
+        if reader.preceded and not reader.found:
+            return False
+        whole = reader.found and self.position is not None and reader.tail == (0, b"")
+        if self._barren < (PROOF if whole else DOUBTFUL_PROOF):
             return False
         for batch in reader.end():
             await self._pass_on(batch)
