@@ -95,6 +95,46 @@ async def test_a_client_certificate_is_shown_over_tls(kubeconfig: Path, tmp_path
     assert [request.peer for request in server.asked] == ["builder", "builder"]
 
 
+async def test_a_client_certificate_that_has_changed_is_read_anew_when_it_is_refused(
+    kubeconfig: Path, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("first")
+    files: Any = {"client-certificate": str(certificate), "client-key": str(key)}
+
+    async def only_the_second(request: Request, reply: Reply) -> None:
+        known = request.peer == "second"
+        await reply.whole(200 if known else 401, EMPTY if known else status(401, "Unauthorized", "Unauthorized"))
+
+    ca = {"certificate-authority": str(authority.file)}
+    async with (
+        rogue(only_the_second, authority.server()) as server,
+        opened(server, kubeconfig, cluster=ca, **files) as api,
+    ):
+        with pytest.raises(Unauthorized):
+            await api.list(JOBS, ObjectOnly)
+        for old, new in zip((certificate, key), authority.issue("second"), strict=True):
+            new.replace(old)
+        await api.list(JOBS, ObjectOnly)
+        async with api.watch(JOBS, {}):
+            pass
+    assert [request.peer for request in server.asked] == ["first", "first", "first", "second", "second"]
+
+
+async def test_a_ca_that_has_changed_is_read_anew_when_it_does_not_fit(kubeconfig: Path, tmp_path: Path) -> None:
+    """The cluster's CA is replaced once in some years, while the daemon goes on for months."""
+    ours, other = Authority(tmp_path, "ours"), Authority(tmp_path, "other")
+    ca = {"certificate-authority": str(ours.file)}
+    async with rogue(well, other.server()) as server, opened(server, kubeconfig, cluster=ca, token="t") as api:
+        with pytest.raises(Unreachable, match="certificate verify failed"):
+            await api.list(JOBS, ObjectOnly)
+        other.file.replace(ours.file)
+        await api.list(JOBS, ObjectOnly)
+        ours.file.write_text("none")
+        await api.list(JOBS, ObjectOnly)
+    assert len(server.asked) == 2
+
+
 async def test_a_server_of_another_ca_is_not_spoken_to(kubeconfig: Path, tmp_path: Path) -> None:
     ours, other = Authority(tmp_path, "ours"), Authority(tmp_path, "other")
     ca = {"certificate-authority": str(ours.file)}

@@ -78,15 +78,16 @@ class Listing(msgspec.Struct, Generic[T], frozen=True):
 
 
 class Credentials:
-    """Who we are to the API server: its address, and a bearer token that may change."""
+    """Who we are to the API server: its address, and certificates and a bearer token that may change."""
 
     def __init__(self, kubeconfig: str) -> None:
         self._kubeconfig = kubeconfig
         self._configuration, self._config = slim.load()
         self.current: Any = None
+        self.tls: ssl.SSLContext | bool = True
 
     async def load(self) -> None:
-        """Read the configuration, or read it again after a 401.
+        """Read the configuration, or read it again after a 401 or a certificate that cannot be verified.
 
         :raises SettingsError: if there is none, or it cannot be used.
         """
@@ -107,6 +108,7 @@ class Credentials:
             raise SettingsError(
                 f"Not in a Kubernetes pod ({error}): set the KUBECONFIG_PATH environment variable to a kubeconfig"
             ) from error
+        self.tls = _tls(configuration)
         self.current = configuration
 
     async def headers(self) -> dict[str, str]:
@@ -124,28 +126,6 @@ class Credentials:
         if not value.isprintable():
             raise Unauthorized("the credentials cannot be used: the token holds control characters")
         return {"Authorization": value}
-
-    def ssl(self) -> ssl.SSLContext | bool:
-        """Return what TLS to speak.
-
-        :raises SettingsError: if a certificate file is missing or broken.
-        """
-        now = self.current
-        if not now.host.startswith("https"):
-            return True
-        try:
-            context = ssl.create_default_context(cafile=now.ssl_ca_cert)
-            if now.cert_file:
-                context.load_cert_chain(now.cert_file, now.key_file)
-        except (OSError, ssl.SSLError) as error:
-            raise SettingsError(f"The kubeconfig's certificates cannot be used: {error}") from error
-        # What Go's clients do not ask for either: from Python 3.13 on, a cluster whose CA lacks a key usage extension
-        # would be refused. Chain and name are checked all the same.
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        if not now.verify_ssl:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        return context
 
 
 class Api:
@@ -171,7 +151,7 @@ class Api:
         """
         credentials = Credentials(kubeconfig)
         await credentials.load()
-        connector = aiohttp.TCPConnector(limit=0, ssl=credentials.ssl(), socket_factory=_socket)
+        connector = aiohttp.TCPConnector(limit=0, socket_factory=_socket)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=True) as session:
             yield cls(credentials, session, namespace, patience)
 
@@ -278,17 +258,21 @@ class Api:
         query: Mapping[str, str] | None,
         data: bytes | None,
     ) -> aiohttp.ClientResponse:
-        response = await self._send_once(method, path, query, data)
-        if response.status == HTTPStatus.UNAUTHORIZED:
-            # The token may have been replaced (a kubeconfig's tokenFile, an exec plugin's expiry): once more with the
-            # new one. 401 comes before anything is carried out.
-            response.close()
-            try:
-                await self._credentials.load()
-            except SettingsError as error:
-                raise Unauthorized(str(error)) from error
+        # A token may have been replaced (a kubeconfig's tokenFile, an exec plugin's expiry), or a certificate, ours or
+        # the cluster's CA: once more with the new one. Until then nothing has been carried out.
+        try:
             response = await self._send_once(method, path, query, data)
-        return response
+        except aiohttp.ClientSSLError:
+            pass
+        else:
+            if response.status != HTTPStatus.UNAUTHORIZED:
+                return response
+            response.close()
+        try:
+            await self._credentials.load()
+        except SettingsError as error:
+            raise Unauthorized(str(error)) from error
+        return await self._send_once(method, path, query, data)
 
     async def _send_once(
         self,
@@ -311,8 +295,31 @@ class Api:
             allow_redirects=False,  # the Kubernetes API does not redirect, and a Secret goes to nobody else
             proxy=now.proxy,
             proxy_headers=now.proxy_headers,
+            ssl=self._credentials.tls,
             server_hostname=now.tls_server_name,
         )
+
+
+def _tls(configuration: Any) -> ssl.SSLContext | bool:
+    """Return what TLS to speak by a configuration of kubernetes_asyncio.
+
+    :raises SettingsError: if a certificate file is missing or broken.
+    """
+    if not configuration.host.startswith("https"):
+        return True
+    try:
+        context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+        if configuration.cert_file:
+            context.load_cert_chain(configuration.cert_file, configuration.key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"The kubeconfig's certificates cannot be used: {error}") from error
+    # What Go's clients do not ask for either: from Python 3.13 on, a cluster whose CA lacks a key usage extension
+    # would be refused. Chain and name are checked all the same.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _decoded(kind: type[T], content: bytes | msgspec.Raw, verb: str, resource: Resource) -> T:
