@@ -201,6 +201,8 @@ class Registry:
 
     def give_up(self, pods: list[Meta]) -> None:
         """Wait no more for the end of these pods."""
+        if not pods:
+            return
         _log.warning("pods_do_not_end", pods=[meta.name for meta in pods])
         self._unending |= {meta.uid for meta in pods}
 

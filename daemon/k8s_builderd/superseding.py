@@ -13,7 +13,7 @@ import anyio
 
 from k8s_builderd import manifests
 from k8s_builderd.cursor import DROPPED
-from k8s_builderd.kube.objects import Pod
+from k8s_builderd.kube.objects import Meta, Pod
 from k8s_builderd.kube.pods import container_ended, container_started
 from k8s_builderd.launch import Audience, LaunchFailed, TimedOut
 from k8s_builderd.manifests import Plan
@@ -45,47 +45,22 @@ def inherit(registry: Registry, plan: Plan) -> Plan:
 async def supersede(registry: Registry, run: Run, plan: Plan, audience: Audience, deadline: float) -> None:
     """End earlier launches of the same chaincode, and wait until their containers have ended.
 
-    :param deadline: until when the API must have accepted the deletions, by `anyio.current_time()`.
+    :param deadline: until when the API must have shown that, by `anyio.current_time()`.
     :raises Superseded: if the peer has dropped this launch, or waits for a newer one.
-    :raises TimedOut: if the API does not accept the deletions.
+    :raises TimedOut: if the API does not accept the deletions, or nobody can see whether the containers have ended.
     """
     # A peer launches what is registered and ready only after its connection has closed. So a container that runs
     # has most likely crashed just now, and nobody is dropped; its `run` is still to say why it ended.
     with anyio.move_on_after(DEATH_NEWS):
         while any(rival.sightings.started for rival in registry.rivals(run)):
             await registry.changed()
-    rivals = registry.rivals(run)
-    if any(rival.attendance is not None and not rival.attempted and rival.since > run.since for rival in rivals):
+    earlier = _Earlier(registry, run, plan, audience)
+    if any(rival.attendance is not None and not rival.attempted and rival.since > run.since for rival in earlier.runs):
         raise launched_again()  # the peer waits for the newest only
-    over = {
-        pod.metadata.uid
-        for pod in registry.pods_of_others(run)
-        if container_ended(pod) or registry.given_up(pod.metadata.uid)
-    }
-    connected = {rival.job_name for rival in rivals if rival.attendance is not None or rival.ending is not None}
-
-    def present() -> list[Pod]:
-        return [pod for pod in registry.pods_of_others(run) if pod.metadata.uid not in over]
-
-    async def note_drop() -> None:
-        seen = present() + [rival.sightings.pod for rival in rivals if rival.sightings.pod is not None]
-        if not run.dropped and any(container_started(pod) and _same_peer(pod, plan, connected) for pod in seen):
-            run.dropped = True
-            await audience.log(str(DROPPED))  # the next daemon, if this one dies now, has no other way to know
-
-    if rivals or present():
-        await note_drop()
-        await _delete(registry, rivals, present(), plan, audience, deadline)
-        with anyio.move_on_after(END_PATIENCE) as waiting:
-            while True:
-                await note_drop()  # one that was pending may come up before its deletion does, and register
-                unending = [pod.metadata for pod in present() if not container_ended(pod)]
-                if not unending and not any(rival.live for rival in rivals):
-                    break
-                await registry.changed()
-        unending = [meta for meta in unending if meta.deletion_timestamp is not None]
-        if waiting.cancelled_caught and unending:
-            registry.give_up(unending)
+    if earlier.runs or earlier.pods:
+        await earlier.note_drop()
+        await earlier.delete(deadline)
+        await earlier.outlast(deadline)
     if run.dropped:
         raise Superseded(
             "the peer dropped this launch when the earlier chaincode's connection closed;"
@@ -93,26 +68,97 @@ async def supersede(registry: Registry, run: Run, plan: Plan, audience: Audience
         )
 
 
-async def _delete(
-    registry: Registry, rivals: list[Run], stale: list[Pod], plan: Plan, audience: Audience, deadline: float
-) -> None:
-    """End the `run`s of earlier launches, and have the API accept the deletion of their Jobs.
+class _Earlier:
+    """The earlier launches of a run's chaincode, on their way out."""
 
-    :raises TimedOut: if it does not.
-    """
-    for rival in rivals:
-        if rival.attendance is not None:
-            rival.attendance.displace(launched_again())
-        if rival.live:
-            registry.begin_deletion(rival, Reason.SUPERSEDED)
-    names = sorted({rival.job_name for rival in rivals} | {job_of(pod.metadata) for pod in stale})
-    await audience.say(f"Waiting for an earlier launch of this chaincode to end: {', '.join(names)}")
-    with anyio.move_on_after(deadline - anyio.current_time()):
-        for rival in rivals:
-            if rival.ending is not None:
-                await rival.ending.wait()
-    if any(rival.ending is not None and not rival.ending.is_set() for rival in rivals):
-        raise TimedOut(plan, next((rival.trouble for rival in rivals if rival.trouble), ""))
+    def __init__(self, registry: Registry, run: Run, plan: Plan, audience: Audience) -> None:
+        self.runs = registry.rivals(run)
+        self._registry = registry
+        self._run = run
+        self._plan = plan
+        self._audience = audience
+        self._over = {
+            pod.metadata.uid
+            for pod in registry.pods_of_others(run)
+            if container_ended(pod) or registry.given_up(pod.metadata.uid)
+        }
+        self._connected = {it.job_name for it in self.runs if it.attendance is not None or it.ending is not None}
+
+    @property
+    def pods(self) -> list[Pod]:
+        """Their pods, but for those whose container had ended before."""
+        return [pod for pod in self._registry.pods_of_others(self._run) if pod.metadata.uid not in self._over]
+
+    async def note_drop(self) -> None:
+        """Have the peer's word kept: where one of them is connected to it, its end drops the run."""
+        seen = self.pods + [run.sightings.pod for run in self.runs if run.sightings.pod is not None]
+        if not self._run.dropped and any(container_started(pod) and self._is_of_same_peer(pod) for pod in seen):
+            self._run.dropped = True
+            await self._audience.log(str(DROPPED))  # the next daemon, if this one dies now, has no other way to know
+
+    def _is_of_same_peer(self, pod: Pod) -> bool:
+        """Say whether the peer process that asks is the one that the pod is connected to.
+
+        Each start of a peer makes a new CA, which tells. Without TLS it is the peer as long as its `run` is there, or
+        was until just now.
+        """
+        if self._plan.chaincode.tls:
+            return pod.metadata.peer == self._plan.peer
+        return job_of(pod.metadata) in self._connected
+
+    async def delete(self, deadline: float) -> None:
+        """End their `run`s, and have the API accept the deletion of their Jobs.
+
+        :raises TimedOut: if it does not.
+        """
+        for run in self.runs:
+            if run.attendance is not None:
+                run.attendance.displace(launched_again())
+            if run.live:
+                self._registry.begin_deletion(run, Reason.SUPERSEDED)
+        names = sorted({run.job_name for run in self.runs} | {job_of(pod.metadata) for pod in self.pods})
+        await self._wait_for(", ".join(names))
+        with anyio.move_on_after(deadline - anyio.current_time()):
+            for run in self.runs:
+                if run.ending is not None:
+                    await run.ending.wait()
+        if any(run.ending is not None and not run.ending.is_set() for run in self.runs):
+            raise TimedOut(self._plan, next((run.trouble for run in self.runs if run.trouble), ""))
+
+    async def outlast(self, deadline: float) -> None:
+        """Wait until their containers have ended, or have been told to and do not.
+
+        :raises TimedOut: if nobody can see that.
+        """
+        patience = anyio.current_time() + END_PATIENCE
+        while True:
+            await self.note_drop()  # one that was pending may come up before its deletion does, and register
+            unending = [pod.metadata for pod in self.pods if not container_ended(pod)]
+            if not unending and not any(run.live for run in self.runs):
+                return
+            if (now := anyio.current_time()) < patience:
+                with anyio.move_on_after(patience - now):
+                    await self._registry.changed()
+                continue
+            held_up = self._registry.blind or _not_deleted(unending)
+            if not held_up:
+                self._registry.give_up(unending)
+                return
+            if now >= deadline:
+                raise TimedOut(self._plan, held_up)
+            await self._wait_for(held_up)
+            patience = min(now + END_PATIENCE, deadline)
+
+    async def _wait_for(self, what: str) -> None:
+        if what not in self._run.told:
+            self._run.told.add(what)
+            await self._audience.say(f"Waiting for an earlier launch of this chaincode to end: {what}")
+
+
+def _not_deleted(pods: list[Meta]) -> str:
+    """Say which of these pods nobody has told to end, although their Jobs are gone; empty where all were."""
+    names = ", ".join(meta.name for meta in pods if meta.deletion_timestamp is None)
+    return f"nothing deletes pod {names}: delete it, or check that kube-controller-manager runs" if names else ""
 
 
 def launched_again() -> Superseded:
@@ -121,14 +167,3 @@ def launched_again() -> Superseded:
         "the peer has launched this chaincode again; where it was still starting,"
         " raise the peer's chaincode.startuptimeout"
     )
-
-
-def _same_peer(pod: Pod, plan: Plan, connected: set[str]) -> bool:
-    """Say whether the peer process that asks is the one that the pod is connected to.
-
-    Each start of a peer makes a new CA, which tells. Without TLS it is the peer as long as its `run` is there, or was
-    until just now: `connected` names the Jobs of these.
-    """
-    if plan.chaincode.tls:
-        return pod.metadata.peer == plan.peer
-    return job_of(pod.metadata) in connected

@@ -312,6 +312,55 @@ async def test_the_daemon_dies_while_a_launch_waits_for_the_old_one(scene: Scene
     assert len(ticking.pids) == 2
 
 
+async def test_the_end_of_the_old_one_cannot_be_seen(scene: Scene, daemon: Running) -> None:
+    """Then it is waited for, however long that takes: to go on, or to promise anything, would be a guess."""
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude())
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    for verb in ("list", "watch"):
+        await scene.fault(verb=verb, resource="pods", times=None, action={"do": "status", "code": 503})
+    await scene.cluster.switch("POST", "drop")
+    await daemon.line("cannot watch pods")
+    new = await scene.call("run", ticking.package)
+    await new.line("Waiting for an earlier launch of this chaincode to end: cannot")
+    assert (await scene.state())["processes"] == []
+    assert not new.ended.is_set()
+    await no_faults(scene)
+    assert await new.wait() == 1
+    assert DROPPED in new.lines[-1]
+    third = await scene.call("run", ticking.package)
+    await assert_only_runs(scene, third, ticking, overlaps)
+
+
+async def test_the_old_ones_pod_is_an_orphan_that_nobody_deletes(scene: Scene) -> None:
+    """Such as a Job deleted with --cascade=orphan leaves: it is for people to say what becomes of it."""
+    daemon = await scene.daemon(START_TIMEOUT="10s")
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude())
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    pod = await scene.only("pods")
+    assert await old.terminate() == 0
+    await nothing_left(scene)
+    copied = {name: pod["metadata"][name] for name in ("labels", "annotations")}
+    spec = {**pod["spec"], "volumes": [], "nodeName": None}
+    spec["containers"][0]["volumeMounts"] = []
+    orphan = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "orphan", **copied}, "spec": spec}
+    await scene.cluster.create(orphan)
+    await ticking.started(2)
+    new = await scene.call("run", ticking.package)
+    assert await new.wait() == 1
+    hint = b"nothing deletes pod orphan: delete it, or check that kube-controller-manager runs"
+    assert new.lines[-1].endswith(hint)
+    assert await scene.count("jobs") == 0
+    await scene.cluster.delete("pods", "orphan")
+    await scene.none("pods")
+    another = await scene.call("run", ticking.package)
+    await assert_only_runs(scene, another, ticking, overlaps)
+    await forgotten(scene, daemon)
+
+
 async def test_a_stop_while_waiting_for_the_old_one(scene: Scene, daemon: Running) -> None:
     """The wait gives way to it, and nothing is launched."""
     overlaps = Overlaps(scene.directory)
