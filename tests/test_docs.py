@@ -15,6 +15,7 @@ from k8s_builder_client.call import Call
 from k8s_builder_client.request import Request
 from k8s_builderd import manifests, names
 from k8s_builderd.manifests import Owner, Plan
+from k8s_builderd.names import Token
 from k8s_builderd.package import Chaincode, Image
 from k8s_builderd.registry import Reason
 from k8s_builderd.settings import FORWARDED, PEER_ID, LaunchSettings, Settings, launch_settings
@@ -183,14 +184,14 @@ def plan() -> Plan:
         chaincode.mspid,
         chaincode.chaincode_id,
     )
-    token = bytes(range(32))
+    token = Token("0" * 32)
     return Plan(
         chaincode=chaincode,
         image=Image("ghcr.io/example/basic", "sha256:" + "5e" * 32),
         settings=settings,
         object_name=name,
-        job_name=names.job_name(name, token),
-        token_sha256=token.hex(),
+        job_name=names.job_name(name, token.sha256),
+        token=token,
         peer="0123456789abcdef" * 2,
         instance="peer0-org1-0",
         namespace="fabric",

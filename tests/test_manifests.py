@@ -1,7 +1,6 @@
 """What a launch puts into the cluster, and what an operator's pod template does to it."""
 
 import base64
-import hashlib
 import json
 from typing import Any
 
@@ -10,6 +9,7 @@ from msgspec.structs import replace
 
 from k8s_builderd import manifests
 from k8s_builderd.manifests import Owner, Plan
+from k8s_builderd.names import Token
 from k8s_builderd.package import Image, decode_chaincode
 from k8s_builderd.settings import LaunchSettings
 
@@ -33,7 +33,7 @@ def plan(*, tls: bool = True, template: Any = None, **settings: Any) -> Plan:
         settings=LaunchSettings("peer0", **settings),
         object_name="hlfcc-basic10-abc",
         job_name="hlfcc-basic10-abc-bcdfg",
-        token_sha256=hashlib.sha256(b"token").hexdigest(),
+        token=Token("0" * 32),
         peer="p" * 32,
         instance="peer0-0",
         namespace="fabric",

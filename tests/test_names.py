@@ -89,11 +89,11 @@ def test_a_prefix_may_end_with_a_dash_but_for_the_rest_follows_the_rule() -> Non
 
 
 def test_one_token_always_gives_one_job_name() -> None:
-    digest = hashlib.sha256(b"token").digest()
+    digest = hashlib.sha256(b"token").hexdigest()
     name = job_name("hlfcc-basic-abc", digest)
     assert name == job_name("hlfcc-basic-abc", digest)
     assert re.fullmatch(f"hlfcc-basic-abc-[{SAFE_ALPHABET}]{{5}}", name)
-    others = {job_name("x", hashlib.sha256(bytes([number])).digest()) for number in range(200)}
+    others = {job_name("x", hashlib.sha256(bytes([number])).hexdigest()) for number in range(200)}
     assert len(others) > 195
 
 
@@ -103,7 +103,7 @@ def test_every_launch_gets_a_name_that_kubernetes_takes(
     prefix: str, peer_id: str, peer_address: str, mspid: str, chaincode_id: str
 ) -> None:
     name = object_name(prefix, peer_id, peer_address, mspid, chaincode_id)
-    job = job_name(name, hashlib.sha256(name.encode()).digest())
+    job = job_name(name, hashlib.sha256(name.encode()).hexdigest())
     assert len(job) <= 63
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", job)
     assert label_value_fault(job) is None

@@ -11,9 +11,10 @@ from k8s_builderd.kube.api import Api, Credentials
 from k8s_builderd.kube.objects import ContainerState, ContainerStatus, Job, Meta, Pod, PodStatus, Waiting
 from k8s_builderd.kube.watch import Applied, Deleted
 from k8s_builderd.manifests import Plan
+from k8s_builderd.names import Token
 from k8s_builderd.package import Image
 from k8s_builderd.registry import Reason, Registry, Run
-from k8s_builderd.settings import Settings
+from k8s_builderd.settings import LaunchSettings, Settings
 from k8s_builderd.superseding import INHERITABLE, inherit
 from k8s_builderd.telemetry import Telemetry
 from tests.test_manifests import DIGEST, plan
@@ -32,14 +33,14 @@ def waiting(reason: str) -> Pod:
 def earlier(registry: Registry, made: Plan) -> Run:
     """Have an earlier launch wait for its container."""
     run = registry.claim(made)
-    run.attempted, run.terms = True, made.terms
+    run.attempted, run.made = True, made
     run.sightings.saw(Applied(JOB))
     run.sightings.saw(Applied(POD))
     return run
 
 
 def later(made: Plan) -> Plan:
-    return replace(made, token_sha256="1" * 64, job_name="hlfcc-basic10-abc-zzzzz")
+    return replace(made, token=Token("1" * 32), job_name="hlfcc-basic10-abc-zzzzz")
 
 
 @pytest.fixture
@@ -54,26 +55,26 @@ async def test_a_later_launch_has_the_job_of_one_that_is_on_its_way(registry: Re
     run = earlier(registry, plan(tls=tls))
     run.sightings.saw(Applied(pod))
     inherited = inherit(registry, later(plan(tls=tls)))
-    assert inherited.inherited
+    assert inherited.heir == 1
     assert registry.claim(inherited) is run
 
 
-@pytest.mark.parametrize(("tls", "inherited"), [(True, False), (False, True)], ids=["tls", "plain"])
-async def test_a_certificate_has_its_time(registry: Registry, tls: bool, inherited: bool) -> None:
+@pytest.mark.parametrize(("tls", "inherited"), [(True, 0), (False, 1)], ids=["tls", "plain"])
+async def test_a_certificate_has_its_time(registry: Registry, tls: bool, inherited: int) -> None:
     run = earlier(registry, plan(tls=tls))
     run.since = anyio.current_time() - INHERITABLE - 1
-    assert inherit(registry, later(plan(tls=tls))).inherited == inherited
+    assert inherit(registry, later(plan(tls=tls))).heir == inherited
 
 
 @pytest.mark.parametrize(
     "other",
     [
         replace(plan(), peer="q" * 32),
-        replace(plan(), object_name="hlfcc-basic10-def"),
+        replace(plan(), settings=LaunchSettings("peer1")),
         replace(plan(), image=Image("registry:5000/other", DIGEST)),
         plan(service_account="other"),
     ],
-    ids=["peer", "chaincode", "image", "settings"],
+    ids=["peer process", "peer", "image", "settings"],
 )
 async def test_other_terms_make_another_job(registry: Registry, other: Plan) -> None:
     earlier(registry, plan())
@@ -94,7 +95,7 @@ def _no_pod(run: Run) -> None:
 
 
 def _of_another_daemon(run: Run) -> None:
-    run.terms = None
+    run.made = None
 
 
 def _being_deleted(run: Run) -> None:

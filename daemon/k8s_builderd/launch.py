@@ -6,6 +6,7 @@ connection broke, goes the same way as a new one; it only finds more of it done.
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from random import Random
 from typing import Protocol, TypeVar
 
@@ -21,7 +22,7 @@ from k8s_builderd.kube import logs
 from k8s_builderd.kube.api import EVENTS, JOBS, SECRETS, Api
 from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, AlreadyExists, ApiError, Forbidden, Invalid, NotFound
 from k8s_builderd.kube.loglines import Batch, Position
-from k8s_builderd.kube.objects import Event, Job, Meta, ObjectOnly
+from k8s_builderd.kube.objects import Event, Job, ObjectOnly
 from k8s_builderd.kube.pods import CONTAINER, Sightings
 from k8s_builderd.manifests import Owner, Plan
 
@@ -109,8 +110,8 @@ class Launch:
         try:
             with anyio.fail_after(deadline - anyio.current_time()):
                 job_uid = await self._job(owner, cursor)
-                await self._secret(job_uid)
                 await self._introduce(job_uid, cursor)
+                await self._secret(job_uid)
                 await self._started(job_uid)
         except TimeoutError:
             raise TimedOut(self._plan, self._blind() or self._trouble or stage(self._sightings.pod)) from None
@@ -134,7 +135,7 @@ class Launch:
             raise
         except AlreadyExists:
             job = await self._patiently(lambda: self._api.get(JOBS, Job, self._plan.job_name))
-            if job.metadata.token_sha256 != self._plan.token_sha256:
+            if job.metadata.token_sha256 != self._plan.token.sha256:
                 raise LaunchFailed(
                     f"there is a job {self._plan.namespace}/{self._plan.job_name} of another run: delete it"
                 ) from None
@@ -143,12 +144,10 @@ class Launch:
 
     def _adopt(self, cursor: Cursor) -> str:
         job, pod = self._sightings.job, self._sightings.pod
-        if job is not None and (job.metadata.uid != cursor.job or not self._may_adopt(job.metadata)):
+        if job is not None and job.metadata.uid != cursor.job:
             job = None
-        if pod is not None and ((cursor.pod and pod.metadata.uid != cursor.pod) or not self._may_adopt(pod.metadata)):
-            pod = None
         # The pod outlives its Job for a moment, and has the exit code and the rest of the log.
-        if job is None and pod is None:
+        if job is None and (pod is None or (cursor.pod and pod.metadata.uid != cursor.pod)):
             raise Vanished(
                 f"chaincode job {self._plan.namespace}/{self._plan.job_name} is gone: the chaincode ended or its job"
                 " was deleted while no daemon watched it; the next request starts it anew"
@@ -157,18 +156,18 @@ class Launch:
             self._sightings.lost_job()
         return cursor.job
 
-    def _may_adopt(self, meta: Meta) -> bool:
-        # A token is known to its `run` alone, but its hash, by which another's is inherited, stands in the cluster.
-        return not self._plan.inherited or meta.peer == self._plan.peer
-
     async def _secret(self, job_uid: str) -> None:
-        if self._sightings.started or self._sightings.job_gone:
-            return  # its volume is mounted, or never will be
+        sightings = self._sightings
         body = manifests.secret(self._plan, job_uid)
-        try:
-            await self._patiently(lambda: self._api.create(SECRETS, ObjectOnly, body))
-        except AlreadyExists:
-            return  # of this run: no other has this name
+
+        async def create() -> None:
+            if sightings.has_secret or sightings.started or sightings.job_gone:
+                return  # it is known to be there: its volume is mounted; or it will never be needed
+            with suppress(AlreadyExists):  # of this run: no other has this name
+                await self._api.create(SECRETS, ObjectOnly, body)
+            sightings.has_secret = True
+
+        await self._patiently(create)
 
     async def _introduce(self, job_uid: str, cursor: Cursor | None) -> None:
         if cursor is not None:
@@ -180,7 +179,8 @@ class Launch:
         )
 
     def _cursor(self, job: str, pod: str = "", position: Position | None = None) -> str:
-        return str(Cursor(job, pod, position, self._plan.token_sha256 if self._plan.inherited else ""))
+        plan = self._plan
+        return str(Cursor(job, pod, position, plan.token if plan.heir else None, plan.heir))
 
     async def _started(self, job_uid: str) -> None:
         """Wait until the container runs or has ended; meanwhile tell what holds it up, each thing once.

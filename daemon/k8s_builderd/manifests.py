@@ -11,7 +11,19 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from k8s_builderd.kube.pods import CONTAINER, LAST_GRACE
-from k8s_builderd.names import OBJECT_LABEL, PEER_ANNOTATION, TOKEN_ANNOTATION, hash_label_value, package_id
+from k8s_builderd.names import (
+    CHAINCODE_ANNOTATION,
+    MSPID_ANNOTATION,
+    OBJECT_LABEL,
+    PEER_ADDRESS_ANNOTATION,
+    PEER_ANNOTATION,
+    PEER_ID_ANNOTATION,
+    TOKEN_ANNOTATION,
+    Subject,
+    Token,
+    hash_label_value,
+    package_id,
+)
 from k8s_builderd.package import Chaincode, Image
 from k8s_builderd.settings import LaunchSettings
 
@@ -24,7 +36,6 @@ GRACE_SECONDS = LAST_GRACE
 
 MANAGED_BY = "fabric-builder-k8s"
 INSTANCE_LABEL = "app.kubernetes.io/instance"
-CHAINCODE_ANNOTATION = "fabric-builder-k8s-ccid"
 
 
 class Owner(Struct, frozen=True):
@@ -42,23 +53,29 @@ class Plan(Struct, frozen=True):
     settings: LaunchSettings
     object_name: str
     job_name: str
-    token_sha256: str
+    token: Token
     peer: str
     instance: str
     namespace: str
     run_as_non_root: bool = False
     template: Mapping[str, Any] = {}
-    inherited: bool = False
-    """Whether the Job is an earlier launch's; `token_sha256` is that one's then."""
+    heir: int = 0
+    """Where the Job is an earlier launch's: the how manieth heir this launch is. `token` is that one's then."""
 
     @property
-    def terms(self) -> tuple[str, Image, LaunchSettings, str]:
-        """Return what a launch must have in common with another one to go on with its Job, in one daemon."""
-        return self.object_name, self.image, self.settings, self.peer
+    def subject(self) -> Subject:
+        """What is launched."""
+        chaincode = self.chaincode
+        return Subject(chaincode.chaincode_id, chaincode.mspid, chaincode.peer_address, self.settings.peer_id)
 
-    def inherit(self, job_name: str, token_sha256: str) -> Self:
+    @property
+    def terms(self) -> tuple[Subject, Image, LaunchSettings, str]:
+        """What a launch must have in common with another one to go on with its Job, in one daemon."""
+        return self.subject, self.image, self.settings, self.peer
+
+    def inherit(self, job_name: str, token: Token, heir: int) -> Self:
         """Return the plan of this launch with an earlier one's Job."""
-        return replace(self, job_name=job_name, token_sha256=token_sha256, inherited=True)
+        return replace(self, job_name=job_name, token=token, heir=heir)
 
 
 def selector(instance: str) -> str:
@@ -144,10 +161,10 @@ def _annotations(plan: Plan) -> dict[str, str]:
     chaincode = plan.chaincode
     return {
         CHAINCODE_ANNOTATION: chaincode.chaincode_id,
-        "fabric-builder-k8s-mspid": chaincode.mspid,
-        "fabric-builder-k8s-peeraddress": chaincode.peer_address,
-        "fabric-builder-k8s-peerid": plan.settings.peer_id,
-        TOKEN_ANNOTATION: plan.token_sha256,
+        MSPID_ANNOTATION: chaincode.mspid,
+        PEER_ADDRESS_ANNOTATION: chaincode.peer_address,
+        PEER_ID_ANNOTATION: plan.settings.peer_id,
+        TOKEN_ANNOTATION: plan.token.sha256,
         PEER_ANNOTATION: plan.peer,
     }
 

@@ -5,6 +5,7 @@ the rules for labels and prefixes, and their words, are Kubernetes' own (apimach
 """
 
 import base64
+import hashlib
 import re
 from functools import reduce
 
@@ -25,7 +26,10 @@ SAFE_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 LABEL_VALUE_LENGTH = 63
 
 OBJECT_LABEL = "fabric-builder-k8s-object"
-"""The object name: what all launches of one chaincode by one peer have in common."""
+CHAINCODE_ANNOTATION = "fabric-builder-k8s-ccid"
+MSPID_ANNOTATION = "fabric-builder-k8s-mspid"
+PEER_ADDRESS_ANNOTATION = "fabric-builder-k8s-peeraddress"
+PEER_ID_ANNOTATION = "fabric-builder-k8s-peerid"
 TOKEN_ANNOTATION = "fabric-builder-k8s-run"  # noqa: S105 - a SHA-256, the token itself is nowhere
 """The SHA-256 of the run's token, in hex."""
 PEER_ANNOTATION = "fabric-builder-k8s-peer"
@@ -37,6 +41,32 @@ _DNS_1035_LABEL = "[a-z]([-a-z0-9]*[a-z0-9])?"
 _FNV_OFFSET = 0xCBF29CE484222325
 _FNV_PRIME = 0x100000001B3
 _64_BITS = 0xFFFFFFFFFFFFFFFF
+
+
+class Token(Struct, frozen=True):
+    """128 random bits of one `run`, as 32 hexadecimal digits. Who has it has the run, so it is shown to nobody."""
+
+    digits: str
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the digits, in hex: what the cluster and the registry know of it."""
+        return hashlib.sha256(self.digits.encode()).hexdigest()
+
+    def __rich_repr__(self) -> list[tuple[str, str]]:
+        return []
+
+    def __repr__(self) -> str:
+        return "Token()"
+
+
+class Subject(Struct, frozen=True):
+    """What all launches of one chaincode by one peer have in common, however their objects are named."""
+
+    chaincode_id: str
+    mspid: str
+    peer_address: str
+    peer_id: str
 
 
 class PackageId(Struct, frozen=True):
@@ -79,12 +109,12 @@ def object_name(
     return f"{prefix}-{safe_label(package_id(chaincode_id).label)[: max(room, 0)]}-{hashed}"
 
 
-def job_name(name: str, token_sha256: bytes) -> str:
+def job_name(name: str, token_sha256: str) -> str:
     """Return the object name, a dash and 5 characters that follow from the SHA-256 of the run's token.
 
     One token always gives one name: a creation that is tried again meets its own first attempt.
     """
-    number = int.from_bytes(token_sha256, "big")
+    number = int(token_sha256, 16)
     suffix = ""
     for _ in range(SUFFIX_LENGTH):
         number, digit = divmod(number, len(SAFE_ALPHABET))

@@ -24,6 +24,7 @@ from k8s_builderd.kube.objects import Job, Meta, Pod
 from k8s_builderd.kube.pods import Sightings
 from k8s_builderd.kube.watch import Applied, Deleted, Reflector
 from k8s_builderd.manifests import Plan
+from k8s_builderd.names import Subject
 from k8s_builderd.settings import Settings
 from k8s_builderd.telemetry import Telemetry
 
@@ -60,19 +61,19 @@ class Attendance:
 class Run:
     """One run: its names, what the watches say of it, and who attends it."""
 
-    def __init__(self, job_name: str, object_name: str, token_sha256: str) -> None:
+    def __init__(self, job_name: str, subject: Subject, token_sha256: str) -> None:
         self.job_name = job_name
-        self.object_name = object_name
+        self.subject = subject
         self.token_sha256 = token_sha256
         self.sightings = Sightings()
         self.told: set[str] = set()
         self.attendance: Attendance | None = None
         self.absences = 0
         self.since = anyio.current_time()
-        self.terms: object = None
-        """What its Job was made by, where this daemon has made it (`Plan.terms`)."""
-        self.inherited = False
-        """Whether a later launch goes on with its Job."""
+        self.made: Plan | None = None
+        """What its Job was made from, where this daemon has made it."""
+        self.heir = 0
+        """How many later launches have gone on with its Job."""
         self.attempted = False
         """Whether a Job of this run may exist: one was asked for, found, or is named by a cursor."""
         self.dropped = False
@@ -87,11 +88,7 @@ class Run:
     @classmethod
     def of(cls, meta: Meta) -> Self:
         """Return the run that a Job found in the cluster belongs to."""
-        return cls(meta.name, meta.object_name, meta.token_sha256)
-
-    def take_names(self, meta: Meta) -> None:
-        """Have the names of its Job: an earlier daemon, with other settings, may have made it."""
-        self.job_name, self.object_name = meta.name, meta.object_name
+        return cls(meta.name, meta.subject, meta.token_sha256)
 
     @property
     def live(self) -> bool:
@@ -159,9 +156,10 @@ class Registry:
 
     def claim(self, plan: Plan) -> Run:
         """Return the run with the plan's token, made now if nothing is known of it."""
-        run = self._by_token.get(plan.token_sha256)
+        token = plan.token.sha256
+        run = self._by_token.get(token)
         if run is None:
-            run = self._by_token[plan.token_sha256] = Run(plan.job_name, plan.object_name, plan.token_sha256)
+            run = self._by_token[token] = Run(plan.job_name, plan.subject, token)
             self._catch_up(run)
         return run
 
@@ -169,13 +167,17 @@ class Registry:
 
     def coming(self, plan: Plan) -> Run | None:
         """Return the earlier launch on the same terms whose pod is on its way, if there is one."""
-        if plan.token_sha256 in self._by_token:
+        if plan.token.sha256 in self._by_token:
             return None
         return next(
             (
                 run
                 for run in self._by_token.values()
-                if run.terms == plan.terms and run.ending is None and run.sightings.job and run.sightings.coming
+                if run.made is not None
+                and run.made.terms == plan.terms
+                and run.ending is None
+                and run.sightings.job is not None
+                and run.sightings.coming
             ),
             None,
         )
@@ -186,7 +188,7 @@ class Registry:
             rival
             for rival in self._by_token.values()
             if rival is not run
-            and rival.object_name == run.object_name
+            and rival.subject == run.subject
             and (rival.live or (rival.attendance is not None and not rival.sightings.ended))
             and (rival.sightings.pod is None or rival.sightings.pod.metadata.uid not in self._unending)
         ]
@@ -196,7 +198,7 @@ class Registry:
         return [
             pod
             for pod in self.pods.objects.values()
-            if pod.metadata.object_name == run.object_name and job_of(pod.metadata) != run.job_name
+            if pod.metadata.subject == run.subject and job_of(pod.metadata) != run.job_name
         ]
 
     def give_up(self, pods: list[Meta]) -> None:
@@ -288,7 +290,7 @@ class Registry:
             if self._claims_count:
                 self.start_grace(run, self._settings.orphan_grace, Reason.ORPHAN)
         elif run.sightings.job is None and run.job_name != meta.name:
-            run.take_names(meta)
+            run.job_name = meta.name  # an earlier daemon, with other settings, has made it
             self._catch_up(run)
         run.attempted = True
         run.sightings.saw(change)
@@ -310,7 +312,7 @@ class Registry:
         for job in self.jobs.objects.values():
             if job.metadata.token_sha256 == run.token_sha256:
                 run.attempted = True
-                run.take_names(job.metadata)
+                run.job_name = job.metadata.name
                 run.sightings.saw(Applied(job))
         for pod in self.pods.objects.values():
             meta = pod.metadata

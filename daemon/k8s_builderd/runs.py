@@ -13,12 +13,12 @@ from k8s_builderd.cursor import DROPPED, Cursor
 from k8s_builderd.errors import BuilderError, ClientGone
 from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, ApiError
-from k8s_builderd.launch import LaunchFailed, TimedOut
+from k8s_builderd.launch import LaunchFailed, TimedOut, Vanished
 from k8s_builderd.manifests import Owner, Plan
 from k8s_builderd.protocol import ProtocolError
 from k8s_builderd.registry import Attendance, Reason, Registry, Run
 from k8s_builderd.settings import Settings
-from k8s_builderd.superseding import Superseded, inherit, launched_again, supersede
+from k8s_builderd.superseding import Superseded, inherit, launched_again, leave, supersede
 from k8s_builderd.telemetry import Telemetry
 
 STOP_PATIENCE = 2.0
@@ -73,9 +73,9 @@ class Runs:
         if cursor is None:
             plan = inherit(self._registry, plan)
         run = self._registry.claim(plan)
-        if run.inherited and not plan.inherited:
+        if plan.heir < run.heir:
             raise launched_again()
-        run.inherited = plan.inherited
+        run.heir = plan.heir
         if run.reason is Reason.STOPPED:
             return await self._stop(run, connection)  # its client has not heard the answer
         if run.ending is not None:
@@ -87,10 +87,10 @@ class Runs:
         run.attendance = attendance
         try:
             if previous is not None:
-                taken = launched_again() if plan.inherited else Superseded("another client has taken this run over")
+                taken = launched_again() if plan.heir else Superseded("another client has taken this run over")
                 previous.displace(taken)
                 await previous.left.wait()
-            if plan.inherited and cursor is None:
+            if plan.heir and cursor is None:
                 await connection.say("An earlier launch of this chaincode is starting, this one goes on with its job")
                 run.told.clear()
             return await self._serve(run, attendance, plan, cursor, connection)
@@ -112,6 +112,9 @@ class Runs:
             return await self._attended(run, attendance, plan, cursor, connection)
         except Stopped:
             return await self._stop(run, connection)
+        except Vanished:
+            run.attempted = run.sightings.job is not None  # there is nothing of ours to delete, and will be nothing
+            raise
         except BuilderError as error:
             # Whoever displaces a run sees to its Job; a client that breaks the protocol may come back.
             if attendance.displaced is None and not isinstance(error, ProtocolError):
@@ -155,12 +158,14 @@ class Runs:
 
     async def _launch(self, run: Run, plan: Plan, cursor: Cursor | None, connection: Connection) -> int:
         deadline = anyio.current_time() + plan.settings.start_timeout
+        if run.dropped:
+            await leave(self._registry, run, connection)
         await self._ready(plan, cursor, connection, deadline)
         plan = replace(plan, job_name=run.job_name)
         if cursor is None and run.sightings.job is None:
             await supersede(self._registry, run, plan, connection, deadline)
             await anyio.lowlevel.checkpoint_if_cancelled()  # displaced meanwhile: then no Job is asked for
-            run.attempted, run.terms = True, plan.terms
+            run.attempted, run.made = True, plan
         steps = launch.Launch(
             self._api,
             plan,

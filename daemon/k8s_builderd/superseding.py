@@ -9,6 +9,8 @@ anew for the same chaincode; beginning anew as well would never bring a start to
 So the new launch goes on with its Job.
 """
 
+from typing import NoReturn
+
 import anyio
 
 from k8s_builderd import manifests
@@ -39,7 +41,8 @@ def inherit(registry: Registry, plan: Plan) -> Plan:
     earlier = registry.coming(plan)
     if earlier is None or (plan.chaincode.tls and anyio.current_time() > earlier.since + INHERITABLE):
         return plan
-    return plan.inherit(earlier.job_name, earlier.token_sha256)
+    made = earlier.made
+    return plan if made is None else plan.inherit(earlier.job_name, made.token, earlier.heir + 1)
 
 
 async def supersede(registry: Registry, run: Run, plan: Plan, audience: Audience, deadline: float) -> None:
@@ -49,11 +52,14 @@ async def supersede(registry: Registry, run: Run, plan: Plan, audience: Audience
     :raises Superseded: if the peer has dropped this launch, or waits for a newer one.
     :raises TimedOut: if the API does not accept the deletions, or nobody can see whether the containers have ended.
     """
+    unaware = _Earlier(registry, run, plan, audience)
     # A peer launches what is registered and ready only after its connection has closed. So a container that runs
     # has most likely crashed just now, and nobody is dropped; its `run` is still to say why it ended.
     with anyio.move_on_after(DEATH_NEWS):
         while any(rival.sightings.started for rival in registry.rivals(run)):
             await registry.changed()
+    # But one that was told to end meanwhile has not crashed.
+    await unaware.note_drop_by_told()
     earlier = _Earlier(registry, run, plan, audience)
     if any(rival.attendance is not None and not rival.attempted and rival.since > run.since for rival in earlier.runs):
         raise launched_again()  # the peer waits for the newest only
@@ -62,10 +68,22 @@ async def supersede(registry: Registry, run: Run, plan: Plan, audience: Audience
         await earlier.delete(deadline)
         await earlier.outlast(deadline)
     if run.dropped:
-        raise Superseded(
-            "the peer dropped this launch when the earlier chaincode's connection closed;"
-            " the next request starts the chaincode"
-        )
+        raise _dropped()
+
+
+async def leave(registry: Registry, run: Run, audience: Audience) -> NoReturn:
+    """End a run whose launch was dropped before, once what its peer dropped it for has ended.
+
+    It ends nothing itself: what runs by now may be a later launch's.
+
+    :raises Superseded: always.
+    """
+    with anyio.move_on_after(END_PATIENCE):
+        await registry.synced()
+        while ending := [pod.metadata for pod in registry.pods_of_others(run) if _is_ending(pod)]:
+            await _wait_for(", ".join(sorted({job_of(meta) for meta in ending})), run, audience)
+            await registry.changed()
+    raise _dropped()
 
 
 class _Earlier:
@@ -83,6 +101,7 @@ class _Earlier:
             if container_ended(pod) or registry.given_up(pod.metadata.uid)
         }
         self._connected = {it.job_name for it in self.runs if it.attendance is not None or it.ending is not None}
+        self._untold = [it for it in self.runs if it.sightings.started and not _was_told_to_end(it)]
 
     @property
     def pods(self) -> list[Pod]:
@@ -91,8 +110,16 @@ class _Earlier:
 
     async def note_drop(self) -> None:
         """Have the peer's word kept: where one of them is connected to it, its end drops the run."""
-        seen = self.pods + [run.sightings.pod for run in self.runs if run.sightings.pod is not None]
-        if not self._run.dropped and any(container_started(pod) and self._is_of_same_peer(pod) for pod in seen):
+        await self._note_drop_by(self.pods + [run.sightings.pod for run in self.runs if run.sightings.pod is not None])
+
+    async def note_drop_by_told(self) -> None:
+        """The same for those that ran and have been told to end since this was made."""
+        told = [it for it in self._untold if _was_told_to_end(it)]
+        self._connected |= {it.job_name for it in told}
+        await self._note_drop_by([it.sightings.pod for it in told if it.sightings.pod is not None])
+
+    async def _note_drop_by(self, pods: list[Pod]) -> None:
+        if not self._run.dropped and any(container_started(pod) and self._is_of_same_peer(pod) for pod in pods):
             self._run.dropped = True
             await self._audience.log(str(DROPPED))  # the next daemon, if this one dies now, has no other way to know
 
@@ -117,7 +144,7 @@ class _Earlier:
             if run.live:
                 self._registry.begin_deletion(run, Reason.SUPERSEDED)
         names = sorted({run.job_name for run in self.runs} | {job_of(pod.metadata) for pod in self.pods})
-        await self._wait_for(", ".join(names))
+        await _wait_for(", ".join(names), self._run, self._audience)
         with anyio.move_on_after(deadline - anyio.current_time()):
             for run in self.runs:
                 if run.ending is not None:
@@ -146,19 +173,36 @@ class _Earlier:
                 return
             if now >= deadline:
                 raise TimedOut(self._plan, held_up)
-            await self._wait_for(held_up)
+            await _wait_for(held_up, self._run, self._audience)
             patience = min(now + END_PATIENCE, deadline)
 
-    async def _wait_for(self, what: str) -> None:
-        if what not in self._run.told:
-            self._run.told.add(what)
-            await self._audience.say(f"Waiting for an earlier launch of this chaincode to end: {what}")
+
+async def _wait_for(what: str, run: Run, audience: Audience) -> None:
+    if what not in run.told:
+        run.told.add(what)
+        await audience.say(f"Waiting for an earlier launch of this chaincode to end: {what}")
+
+
+def _was_told_to_end(run: Run) -> bool:
+    accepted = run.ending is not None and run.ending.is_set()
+    return accepted or run.sightings.told_to_end is not None
+
+
+def _is_ending(pod: Pod) -> bool:
+    return pod.metadata.deletion_timestamp is not None and not container_ended(pod)
 
 
 def _not_deleted(pods: list[Meta]) -> str:
     """Say which of these pods nobody has told to end, although their Jobs are gone; empty where all were."""
     names = ", ".join(meta.name for meta in pods if meta.deletion_timestamp is None)
     return f"nothing deletes pod {names}: delete it, or check that kube-controller-manager runs" if names else ""
+
+
+def _dropped() -> Superseded:
+    return Superseded(
+        "the peer dropped this launch when the earlier chaincode's connection closed;"
+        " the next request starts the chaincode"
+    )
 
 
 def launched_again() -> Superseded:

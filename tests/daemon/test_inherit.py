@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from tests.daemon.chaincodes import Ticking, assert_whole, chaincode_lines, ended, forgotten, kill, nothing_left
+from tests.daemon.chaincodes import (
+    Ticking,
+    assert_whole,
+    chaincode_lines,
+    ended,
+    forgotten,
+    kill,
+    met,
+    no_faults,
+    nothing_left,
+)
 from tests.daemon.scene import PEER_ID, Running, Scene
 from tests.daemon.test_socket import END, Raw, frame, hello
 from tests.daemon.test_supersede import AGAIN, TLS, Overlaps, assert_only_runs, connect
@@ -171,6 +181,87 @@ async def test_the_death_of_the_new_one_starts_its_grace(scene: Scene) -> None:
     await forgotten(scene, daemon)
 
 
+@pytest.mark.parametrize("daemons", ["the same", "the next"])
+async def test_an_older_heir_does_not_get_it_back(scene: Scene, daemons: str) -> None:
+    daemon = await scene.daemon(**ROLE)
+    ticking = await Ticking.make(scene)
+    runs = []
+    for _ in range(3):
+        runs.append(await scene.call("run", ticking.package))
+        await runs[-1].line(HELD_UP)
+        if len(runs) == 2:
+            runs[1].send(signal.SIGSTOP)
+    await add_node(scene)
+    await runs[2].line("line 2")
+    if daemons == "the next":
+        await kill(daemon)
+        await scene.daemon(**ROLE)
+        await runs[2].line("line 5")
+    runs[1].send(signal.SIGCONT)
+    assert await runs[1].wait() == 1
+    assert AGAIN in runs[1].lines[-1]
+    ticking.end()
+    assert await runs[2].wait() == 0
+    assert_whole(runs[2])
+
+
+@pytest.mark.parametrize("action", [{"do": "hang"}, {"do": "status", "code": 503}, {"do": "status", "code": 403}])
+async def test_the_secret_that_is_there_is_not_asked_for_again(scene: Scene, action: Any) -> None:
+    """Such as where a quota is used up by now: it is looked at before the name is."""
+    await scene.daemon(**ROLE)
+    ticking = await Ticking.make(scene)
+    old = await scene.call("run", ticking.package)
+    await old.line(HELD_UP)
+    await scene.fault(verb="create", resource="secrets", times=None, action=action)
+    new = await scene.call("run", ticking.package)
+    await new.line(GOES_ON)
+    await add_node(scene)
+    await new.line("line 2")
+    ticking.end()
+    assert await new.wait() == 0
+    assert_whole(new)
+    assert len(ticking.pids) == 1
+
+
+@pytest.mark.parametrize("action", [{"do": "hang"}, {"do": "status", "code": 503}], ids=["no answer", "503"])
+async def test_a_secret_whose_volume_is_mounted_is_there(scene: Scene, action: Any) -> None:
+    """It was made, but its answer got lost, and so do all others: the container runs all the same."""
+    await scene.daemon(**ROLE, REQUEST_TIMEOUT="500ms")
+    ticking = await Ticking.make(scene)
+    await scene.fault(verb="create", resource="secrets", action={"do": "hang", "when": "after"})
+    await scene.fault(verb="create", resource="secrets", times=None, action=action)
+    run = await scene.call("run", ticking.package)
+    await met(scene, 2)
+    await add_node(scene)
+    await run.line("line 2")
+    ticking.end()
+    assert await run.wait() == 0
+    assert_whole(run)
+
+
+async def test_the_next_daemon_knows_an_heir_that_has_not_come_further(scene: Scene) -> None:
+    """What it was told first is whose Job it has."""
+    daemon = await scene.daemon(**ROLE, REQUEST_TIMEOUT="500ms")
+    ticking = await Ticking.make(scene)
+    await scene.fault(verb="create", resource="secrets", times=None, action={"do": "hang", "when": "after"})
+    old = await scene.call("run", ticking.package)
+    await met(scene)
+    new = await scene.call("run", ticking.package)
+    await new.line(GOES_ON)
+    assert await old.wait() == 1
+    await met(scene, 2)
+    await add_node(scene)
+    await ticking.started()
+    await kill(daemon)
+    await no_faults(scene)
+    await scene.daemon(**ROLE)
+    await new.line("line 20")
+    ticking.end()
+    assert await new.wait() == 0
+    assert_whole(new)
+    assert len(ticking.pids) == 1
+
+
 # Where it begins anew
 
 
@@ -236,30 +327,35 @@ async def test_an_image_that_cannot_be_pulled_is_tried_at_once(scene: Scene) -> 
     assert new.count(GOES_ON) == 0
 
 
-async def test_a_hash_that_was_read_in_the_cluster_gives_no_log(scene: Scene) -> None:
-    """Who may list Jobs can say that it has inherited one; only a `run` of the same peer has its certificate."""
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+async def test_what_stands_in_the_cluster_inherits_nothing(scene: Scene, tls: bool) -> None:
+    """Who may list Jobs reads the hash of a token; a `run` has inherited only with the token itself."""
     await scene.daemon()
-    package = await scene.package(script="echo secret; exec sleep 3600")
-    run: Running = await scene.call("run", package)
-    await run.line("secret")
+    ticking = await Ticking.make(scene)
+    connect(ticking.package, tls=tls)
+    run: Running = await scene.call("run", ticking.package)
+    await run.line("line 2")
     job = (await scene.only("jobs"))["metadata"]
-    package.connect(root_cert="-----BEGIN CERTIFICATE-----\nanother\n")
-    cursor = f"2 {job['annotations']['fabric-builder-k8s-run']} {job['uid']}"
-    async with Raw.open(scene) as raw:
-        await raw.send(
-            b"".join(
-                [
-                    hello("run"),
-                    frame("E", b"CORE_PEER_ID", PEER_ID.encode()),
-                    frame("D", b"image.json", (package.root / "output/image.json").read_bytes()),
-                    frame("D", b"chaincode.json", (package.root / "run/chaincode.json").read_bytes()),
-                    frame("T", b"5" * 32),
-                    frame("C", cursor.encode()),
-                    END,
-                ]
+    token = job["annotations"]["fabric-builder-k8s-run"]
+    for cursor in (f"2 {token} 1 {job['uid']}", f"2 {token[:32]} 1 {job['uid']}"):
+        async with Raw.open(scene) as raw:
+            await raw.send(
+                b"".join(
+                    [
+                        hello("run"),
+                        frame("E", b"CORE_PEER_ID", PEER_ID.encode()),
+                        frame("D", b"image.json", (ticking.package.root / "output/image.json").read_bytes()),
+                        frame("D", b"chaincode.json", (ticking.package.root / "run/chaincode.json").read_bytes()),
+                        frame("T", b"5" * 32),
+                        frame("C", cursor.encode()),
+                        END,
+                    ]
+                )
             )
-        )
-        said = await raw.rest()
-    assert said[-1] == ("X", b"1")
-    assert b"is gone" in said[-2][1]
-    assert b"secret" not in b"".join(payload for _, payload in said)
+            said = await raw.rest()
+        assert said[-1] == ("X", b"1")
+        assert b"line" not in b"".join(payload for kind, payload in said if kind == "L")
+    await run.line("line 9")
+    ticking.end()
+    assert await run.wait() == 0
+    assert_whole(run)

@@ -33,7 +33,7 @@ def name_of(package: Package) -> str:
     """Return the name of the Job that the request asks for."""
     chaincode = json.loads((package.root / "run/chaincode.json").read_bytes())
     name = object_name("hlfcc", PEER_ID, chaincode["peer_address"], chaincode["mspid"], chaincode["chaincode_id"])
-    return job_name(name, hashlib.sha256(TOKEN).digest())
+    return job_name(name, hashlib.sha256(TOKEN).hexdigest())
 
 
 async def victim(scene: Scene, package: Package) -> dict[str, object]:

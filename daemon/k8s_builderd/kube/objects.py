@@ -7,7 +7,15 @@ from datetime import datetime
 
 from msgspec import Raw, Struct, field
 
-from k8s_builderd.names import OBJECT_LABEL, PEER_ANNOTATION, TOKEN_ANNOTATION
+from k8s_builderd.names import (
+    CHAINCODE_ANNOTATION,
+    MSPID_ANNOTATION,
+    PEER_ADDRESS_ANNOTATION,
+    PEER_ANNOTATION,
+    PEER_ID_ANNOTATION,
+    TOKEN_ANNOTATION,
+    Subject,
+)
 
 
 class _Read(Struct, frozen=True, rename="camel", gc=False):
@@ -22,17 +30,15 @@ class OwnerReference(_Read, frozen=True):
     uid: str = ""
 
 
-class Labels(_Read, frozen=True):
-    """`metadata.labels`."""
-
-    object_name: str = field(default="", name=OBJECT_LABEL)
-
-
 class Annotations(_Read, frozen=True):
     """`metadata.annotations`. What others write there can be long (256 KiB) and is not kept."""
 
     token_sha256: str = field(default="", name=TOKEN_ANNOTATION)
     peer: str = field(default="", name=PEER_ANNOTATION)
+    chaincode_id: str = field(default="", name=CHAINCODE_ANNOTATION)
+    mspid: str = field(default="", name=MSPID_ANNOTATION)
+    peer_address: str = field(default="", name=PEER_ADDRESS_ANNOTATION)
+    peer_id: str = field(default="", name=PEER_ID_ANNOTATION)
 
 
 class Meta(_Read, frozen=True):
@@ -43,14 +49,14 @@ class Meta(_Read, frozen=True):
     resource_version: str = ""
     deletion_timestamp: datetime | None = None
     deletion_grace_period_seconds: int | None = None
-    labels: Labels | None = None
     annotations: Annotations | None = None
     owner_references: tuple[OwnerReference, ...] | None = None
 
     @property
-    def object_name(self) -> str:
-        """The value of `names.OBJECT_LABEL`, empty where there is none."""
-        return self.labels.object_name if self.labels else ""
+    def subject(self) -> Subject:
+        """What was launched, by the annotations."""
+        known = self.annotations or Annotations()
+        return Subject(known.chaincode_id, known.mspid, known.peer_address, known.peer_id)
 
     @property
     def token_sha256(self) -> str:

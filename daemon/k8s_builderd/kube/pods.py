@@ -26,6 +26,8 @@ class Sightings:
     def __init__(self) -> None:
         self.job: Job | None = None
         self.job_gone = False
+        self.has_secret = False
+        """Whether the Job's Secret is known to be there: no watch tells of it, only the answer to its creation."""
         self.pod: Pod | None = None
         self.pod_gone = False
         self.terminated: Terminated | None = None

@@ -6,6 +6,7 @@ from k8s_builderd import names
 from k8s_builderd.connection import Connection
 from k8s_builderd.cursor import Cursor
 from k8s_builderd.manifests import Plan
+from k8s_builderd.names import Token
 from k8s_builderd.package import CHAINCODE_FILE, IMAGE_FILE, decode_chaincode, decode_image
 from k8s_builderd.protocol import ProtocolError, Request
 from k8s_builderd.runs import Runs
@@ -35,8 +36,8 @@ def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Pl
     launch = settings.for_launch(request.environment)
     image = decode_image(request.document(IMAGE_FILE))
     chaincode = decode_chaincode(request.document(CHAINCODE_FILE))
-    token = hashlib.sha256(request.token).digest()
-    inherited = bytes.fromhex(cursor.token) if cursor is not None else b""
+    inherited = cursor.token if cursor is not None else None
+    token = inherited or Token(request.token.decode())
     object_name = names.object_name(
         launch.object_name_prefix, launch.peer_id, chaincode.peer_address, chaincode.mspid, chaincode.chaincode_id
     )
@@ -45,14 +46,14 @@ def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Pl
         image=image,
         settings=launch,
         object_name=object_name,
-        job_name=names.job_name(object_name, inherited or token),
-        token_sha256=(inherited or token).hex(),
+        job_name=names.job_name(object_name, token.sha256),
+        token=token,
         peer=hashlib.sha256(chaincode.root_cert.encode()).hexdigest()[:32] if chaincode.tls else "",
         instance=settings.instance,
         namespace=settings.namespace,
         run_as_non_root=settings.run_as_non_root,
         template=settings.pod_template,
-        inherited=bool(inherited),
+        heir=cursor.heir if cursor is not None else 0,
     )
 
 
