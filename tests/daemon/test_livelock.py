@@ -16,7 +16,7 @@ import pytest
 from k8s_builderd.demo.builder import PeerConnection
 from k8s_builderd.demo.peer import LaunchError, Peer, open_peer
 from k8s_builderd.demo.stream import TransactionError
-from tests.daemon.chaincodes import ended, eventually, forgotten, kill, no_faults
+from tests.daemon.chaincodes import ended, eventually, forgotten, kill, met, no_faults
 from tests.daemon.scene import Package, Running, Scene
 from tests.embedded.cluster import running
 
@@ -234,6 +234,78 @@ async def test_a_stale_chaincode_that_was_refused_and_hangs(scene: Scene) -> Non
         await stage.run.line("registers as")
         await eventually(lambda: len(stage.peer.streams) == 1)
         await stage.works()
+        await stage.one_is_left()
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+async def test_a_stale_chaincode_whose_grace_ends_while_the_next_launch_waits(scene: Scene, tls: bool) -> None:
+    """The end of its stream drops the launch, which must not be mistaken for one that came after a crash."""
+    daemon = await scene.daemon(RECONNECT_GRACE="1s", ORPHAN_GRACE="1s")
+    async with open_stage(scene, tls=tls) as stage:
+        await stage.image(digests=["none"])
+        await stage.gives_up()
+        await stage.image()
+        await scene.cluster.pod_when((await scene.only("jobs"))["metadata"]["name"], running)
+        await stage.run.line("registers as")
+        await eventually(lambda: len(stage.peer.streams) == 1)
+        stage.run.send(signal.SIGKILL)
+        await ended(stage.run)
+        # The peer's own time-out is 60 s: where a launch runs into it, it was dropped and nobody knew.
+        with anyio.fail_after(30):
+            assert await stage.works() <= 2
+        assert daemon.count("job_unclaimed") == 1
+        await stage.one_is_left()
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+async def test_a_stale_chaincode_whose_deletion_is_accepted_while_the_next_launch_waits(
+    scene: Scene, tls: bool
+) -> None:
+    """Its deletion was decided before, but only carried out now."""
+    daemon = await scene.daemon(RECONNECT_GRACE="100ms", ORPHAN_GRACE="1s")
+    async with open_stage(scene, tls=tls) as stage:
+        await stage.image(digests=["none"])
+        await stage.gives_up()
+        await stage.image()
+        await scene.cluster.pod_when((await scene.only("jobs"))["metadata"]["name"], running)
+        await stage.run.line("registers as")
+        await eventually(lambda: len(stage.peer.streams) == 1)
+        await scene.fault(verb="delete", resource="jobs", times=None, action={"do": "status", "code": 503})
+        stage.run.send(signal.SIGKILL)
+        await ended(stage.run)
+        await met(scene)
+        before = len(stage.builder.runs)
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as tasks:
+
+                async def again() -> None:
+                    await eventually(lambda: len(stage.builder.runs) > before)
+                    await met(scene, 3)
+                    await no_faults(scene)
+
+                tasks.start_soon(again)
+                assert await stage.works() <= 2
+        assert daemon.count("job_unclaimed") == 1
+        await stage.one_is_left()
+
+
+async def test_a_stale_orphan_that_the_next_daemon_clears_away_while_the_next_launch_waits(scene: Scene) -> None:
+    """Daemon and `run` died; the orphan's grace is over while the next launch waits."""
+    daemon = await scene.daemon()
+    async with open_stage(scene) as stage:
+        await stage.image(digests=["none"])
+        await stage.gives_up()
+        await stage.image()
+        await scene.cluster.pod_when((await scene.only("jobs"))["metadata"]["name"], running)
+        await stage.run.line("registers as")
+        await eventually(lambda: len(stage.peer.streams) == 1)
+        await kill(daemon)
+        stage.run.send(signal.SIGKILL)
+        await ended(stage.run)
+        daemon = await scene.daemon(ORPHAN_GRACE="1s")
+        await daemon.line("watch_synced", 2)
+        with anyio.fail_after(30):
+            assert await stage.works() <= 2
         await stage.one_is_left()
 
 

@@ -312,6 +312,50 @@ async def test_the_daemon_dies_while_a_launch_waits_for_the_old_one(scene: Scene
     assert len(ticking.pids) == 2
 
 
+@TLS
+async def test_a_dropped_launch_that_comes_back_late_ends_nobody(scene: Scene, tls: bool) -> None:
+    """It has nothing to win any more, and what runs by now is a later launch's."""
+    daemon = await patient_daemon(scene)
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude(deaf=True))
+    connect(ticking.package, tls=tls)
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    dropped = await scene.call("run", ticking.package)
+    await dropped.line("Waiting for an earlier launch of this chaincode to end")
+    await scene.asked("delete jobs")
+    dropped.send(signal.SIGSTOP)
+    await kill(daemon)
+    os.kill(ticking.pids[0], signal.SIGKILL)
+    await scene.none("pods")
+    await scene.daemon()
+    new = await scene.call("run", ticking.package)
+    await new.line("line 2")
+    dropped.send(signal.SIGCONT)
+    assert await dropped.wait() == 1
+    assert DROPPED in dropped.lines[-1]
+    await new.line(f"line {len(chaincode_lines(new)) + 5}")
+    ticking.end()
+    assert await new.wait() == 0
+    assert_whole(new)
+
+
+async def test_the_old_one_has_a_name_of_another_prefix(scene: Scene) -> None:
+    """The operator has changed the prefix: it is the same peer's same chaincode all the same."""
+    daemon = await scene.daemon()
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude())
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    await kill(daemon)
+    await scene.daemon(OBJECT_NAME_PREFIX="other")
+    await old.line("line 5")
+    connect(ticking.package, tls=True, peer="second")
+    new = await scene.call("run", ticking.package)
+    assert await old.wait() == 1
+    await assert_only_runs(scene, new, ticking, overlaps)
+
+
 async def test_the_end_of_the_old_one_cannot_be_seen(scene: Scene, daemon: Running) -> None:
     """Then it is waited for, however long that takes: to go on, or to promise anything, would be a guess."""
     overlaps = Overlaps(scene.directory)
