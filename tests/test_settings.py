@@ -46,6 +46,7 @@ def test_an_empty_environment_is_enough() -> None:
     assert (found.kubeconfig, found.pod_name, found.pod_uid, found.pod_template) == ("", "", "", {})
     assert not found.run_as_non_root
     assert found.max_connections == 4096
+    assert found.peer_patience == 5
     assert (found.request_timeout, found.reconnect_grace, found.orphan_grace, found.watch_silence) == (10, 10, 60, 130)
     assert found.instance == socket.gethostname()[:63]
     assert found.environment == {}
@@ -89,6 +90,7 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("MAX_CONNECTIONS", "1", "max_connections", 1),
     ("REQUEST_TIMEOUT", "500ms", "request_timeout", 0.5),
     ("RECONNECT_GRACE", "1m30s", "reconnect_grace", 90.0),
+    ("PEER_PATIENCE", "0s", "peer_patience", 0.0),
     ("ORPHAN_GRACE", "1.5h", "orphan_grace", 5400.0),
     ("WATCH_SILENCE", "2m", "watch_silence", 120.0),
 ]

@@ -15,7 +15,8 @@ from k8s_builderd.names import Token
 from k8s_builderd.package import Image
 from k8s_builderd.registry import Reason, Registry, Run
 from k8s_builderd.settings import LaunchSettings, Settings
-from k8s_builderd.superseding import INHERITABLE, inherit
+from k8s_builderd.superseding import INHERITABLE
+from k8s_builderd.superseding import inherit as inherit_within
 from k8s_builderd.telemetry import Telemetry
 from tests.test_manifests import DIGEST, plan
 
@@ -37,6 +38,10 @@ def earlier(registry: Registry, made: Plan) -> Run:
     run.sightings.saw(Applied(JOB))
     run.sightings.saw(Applied(POD))
     return run
+
+
+def inherit(registry: Registry, made: Plan) -> Plan:
+    return inherit_within(registry, made, 5.0)
 
 
 def later(made: Plan) -> Plan:

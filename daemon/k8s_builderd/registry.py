@@ -48,6 +48,7 @@ class Attendance:
     """One connection's hold on a run. Ended from outside by `displace`."""
 
     def __init__(self) -> None:
+        self.since = anyio.current_time()
         self.left = anyio.Event()
         self.displaced: BuilderError | None = None
         self.scope = anyio.CancelScope()
@@ -72,6 +73,8 @@ class Run:
         self.since = anyio.current_time()
         self.made: Plan | None = None
         """What its Job was made from, where this daemon has made it."""
+        self.peer = ""
+        """The peer process that its newest client was called by (`Plan.peer`)."""
         self.heir = 0
         """How many later launches have gone on with its Job."""
         self.attempted = False
@@ -89,6 +92,11 @@ class Run:
     def of(cls, meta: Meta) -> Self:
         """Return the run that a Job found in the cluster belongs to."""
         return cls(meta.name, meta.subject, meta.token_sha256)
+
+    def displace(self, error: BuilderError) -> None:
+        """End whoever attends it."""
+        if self.attendance is not None:
+            self.attendance.displace(error)
 
     @property
     def live(self) -> bool:

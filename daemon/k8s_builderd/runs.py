@@ -71,11 +71,11 @@ class Runs:
         :raises ClientGone: if the connection closed; the run has its grace now.
         """
         if cursor is None:
-            plan = inherit(self._registry, plan)
+            plan = inherit(self._registry, plan, self._settings.peer_patience)
         run = self._registry.claim(plan)
         if plan.heir < run.heir:
             raise launched_again()
-        run.heir = plan.heir
+        run.heir, run.peer = plan.heir, plan.peer
         if run.reason is Reason.STOPPED:
             return await self._stop(run, connection)  # its client has not heard the answer
         if run.ending is not None:
@@ -163,7 +163,8 @@ class Runs:
         await self._ready(plan, cursor, connection, deadline)
         plan = replace(plan, job_name=run.job_name)
         if cursor is None and run.sightings.job is None:
-            await supersede(self._registry, run, plan, connection, deadline)
+            patience = self._settings.peer_patience
+            await supersede(self._registry, run, plan, connection, deadline=deadline, peer_patience=patience)
             await anyio.lowlevel.checkpoint_if_cancelled()  # displaced meanwhile: then no Job is asked for
             run.attempted, run.made = True, plan
         steps = launch.Launch(

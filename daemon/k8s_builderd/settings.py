@@ -66,6 +66,7 @@ class Settings(Struct, frozen=True):
     pod_template: Mapping[str, Any] = {}
     max_connections: int = 4096
     request_timeout: float = 10.0
+    peer_patience: float = 5.0
     reconnect_grace: float = 10.0
     orphan_grace: float = 60.0
     watch_silence: float = 130.0
@@ -101,6 +102,7 @@ class Settings(Struct, frozen=True):
             pod_template=read("POD_TEMPLATE", {}, _pod_template),
             max_connections=read("MAX_CONNECTIONS", 4096, _positive),
             request_timeout=read("REQUEST_TIMEOUT", 10.0, _positive_duration),
+            peer_patience=read("PEER_PATIENCE", 5.0, _duration),
             reconnect_grace=read("RECONNECT_GRACE", 10.0, _positive_duration),
             orphan_grace=read("ORPHAN_GRACE", 60.0, _positive_duration),
             watch_silence=read("WATCH_SILENCE", 130.0, _positive_duration),
@@ -182,6 +184,13 @@ def _go_duration(value: str) -> float:
         return parse_duration(value)
     except ValueError as error:
         raise _Rule(f"must be a valid Go duration string, e.g. 3m40s: {error}") from None
+
+
+def _duration(value: str) -> float:
+    seconds = _go_duration(value)
+    if seconds < 0:
+        raise _Rule(f"must be a duration of zero or more; it is {value!a}")
+    return seconds
 
 
 def _positive_duration(value: str) -> float:

@@ -4,6 +4,9 @@ When the stream of a stale chaincode closes, its peer drops whoever holds the ch
 included (Fabric's core/chaincode/handler_registry.go, Deregister). So nothing is created before that, and where that
 peer is the one that asks now, the new launch is lost: it ends, and the next one succeeds.
 
+It is lost as well when a dropped launch before it ends, because the peer drops the id once more then, whoever holds it
+by now (runtime_launcher.go, Launch). So the two end in one moment, and a third begins with neither.
+
 One whose container does not run yet has no stream. The peer has given it up after chaincode.startuptimeout and waits
 anew for the same chaincode; beginning anew as well would never bring a start to its end that takes longer than that.
 So the new launch goes on with its Job.
@@ -36,30 +39,44 @@ class Superseded(LaunchFailed):
     """Raised in a run when the peer has launched the same chaincode anew, or another client has taken its token."""
 
 
-def inherit(registry: Registry, plan: Plan) -> Plan:
-    """Return the plan with the Job of an earlier launch whose pod is on its way, or unchanged where there is none."""
+def inherit(registry: Registry, plan: Plan, peer_patience: float) -> Plan:
+    """Return the plan with the Job of an earlier launch whose pod is on its way, or unchanged where there is none.
+
+    :param peer_patience: seconds that the peer waits for a launch at least.
+    """
     earlier = registry.coming(plan)
-    if earlier is None or (plan.chaincode.tls and anyio.current_time() > earlier.since + INHERITABLE):
+    if (
+        earlier is None
+        or _is_waited_for(earlier, plan.peer, peer_patience)
+        or (plan.chaincode.tls and anyio.current_time() > earlier.since + INHERITABLE)
+    ):
         return plan
     made = earlier.made
     return plan if made is None else plan.inherit(earlier.job_name, made.token, earlier.heir + 1)
 
 
-async def supersede(registry: Registry, run: Run, plan: Plan, audience: Audience, deadline: float) -> None:
+async def supersede(
+    registry: Registry, run: Run, plan: Plan, audience: Audience, *, deadline: float, peer_patience: float
+) -> None:
     """End earlier launches of the same chaincode, and wait until their containers have ended.
 
+    :param peer_patience: seconds that the peer waits for a launch at least.
     :param deadline: until when the API must have shown that, by `anyio.current_time()`.
     :raises Superseded: if the peer has dropped this launch, or waits for a newer one.
     :raises TimedOut: if the API does not accept the deletions, or nobody can see whether the containers have ended.
     """
-    unaware = _Earlier(registry, run, plan, audience)
+    earlier = _Earlier(registry, run, plan, audience)
+    if doomed := [it for it in earlier.runs if it.since < run.since and _is_waited_for(it, plan.peer, peer_patience)]:
+        for rival in doomed:
+            rival.displace(launched_again())
+        raise Superseded("the peer drops this launch with the one before it; the next request starts the chaincode")
     # A peer launches what is registered and ready only after its connection has closed. So a container that runs
     # has most likely crashed just now, and nobody is dropped; its `run` is still to say why it ended.
     with anyio.move_on_after(DEATH_NEWS):
         while any(rival.sightings.started for rival in registry.rivals(run)):
             await registry.changed()
     # But one that was told to end meanwhile has not crashed.
-    await unaware.note_drop_by_told()
+    await earlier.note_drop_by_told()
     earlier = _Earlier(registry, run, plan, audience)
     if any(rival.attendance is not None and not rival.attempted and rival.since > run.since for rival in earlier.runs):
         raise launched_again()  # the peer waits for the newest only
@@ -139,8 +156,7 @@ class _Earlier:
         :raises TimedOut: if it does not.
         """
         for run in self.runs:
-            if run.attendance is not None:
-                run.attendance.displace(launched_again())
+            run.displace(launched_again())
             if run.live:
                 self._registry.begin_deletion(run, Reason.SUPERSEDED)
         names = sorted({run.job_name for run in self.runs} | {job_of(pod.metadata) for pod in self.pods})
@@ -181,6 +197,16 @@ async def _wait_for(what: str, run: Run, audience: Audience) -> None:
     if what not in run.told:
         run.told.add(what)
         await audience.say(f"Waiting for an earlier launch of this chaincode to end: {what}")
+
+
+def _is_waited_for(run: Run, peer: str, patience: float) -> bool:
+    """Say whether the peer process still waits for a launch, though it has launched again: it has dropped it.
+
+    It waits for as long as the launch's `run` is there; only after its chaincode.startuptimeout it does not any more.
+    """
+    if run.attendance is None or run.sightings.started or run.peer != peer:
+        return False
+    return run.dropped or anyio.current_time() < run.attendance.since + patience
 
 
 def _was_told_to_end(run: Run) -> bool:

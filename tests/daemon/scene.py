@@ -213,6 +213,7 @@ class Scene:
                     "SOCKET": str(self.socket),
                     "HEALTH_ADDRESS": "127.0.0.1:0",
                     "INSTANCE": "scene",
+                    "PEER_PATIENCE": "0s",  # tests without a peer launch again whenever they like
                     **settings,
                 }.items()
                 if not name.startswith("CORE_")

@@ -1,0 +1,106 @@
+"""A peer that is asked all the time, at the pace of a real cluster, launches again at once whatever it has dropped.
+
+When a launch ends that was dropped, the peer drops the id once more, whoever holds it by then (Fabric's
+core/chaincode/runtime_launcher.go, Launch): each launch could wipe the next one for ever.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+
+from k8s_builderd.demo.peer import LaunchError
+from k8s_builderd.demo.stream import TransactionError
+from tests.daemon.chaincodes import eventually
+from tests.daemon.scene import Scene, open_scene
+from tests.daemon.test_livelock import GRACES, Stage, open_stage
+from tests.embedded.cluster import PATIENCE, running
+
+pytestmark = pytest.mark.anyio
+
+ENOUGH = 30
+"""Transactions in a row after which all is well."""
+
+LAUNCHES = 15
+"""More of them are a livelock: without the rule there were 60 to 600."""
+
+PEERS: dict[str, str] = {**GRACES, "PEER_PATIENCE": "5s"}
+
+
+@pytest.fixture
+async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
+    async with open_scene(tmp_path, pace=1.0) as scene:
+        yield scene
+
+
+@asynccontextmanager
+async def stale_stage(scene: Scene, *, tls: bool) -> AsyncIterator[Stage]:
+    """Open a stage on which a stale chaincode hangs that the peer has refused."""
+    async with open_stage(scene, tls=tls) as stage:
+        await stage.image(digests=["none"])
+        await stage.gives_up()
+        await stage.image()
+        await scene.cluster.pod_when((await scene.only("jobs"))["metadata"]["name"], running)
+        await stage.run.line("registers as")
+        await eventually(lambda: len(stage.peer.streams) == 1)
+        yield stage
+
+
+async def asked_all_the_time(stage: Stage, *, every: float) -> None:
+    """Have requests come, however those before them fare, until enough have succeeded in a row."""
+    row = 0
+    well = anyio.Event()
+
+    async def ask(number: int) -> None:
+        nonlocal row
+        try:
+            await stage.invoke("put", f"key{number}", "value")
+        except (LaunchError, TransactionError):
+            row = 0
+        else:
+            row += 1
+            if row >= ENOUGH:
+                well.set()
+
+    async def arrive() -> None:
+        number = 0
+        while True:
+            tasks.start_soon(ask, number)
+            number += 1
+            await anyio.sleep(every)
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(arrive)
+            await well.wait()
+            tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("every", [0.02, 0.15])
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+async def test_a_stale_chaincode_that_was_refused(scene: Scene, tls: bool, every: float) -> None:
+    await scene.daemon(**PEERS)  # type: ignore[arg-type]
+    async with stale_stage(scene, tls=tls) as stage:
+        await asked_all_the_time(stage, every=every)
+        assert len(stage.builder.runs) < LAUNCHES
+        await stage.one_is_left()
+
+
+async def test_a_stale_chaincode_that_was_refused_and_a_node_that_is_still_to_come(scene: Scene) -> None:
+    """The next pod takes its time as well; the launches meanwhile are few, and the last one has it."""
+    await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {"fabric-builder-k8s-role": "chaincode"}})
+    await scene.daemon(NODE_ROLE="chaincode", **PEERS)  # type: ignore[arg-type]
+    async with stale_stage(scene, tls=True) as stage:
+        await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {}})
+
+        async def node_comes() -> None:
+            await eventually(lambda: stage.run.count("no node takes the pod") > 0)
+            await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {"fabric-builder-k8s-role": "chaincode"}})
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(node_comes)
+            await asked_all_the_time(stage, every=0.15)
+        assert len(stage.builder.runs) < LAUNCHES
+        await stage.one_is_left()
