@@ -110,12 +110,15 @@ class Verdict(Struct, frozen=True):
     text: str
 
 
-def verdict(seen: Sightings, events: Iterable[Event] = ()) -> Verdict:
+def verdict(seen: Sightings, events: Iterable[Event] = (), *, knew_pod: bool = False) -> Verdict:
     """Say how the chaincode ended; only exit code 0 of a process that nobody told to end is a success.
 
+    :param knew_pod: whether an earlier daemon has seen the pod, which may be gone without a trace.
     :param events: the pod's. The kubelet forgets in the pod itself that it evicted a process that then ended with 0.
     """
     terminated = seen.terminated
+    if terminated is None and seen.pod is None and knew_pod:
+        return Verdict(1, "the chaincode's container is gone: its pod was removed while no daemon watched it")
     if terminated is None and seen.pod is None:
         conditions = (seen.job.status.conditions if seen.job else None) or ()
         failed = next((c for c in conditions if c.status == "True"), None)

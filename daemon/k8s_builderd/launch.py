@@ -20,7 +20,7 @@ from k8s_builderd.diagnosis import Diagnosis, diagnose, stage, verdict
 from k8s_builderd.errors import BuilderError
 from k8s_builderd.kube import logs
 from k8s_builderd.kube.api import EVENTS, JOBS, SECRETS, Api
-from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, AlreadyExists, ApiError, Forbidden, Invalid, NotFound
+from k8s_builderd.kube.errors import AlreadyExists, ApiError, Forbidden, Invalid, NotFound, Refusals
 from k8s_builderd.kube.loglines import Batch, Position
 from k8s_builderd.kube.objects import Event, Job, ObjectOnly
 from k8s_builderd.kube.pods import CONTAINER, Sightings
@@ -116,7 +116,7 @@ class Launch:
         except TimeoutError:
             raise TimedOut(self._plan, self._blind() or self._trouble or stage(self._sightings.pod)) from None
         await self._log(job_uid, cursor)
-        return await self._end(job_uid)
+        return await self._end(job_uid, knew_pod=cursor is not None and bool(cursor.pod))
 
     async def _job(self, owner: Owner | None, cursor: Cursor | None) -> str:
         """Return the uid of the run's Job, made now if this run has none yet."""
@@ -263,13 +263,13 @@ class Launch:
             _log.warning("log_lost", reason=str(error))
             await self._audience.say(f"The end of the chaincode's log is missing: {error}")
 
-    async def _end(self, job_uid: str) -> int:
+    async def _end(self, job_uid: str, *, knew_pod: bool) -> int:
         sightings = self._sightings
         while not sightings.ended:
             await sightings.changed()
         if sightings.terminated is None and not sightings.job_gone:
             await self._look_for_job(job_uid)
-        how = verdict(sightings, await self._events(job_uid))
+        how = verdict(sightings, await self._events(job_uid), knew_pod=knew_pod)
         _log.info("chaincode_ended", code=how.code, reason=how.text)
         await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {how.text}")
         return how.code
@@ -292,19 +292,15 @@ class Launch:
         :raises ApiError: if asking again would not help.
         """
         pauses = delays(0.2, 5.0, self._rng)
-        forbidden_since: float | None = None
+        refusals = Refusals()
         while True:
             try:
                 answer = await attempt()
                 self._trouble = ""
                 return answer
             except ApiError as error:
-                now = anyio.current_time()
-                forbidden_since = (forbidden_since or now) if isinstance(error, Forbidden) else None
-                if forbidden_since is not None:
-                    if now > forbidden_since + FORBIDDEN_PATIENCE:
-                        raise
-                elif not error.transient:
+                last = refusals.last(error, anyio.current_time())
+                if last or not (error.transient or isinstance(error, Forbidden)):
                     raise
                 self._trouble = str(error)
                 _log.info("api_retry", reason=str(error))

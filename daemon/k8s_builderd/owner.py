@@ -11,7 +11,7 @@ import structlog
 
 from k8s_builderd.backoff import delays
 from k8s_builderd.kube.api import PODS, Api
-from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, ApiError, NotFound
+from k8s_builderd.kube.errors import ApiError, NotFound, Refusals
 from k8s_builderd.kube.objects import Pod
 from k8s_builderd.manifests import Owner
 from k8s_builderd.settings import Settings
@@ -38,7 +38,7 @@ class OwnPod:
             known(None)
             return
         pauses = delays(0.2, 10.0, rng)
-        refused_since: float | None = None
+        refusals = Refusals()
         while True:
             try:
                 found: Pod | None = await api.get(PODS, Pod, name)
@@ -47,11 +47,8 @@ class OwnPod:
             except ApiError as error:
                 if self._is_news(f"the daemon's own pod cannot be looked up: {error}"):
                     _log.warning("own_pod_unknown", reason=self.trouble)
-                if not error.transient:
-                    now = anyio.current_time()
-                    refused_since = refused_since or now
-                    if now > refused_since + FORBIDDEN_PATIENCE:
-                        known(None)  # launches go on without; where the Role is mended, later ones have it
+                if refusals.last(error, anyio.current_time()):
+                    known(None)  # launches go on without; where the Role is mended, later ones have it
                 await anyio.sleep(error.pause(next(pauses)))
                 continue
             break

@@ -42,7 +42,14 @@ class Follower:
         self.ended = anyio.Event()
         self._changed = anyio.Event()
 
-    async def run(self, api: Api, pod: str, container: logs.Container, after: Position | None = None) -> None:
+    async def run(
+        self,
+        api: Api,
+        pod: str,
+        container: logs.Container,
+        after: Position | None = None,
+        drain: float = logs.DRAIN_TIMEOUT,
+    ) -> None:
         await logs.follow(
             api,
             pod,
@@ -52,6 +59,7 @@ class Follower:
             deliver=self._deliver,
             gap=self._gap,
             trouble=self._trouble,
+            drain=drain,
             rng=Soon(),
         )
         self.ended.set()
@@ -538,6 +546,31 @@ async def test_the_rest_of_an_ended_log_that_breaks_off_cleanly_is_asked_for_aga
             await follower.run(api, "pod", Ended())
     assert follower.lines == b"line 1\nline 2\nline 3\nline 4\n"
     assert follower.gaps == 0
+
+
+async def test_the_rest_of_an_ended_log_is_not_lost_because_nobody_answers(kubeconfig: Path) -> None:
+    """The time in which it has to come begins anew when the API server is back, however long that has taken."""
+    drain = 2.0
+    back = anyio.current_time() + drain + 0.5
+
+    async def answer(request: Request, reply: Reply) -> None:
+        if anyio.current_time() > back:
+            await reply.chunked(stamped(1, 2))
+
+    async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "default") as api:
+        follower = Follower()
+        with anyio.fail_after(PATIENCE):
+            await follower.run(api, "pod", Ended(), drain=drain)
+    assert follower.lines == b"line 1\nline 2\n"
+
+
+async def test_the_rest_of_an_ended_log_that_is_refused_is_given_up(kubeconfig: Path) -> None:
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.whole(500, {"kind": "Status", "code": 500, "message": "no"})
+
+    async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "default") as api:
+        with anyio.fail_after(PATIENCE), pytest.raises(logs.LogIncomplete):
+            await Follower().run(api, "pod", Ended(), drain=0.0)
 
 
 @pytest.mark.parametrize(

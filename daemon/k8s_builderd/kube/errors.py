@@ -81,6 +81,24 @@ class Invalid(ApiError):
     """Raised for 400 and 422: the request can never succeed as it is."""
 
 
+class Refusals:
+    """Tells a refusal that is meant from that of an API server which has just started.
+
+    Only refusals in a row count: after a time without an answer the API server may have started anew.
+    """
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def last(self, error: ApiError, now: float) -> bool:
+        """Take in how an attempt has failed, and say whether it has been refused for `FORBIDDEN_PATIENCE`."""
+        if error.transient:
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        return self._since is not None and now > self._since + FORBIDDEN_PATIENCE
+
+
 _RBAC = re.compile(r'User ".*" cannot \S+ resource')
 
 _BY_STATUS: Mapping[int, type[ApiError]] = {

@@ -9,7 +9,7 @@ import structlog
 
 from k8s_builderd.backoff import delays
 from k8s_builderd.kube.api import Api
-from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, ApiError, Invalid, NotFound
+from k8s_builderd.kube.errors import ApiError, Invalid, NotFound, Refusals, Unreachable
 from k8s_builderd.kube.loglines import Batch, Position, Reader
 
 DRAIN_TIMEOUT = 30.0
@@ -53,6 +53,7 @@ async def follow(
     deliver: Callable[[Batch], Awaitable[None]],
     gap: Callable[[], Awaitable[None]],
     trouble: Callable[[ApiError], Awaitable[None]],
+    drain: float = DRAIN_TIMEOUT,
     rng: Random | None = None,
 ) -> None:
     """Pass on every line after a position, until the container has ended and all of its log has come.
@@ -67,18 +68,19 @@ async def follow(
     :param gap: is called once when lines after `after` have been thrown away (only the newest file is served after a
         rotation), before the lines that are left.
     :param trouble: is told when the API server refuses the log; it is asked again nevertheless.
-    :raises LogIncomplete: if the API server does not give the rest within `DRAIN_TIMEOUT` of the container's end.
+    :param drain: seconds from the container's end, or from an API server's return, in which the rest has to come.
+    :raises LogIncomplete: if the API server does not give the rest in that time.
     """
     passage = _Passage(api, pod, name, after, deliver, gap)
     pauses = delays(0.1, 5.0, rng)
     give_up: float | None = None
-    refused_since: float | None = None
+    refusals = Refusals()
     told = False
     while True:
         ended = container.ended
         pause = next(pauses)
         if ended and give_up is None:
-            give_up = anyio.current_time() + DRAIN_TIMEOUT
+            give_up = anyio.current_time() + drain
         before = passage.position
         try:
             if await passage.run(ended=ended):
@@ -88,22 +90,23 @@ async def follow(
                 return  # its log went with it
         except ApiError as error:
             _log.info("log_interrupted", pod=pod, reason=str(error))
-            if give_up is not None and anyio.current_time() > give_up:
+            if give_up is not None and not isinstance(error, Unreachable) and anyio.current_time() > give_up:
                 raise LogIncomplete(f"the rest of the chaincode's log could not be read: {error}") from error
-            if not error.transient and not isinstance(error, Invalid):  # Invalid: the container waits to start
-                # No reason to stop listening: a Role can be mended.
-                refused_since = refused_since or anyio.current_time()
-                if anyio.current_time() > refused_since + FORBIDDEN_PATIENCE:
-                    if not told:
-                        await trouble(error)
-                    told = True
-                    pause = REFUSED_PAUSE if give_up is None else pause
+            if isinstance(error, Unreachable):
+                give_up = None  # the log is not lost because nobody answers
+            if not isinstance(error, Invalid) and refusals.last(error, anyio.current_time()):
+                # Invalid says that the container waits to start. The rest is no reason to stop listening: a Role can be
+                # mended.
+                if not told:
+                    await trouble(error)
+                told = True
+                pause = REFUSED_PAUSE if give_up is None else pause
         else:
             if give_up is not None and anyio.current_time() > give_up and passage.position == before:
                 raise LogIncomplete("the chaincode's log does not come to an end")
         if passage.position != before:
             pauses = delays(0.1, 5.0, rng)
-            refused_since, told = None, False
+            refusals, told = Refusals(), False
         with anyio.move_on_after(pause):
             await container.changed()
 
