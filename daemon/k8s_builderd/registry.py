@@ -209,6 +209,21 @@ class Registry:
             if pod.metadata.subject == run.subject and job_of(pod.metadata) != run.job_name
         ]
 
+    async def look_at(self, pod: Meta) -> None:
+        """Ask for a pod, because the watch may have fallen silent, and take in what the API says.
+
+        :raises ApiError: if it says nothing.
+        """
+        try:
+            found = await self._api.get(PODS, Pod, pod.name)
+        except NotFound:
+            self.pods.lose(pod.uid)
+            return
+        if found.metadata.uid == pod.uid:
+            self.pods.adopt(found)
+        else:
+            self.pods.lose(pod.uid)
+
     def give_up(self, pods: list[Meta]) -> None:
         """Wait no more for the end of these pods."""
         if not pods:

@@ -71,7 +71,7 @@ class Runs:
         :raises ClientGone: if the connection closed; the run has its grace now.
         """
         if cursor is None:
-            plan = inherit(self._registry, plan, self._settings.peer_patience)
+            plan = await inherit(self._registry, plan, self._settings.peer_patience)
         run = self._registry.claim(plan)
         if plan.heir < run.heir:
             raise launched_again()

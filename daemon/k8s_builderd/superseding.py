@@ -12,12 +12,14 @@ anew for the same chaincode; beginning anew as well would never bring a start to
 So the new launch goes on with its Job.
 """
 
+from datetime import UTC, datetime
 from typing import NoReturn
 
 import anyio
 
 from k8s_builderd import manifests
 from k8s_builderd.cursor import DROPPED
+from k8s_builderd.kube.errors import ApiError
 from k8s_builderd.kube.objects import Meta, Pod
 from k8s_builderd.kube.pods import container_ended, container_started
 from k8s_builderd.launch import Audience, LaunchFailed, TimedOut
@@ -31,15 +33,21 @@ END_PATIENCE = manifests.GRACE_SECONDS + 5.0
 """Seconds that a launch waits for the containers of the one before it."""
 
 
+LOOK = 2.0
+"""Seconds that the API has to confirm what the watch has told of a pod, before a launch relies on it."""
+
 INHERITABLE = 480.0
-"""Seconds from a launch to the last one that may go on with its Job: a peer forgets a certificate after 600."""
+"""Seconds from a launch to the last one that may go on with its Job: a peer forgets a certificate after 600.
+
+Without TLS it holds too: a pod that is stuck without a word is to be made anew some time.
+"""
 
 
 class Superseded(LaunchFailed):
     """Raised in a run when the peer has launched the same chaincode anew, or another client has taken its token."""
 
 
-def inherit(registry: Registry, plan: Plan, peer_patience: float) -> Plan:
+async def inherit(registry: Registry, plan: Plan, peer_patience: float) -> Plan:
     """Return the plan with the Job of an earlier launch whose pod is on its way, or unchanged where there is none.
 
     :param peer_patience: seconds that the peer waits for a launch at least.
@@ -48,11 +56,20 @@ def inherit(registry: Registry, plan: Plan, peer_patience: float) -> Plan:
     if (
         earlier is None
         or _is_waited_for(earlier, plan.peer, peer_patience)
-        or (plan.chaincode.tls and anyio.current_time() > earlier.since + INHERITABLE)
+        or anyio.current_time() > earlier.since + INHERITABLE
     ):
         return plan
-    made = earlier.made
-    return plan if made is None else plan.inherit(earlier.job_name, made.token, earlier.heir + 1)
+    pod, made = earlier.sightings.pod, earlier.made
+    if pod is None or made is None:
+        return plan
+    with anyio.move_on_after(LOOK):
+        try:
+            await registry.look_at(pod.metadata)
+        except ApiError:
+            return plan
+        if registry.coming(plan) is earlier and not _is_waited_for(earlier, plan.peer, peer_patience):
+            return plan.inherit(earlier.job_name, made.token, earlier.heir + 1)
+    return plan
 
 
 async def supersede(
@@ -75,8 +92,8 @@ async def supersede(
     with anyio.move_on_after(DEATH_NEWS):
         while any(rival.sightings.started for rival in registry.rivals(run)):
             await registry.changed()
-    # But one that was told to end meanwhile has not crashed.
-    await earlier.note_drop_by_told()
+    # But one that has ended in this time, or been told to, has not crashed before.
+    await earlier.note_drop_by_late()
     earlier = _Earlier(registry, run, plan, audience)
     if any(rival.attendance is not None and not rival.attempted and rival.since > run.since for rival in earlier.runs):
         raise launched_again()  # the peer waits for the newest only
@@ -118,7 +135,9 @@ class _Earlier:
             if container_ended(pod) or registry.given_up(pod.metadata.uid)
         }
         self._connected = {it.job_name for it in self.runs if it.attendance is not None or it.ending is not None}
-        self._untold = [it for it in self.runs if it.sightings.started and not _was_told_to_end(it)]
+        self._since = datetime.now(UTC)
+        self._running = [it for it in self.runs if it.sightings.started]
+        self._told = [it for it in self._running if _was_told_to_end(it)]
 
     @property
     def pods(self) -> list[Pod]:
@@ -129,11 +148,18 @@ class _Earlier:
         """Have the peer's word kept: where one of them is connected to it, its end drops the run."""
         await self._note_drop_by(self.pods + [run.sightings.pod for run in self.runs if run.sightings.pod is not None])
 
-    async def note_drop_by_told(self) -> None:
-        """The same for those that ran and have been told to end since this was made."""
-        told = [it for it in self._untold if _was_told_to_end(it)]
-        self._connected |= {it.job_name for it in told}
-        await self._note_drop_by([it.sightings.pod for it in told if it.sightings.pod is not None])
+    async def note_drop_by_late(self) -> None:
+        """The same for those that ran, and have ended since this was made, or been told to.
+
+        Had the peer used them, it would not have launched before: it had given them up, and their connection was open.
+        """
+        late = [it for it in self._running if self._ended_since(it) or (_was_told_to_end(it) and it not in self._told)]
+        self._connected |= {it.job_name for it in late}
+        await self._note_drop_by([it.sightings.pod for it in late if it.sightings.pod is not None])
+
+    def _ended_since(self, run: Run) -> bool:
+        end = run.sightings.terminated
+        return end is not None and end.finished_at is not None and end.finished_at > self._since  # whole seconds
 
     async def _note_drop_by(self, pods: list[Pod]) -> None:
         if not self._run.dropped and any(container_started(pod) and self._is_of_same_peer(pod) for pod in pods):
@@ -183,14 +209,26 @@ class _Earlier:
                 with anyio.move_on_after(patience - now):
                     await self._registry.changed()
                 continue
-            held_up = self._registry.blind or _not_deleted(unending)
+            held_up = await self._held_up(unending)
             if not held_up:
-                self._registry.give_up(unending)
+                self._registry.give_up([meta for meta in unending if meta.uid in self._registry.pods.objects])
                 return
             if now >= deadline:
                 raise TimedOut(self._plan, held_up)
             await _wait_for(held_up, self._run, self._audience)
             patience = min(now + END_PATIENCE, deadline)
+
+    async def _held_up(self, unending: list[Meta]) -> str:
+        """Say why the end of these pods cannot be seen, or will not come; empty where they just do not end."""
+        if self._registry.blind:
+            return self._registry.blind
+        try:
+            for meta in unending:
+                await self._registry.look_at(meta)
+        except ApiError as error:
+            return str(error)
+        there = {pod.metadata.uid: pod.metadata for pod in self.pods}
+        return _not_deleted([there[meta.uid] for meta in unending if meta.uid in there])
 
 
 async def _wait_for(what: str, run: Run, audience: Audience) -> None:

@@ -39,8 +39,6 @@ ERRORS: dict[str, dict[str, Any]] = {
     "forbidden for a moment": {"times": 2, "action": {"do": "status", "code": 403}},
 }
 LAUNCH = [{"verb": "create", "resource": "jobs"}, {"verb": "create", "resource": "secrets"}]
-# What a launch asks besides: the first look at a Job that is there already, the log, and the events of one that waits.
-BESIDES = [{"verb": "get", "resource": "jobs"}, {"verb": "log"}, {"verb": "list", "resource": "events"}]
 
 
 @pytest.mark.parametrize("error", ERRORS)
@@ -50,10 +48,10 @@ async def test_one_job_and_one_secret_whatever_the_api_says(scene: Scene, error:
     for call in LAUNCH:
         await scene.fault(**call, **ERRORS[error])
     if "status" in str(ERRORS[error]) and error != "conflict":
-        for call in BESIDES:
-            await scene.fault(**call, **ERRORS[error])
+        await scene.fault(verb="log", **ERRORS[error])
     run = await scene.call("run", ticking.package)
     await run.line("line 2")
+    assert all(rule["met"] for rule in await scene.cluster.switch("GET", "faults"))
     job, secret = await scene.only("jobs"), await scene.only("secrets")
     assert secret["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
     assert secret["metadata"]["name"] == job["metadata"]["name"]
@@ -204,6 +202,66 @@ async def test_a_stop_while_a_creation_is_not_answered(scene: Scene, resource: s
     assert await run.terminate() == 0
     await nothing_left(scene)
     assert daemon.count("launch_broke") == 0
+
+
+# What a launch and a stop ask besides
+
+READS = {name: rule for name, rule in ERRORS.items() if name not in {"conflict", "reset after", "no answer, but done"}}
+GET = {"verb": "get", "resource": "jobs"}
+
+
+@pytest.mark.parametrize("error", READS)
+async def test_a_job_that_was_created_unheard_is_found_whatever_the_api_says_then(scene: Scene, error: str) -> None:
+    """The creation was carried out and not answered; the second one is refused, and whose the Job is has to be seen."""
+    await scene.daemon(REQUEST_TIMEOUT=SHORT)
+    ticking = await Ticking.make(scene)
+    for call in LAUNCH:
+        await scene.fault(**call, action={"do": "reset", "when": "after"})
+    await scene.fault(**GET, **READS[error])
+    run = await scene.call("run", ticking.package)
+    await run.line("line 2")
+    assert all(rule["met"] for rule in await scene.cluster.switch("GET", "faults"))
+    job, secret = await scene.only("jobs"), await scene.only("secrets")
+    assert secret["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+    assert run.count("Running chaincode ID") == 1
+    ticking.end()
+    assert await run.wait() == 0
+    assert_whole(run)
+    assert len(ticking.pids) == 1
+    assert [await scene.count(plural) for plural in ("jobs", "pods", "secrets")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("error", READS)
+async def test_a_stop_is_carried_out_whatever_the_api_says_of_the_job(scene: Scene, error: str) -> None:
+    daemon = await scene.daemon(REQUEST_TIMEOUT=SHORT)
+    ticking = await Ticking.make(scene)
+    run = await scene.call("run", ticking.package)
+    await run.line("line 0")
+    await scene.fault(**GET, **READS[error])
+    code = await run.terminate()
+    assert code == 0 or b"the daemon goes on trying" in run.lines[-1]
+    await met(scene)
+    await nothing_left(scene)
+    await forgotten(scene, daemon)
+    assert len(ticking.pids) == 1
+
+
+@pytest.mark.parametrize("error", READS)
+async def test_events_that_cannot_be_had_hold_up_no_launch(scene: Scene, error: str) -> None:
+    await scene.daemon(REQUEST_TIMEOUT=SHORT)
+    ticking = await Ticking.make(scene)
+    images = (await scene.cluster.switch("GET", "environment"))["extraImages"]
+    await scene.cluster.switch("PATCH", "environment", {"extraImages": {n: {"digests": ["none"]} for n in images}})
+    await scene.fault(verb="list", resource="events", **READS[error])
+    run = await scene.call("run", ticking.package)
+    await run.line("the image cannot be pulled")
+    await met(scene)
+    await scene.cluster.switch("PATCH", "environment", {"extraImages": images})
+    await run.line("line 2")
+    ticking.end()
+    assert await run.wait() == 0
+    assert_whole(run)
+    assert [await scene.count(plural) for plural in ("jobs", "pods", "secrets")] == [1, 1, 1]
 
 
 class Holding:

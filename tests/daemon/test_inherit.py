@@ -23,6 +23,7 @@ from tests.daemon.chaincodes import (
 from tests.daemon.scene import PEER_ID, Running, Scene
 from tests.daemon.test_socket import END, Raw, frame, hello
 from tests.daemon.test_supersede import AGAIN, TLS, Overlaps, assert_only_runs, connect
+from tests.embedded.cluster import running
 
 pytestmark = pytest.mark.anyio
 
@@ -263,6 +264,26 @@ async def test_the_next_daemon_knows_an_heir_that_has_not_come_further(scene: Sc
 
 
 # Where it begins anew
+
+
+async def test_a_job_that_is_gone_is_not_inherited(scene: Scene) -> None:
+    """The watches have fallen silent, so nobody has told that: the launch looks before it relies on it."""
+    await scene.daemon(WATCH_SILENCE="60s", **ROLE)
+    ticking = await Ticking.make(scene)
+    old = await scene.call("run", ticking.package)
+    await old.line(HELD_UP)
+    await scene.fault(verb="watch", times=None, action={"do": "silent"})
+    await scene.cluster.switch("POST", "drop")
+    await met(scene, 2)
+    await no_faults(scene)
+    await scene.cluster.delete("jobs", (await scene.only("jobs"))["metadata"]["name"])
+    await scene.none("jobs", "pods")
+    await add_node(scene)
+    new = await scene.call("run", ticking.package)
+    await new.line("Running chaincode ID")
+    assert new.count(GOES_ON) == 0
+    await scene.cluster.pod_when((await scene.only("jobs"))["metadata"]["name"], running)
+    await ticking.started()
 
 
 async def test_another_peer_process_has_other_certificates(scene: Scene) -> None:

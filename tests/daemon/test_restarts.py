@@ -75,7 +75,8 @@ async def test_three_chaincodes_log_on_while_the_daemon_is_away_and_after(scene:
     assert [await scene.count(plural) for plural in ("jobs", "secrets")] == [3, 3]
 
 
-@pytest.mark.parametrize(("moment", "number"), list(zip(REQUESTS, SIGNALS * 2, strict=True)))
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("moment", REQUESTS)
 async def test_a_launch_whose_daemon_dies_is_finished_by_the_next(
     scene: Scene, moment: str, number: signal.Signals
 ) -> None:
@@ -96,7 +97,8 @@ async def test_a_launch_whose_daemon_dies_is_finished_by_the_next(
     assert [await scene.count(plural) for plural in ("jobs", "secrets")] == [1, 1]
 
 
-async def test_between_the_secret_and_the_first_event(scene: Scene) -> None:
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_between_the_secret_and_the_first_event(scene: Scene, number: signal.Signals) -> None:
     """No watch has told anything when the daemon dies; the run knows its Job by the cursor alone."""
     ticking = await Ticking.make(scene)
     await scene.fault(verb="watch", times=2, action={"do": "silent"})
@@ -104,7 +106,7 @@ async def test_between_the_secret_and_the_first_event(scene: Scene) -> None:
     await met(scene, 2)
     run = await scene.call("run", ticking.package)
     await run.line("Running chaincode ID")
-    await kill(daemon)
+    await kill(daemon, number)
     assert not chaincode_lines(run)
     await scene.daemon()
     await run.line("line 2")
@@ -116,7 +118,8 @@ async def test_between_the_secret_and_the_first_event(scene: Scene) -> None:
     assert run.count("Running chaincode ID") == 1
 
 
-async def test_while_the_pod_is_pending(scene: Scene) -> None:
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_while_the_pod_is_pending(scene: Scene, number: signal.Signals) -> None:
     ticking = await Ticking.make(scene)
     images = (await scene.cluster.switch("GET", "environment"))["extraImages"]
     await scene.cluster.switch(
@@ -125,7 +128,7 @@ async def test_while_the_pod_is_pending(scene: Scene) -> None:
     daemon = await scene.daemon()
     run = await scene.call("run", ticking.package)
     await run.line("the image cannot be pulled")
-    await kill(daemon)
+    await kill(daemon, number)
     await scene.daemon()
     await scene.cluster.switch("PATCH", "environment", {"extraImages": images})
     await run.line("line 2")
@@ -161,7 +164,8 @@ async def test_during_the_final_drain_of_the_log(scene: Scene, number: signal.Si
     assert len(ticking.pids) == 1
 
 
-async def test_after_the_deletion_of_a_stopped_job_was_accepted(scene: Scene) -> None:
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_after_the_deletion_of_a_stopped_job_was_accepted(scene: Scene, number: signal.Signals) -> None:
     """Whether the next daemon comes within the time that `run` may take to stop or not: nothing stays or comes back."""
     daemon = await scene.daemon()
     ticking = await Ticking.make(scene)
@@ -170,7 +174,7 @@ async def test_after_the_deletion_of_a_stopped_job_was_accepted(scene: Scene) ->
     await scene.fault(verb="delete", resource="jobs", action={"do": "hang", "when": "after"})
     run.send(signal.SIGTERM)
     await met(scene)
-    await kill(daemon)
+    await kill(daemon, number)
     daemon = await scene.daemon(ORPHAN_GRACE="1s")
     code = await run.wait()
     assert code == 0 or run.count("Could not reach k8s-builderd") == 1
@@ -306,6 +310,79 @@ async def test_a_job_that_was_deleted_while_no_daemon_ran_and_whose_pod_is_still
     assert run.lines[-1].endswith(b"the chaincode ended with exit code 7, because its job was deleted")
     assert len(ticking.pids) == 1
     await nothing_left(scene)
+
+
+@pytest.mark.parametrize("code", [0, 3])
+async def test_a_chaincode_whose_launch_was_never_told_ended_while_no_daemon_ran(scene: Scene, code: int) -> None:
+    """Its `run` has no cursor: the Job is known by the token alone, and all of its log is still to come."""
+    ticking = await Ticking.make(scene, code=code)
+    await scene.fault(**REQUESTS["before the Secret's answer"])
+    daemon = await scene.daemon()
+    run = await scene.call("run", ticking.package)
+    await met(scene)
+    await ticking.started()
+    await kill(daemon)
+    ticking.end()
+    async with scene.cluster.watch("jobs") as watch:
+        await watch.until(lambda event: finished(event["object"]))
+    await scene.daemon()
+    assert await run.wait() == min(code, 1)
+    assert_whole(run)
+    assert run.lines[-1].endswith(b"the chaincode ended with exit code %d" % code)
+    assert len(ticking.pids) == 1
+    assert [await scene.count(plural) for plural in ("jobs", "secrets")] == [1, 1]
+
+
+async def test_a_job_that_was_deleted_while_no_daemon_ran_before_its_pod_had_a_node(scene: Scene) -> None:
+    """The `run` has its Job's uid and nothing more: it is told, and launches nothing."""
+    ticking = await Ticking.make(scene)
+    daemon = await scene.daemon(NODE_ROLE="chaincode")
+    run = await scene.call("run", ticking.package)
+    await run.line("no node takes the pod")
+    await kill(daemon)
+    await scene.cluster.delete("jobs", (await scene.only("jobs"))["metadata"]["name"])
+    await nothing_left(scene)
+    await scene.daemon(NODE_ROLE="chaincode")
+    assert await run.wait() == 1
+    assert b"is gone" in run.lines[-1]
+    await nothing_left(scene)
+    assert ticking.pids == []
+
+
+async def test_a_pod_that_was_deleted_while_no_daemon_ran(scene: Scene) -> None:
+    """The Job is there and has failed, the exit code and the log went with the pod."""
+    daemon = await scene.daemon()
+    ticking = await Ticking.make(scene)
+    run = await scene.call("run", ticking.package)
+    await run.line("line 2")
+    await kill(daemon)
+    await scene.cluster.delete("pods", (await scene.only("pods"))["metadata"]["name"])
+    await scene.none("pods")
+    await scene.daemon()
+    assert await run.wait() == 1
+    assert b"without a pod" not in run.lines[-1]
+    assert b"its pod was" in run.lines[-1]
+    lines = chaincode_lines(run)
+    assert lines == [b"line %d" % number for number in range(len(lines))]
+    assert len(ticking.pids) == 1
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_a_flood_that_ended_while_no_daemon_ran(scene: Scene, number: signal.Signals) -> None:
+    """Much of the log is still to come, and none of it is lost."""
+    daemon = await scene.daemon()
+    go, stop = scene.directory / "go", scene.directory / "done"
+    script = f"echo first; while [ ! -e {go} ]; do sleep 0.02; done; seq 200000; touch {stop}; exit 3"
+    run = await scene.call("run", await scene.package(script=script))
+    await run.line("first")
+    await kill(daemon, number)
+    go.touch()
+    async with scene.cluster.watch("jobs") as watch:
+        await watch.until(lambda event: finished(event["object"]))
+    await scene.daemon()
+    assert await run.wait() == 1
+    assert chaincode_lines(run) == [b"first", *(b"%d" % number for number in range(1, 200_001))]
+    assert run.lines[-1].endswith(b"exit code 3")
 
 
 def finished(job: dict[str, Any]) -> bool:

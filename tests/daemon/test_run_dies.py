@@ -3,6 +3,7 @@
 import signal
 from typing import Any
 
+import anyio
 import pytest
 
 from tests.daemon.chaincodes import (
@@ -195,3 +196,87 @@ async def test_the_peer_is_gone_while_no_daemon_runs(scene: Scene) -> None:
     await scene.daemon(ORPHAN_GRACE="100ms", RECONNECT_GRACE="100ms")
     await nothing_left(scene)
     assert len(ticking.pids) == 1
+
+
+async def test_a_run_that_is_killed_has_all_of_its_grace_and_no_more(scene: Scene) -> None:
+    """A neighbour's log, which flows on, is the clock: a busy machine slows both."""
+    daemon = await scene.daemon(RECONNECT_GRACE="2s", ORPHAN_GRACE=NEVER)
+    ticking, clock = await Ticking.make(scene, "killed"), await Ticking.make(scene, "clock")
+    run, neighbour = [await scene.call("run", one.package) for one in (ticking, clock)]
+    await run.line("line 2")
+    await neighbour.line("line 2")
+    before, heard = anyio.current_time(), len(chaincode_lines(neighbour))
+    run.send(signal.SIGKILL)
+    await daemon.line("job_unclaimed")
+    assert anyio.current_time() - before > 1.9
+    assert [await scene.count(plural) for plural in ("jobs", "secrets")] >= [1, 1]
+    for plural in ("jobs", "pods", "secrets"):
+        for item in (await scene.cluster.list(plural))["items"]:
+            if "killed" in item["metadata"]["name"]:
+                await scene.cluster.gone(plural, item["metadata"]["name"])
+    # Ten lines a second: the grace, the pod's own of 2 s at most, and as much again.
+    assert len(chaincode_lines(neighbour)) - heard < 90
+    assert [await scene.count(plural) for plural in ("jobs", "pods", "secrets")] == [1, 1, 1]
+    await forgotten(scene, daemon, runs=1)
+    assert await neighbour.terminate() == 0
+    await nothing_left(scene)
+
+
+async def test_the_orphans_grace_begins_with_the_next_daemon_and_is_kept(scene: Scene) -> None:
+    daemon = await scene.daemon()
+    ticking = await Ticking.make(scene)
+    run = await scene.call("run", ticking.package)
+    await run.line("line 2")
+    await kill(daemon)
+    run.send(signal.SIGKILL)
+    await ended(run)
+    before = anyio.current_time()
+    daemon = await scene.daemon(ORPHAN_GRACE="2s")
+    await daemon.line("watch_synced", 2)
+    await daemon.line("job_unclaimed")
+    assert anyio.current_time() - before > 1.9
+    await nothing_left(scene)
+    await forgotten(scene, daemon)
+
+
+@pytest.mark.parametrize("lines", [10, 200_000])
+async def test_a_chaincode_that_ended_while_its_run_was_frozen(scene: Scene, lines: int) -> None:
+    """All of its log, its exit code and the last line wait for it, whether they fit into the socket or not."""
+    daemon = await scene.daemon(RECONNECT_GRACE="100ms", ORPHAN_GRACE="100ms")
+    go = scene.directory / "go"
+    script = f"echo first; while [ ! -e {go} ]; do sleep 0.02; done; seq {lines}; exit 3"
+    run = await scene.call("run", await scene.package(script=script))
+    await run.line("first")
+    run.send(signal.SIGSTOP)
+    go.touch()
+    job = (await scene.only("jobs"))["metadata"]["name"]
+    await scene.cluster.pod_when(job, lambda pod: pod["status"]["phase"] == "Failed")
+    neighbour = await Ticking.make(scene, "clock")
+    other = await scene.call("run", neighbour.package)
+    await other.line("line 20")
+    run.send(signal.SIGCONT)
+    assert await run.wait() == 1
+    assert chaincode_lines(run) == [b"first", *(b"%d" % number for number in range(1, lines + 1))]
+    assert run.lines[-1].endswith(b"the chaincode ended with exit code 3")
+    assert run.count("the chaincode ended") == 1
+    assert await other.terminate() == 0
+    await forgotten(scene, daemon)
+
+
+async def test_a_run_that_is_frozen_during_its_launch_comes_up_with_all_of_its_log(scene: Scene) -> None:
+    await scene.daemon(RECONNECT_GRACE="100ms", NODE_ROLE="chaincode")
+    ticking = await Ticking.make(scene, code=3)
+    run = await scene.call("run", ticking.package)
+    await run.line("no node takes the pod")
+    run.send(signal.SIGSTOP)
+    await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {"fabric-builder-k8s-role": "chaincode"}})
+    await ticking.started()
+    ticking.end()
+    job = (await scene.only("jobs"))["metadata"]["name"]
+    await scene.cluster.pod_when(job, lambda pod: pod["status"]["phase"] == "Failed")
+    run.send(signal.SIGCONT)
+    assert await run.wait() == 1
+    assert run.lines[-1].endswith(b"the chaincode ended with exit code 3")
+    *ticks, last = chaincode_lines(run)
+    assert last == b"last after %d" % len(ticks)
+    await eventually(lambda: len(ticking.pids) == 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.chaincodes import Ticking, assert_whole, chaincode_lines, ended, eventually, nothing_left
+from tests.daemon.chaincodes import Ticking, assert_whole, chaincode_lines, ended, eventually, kill, nothing_left
 from tests.daemon.scene import Package, Running, Scene, open_scene
 
 pytestmark = pytest.mark.anyio
@@ -116,14 +116,14 @@ async def test_a_stop_works_at_once_although_nobody_reads(scene: Scene) -> None:
     await nothing_left(scene)
 
 
-async def test_the_daemon_is_replaced_while_nobody_reads(scene: Scene) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_the_daemon_is_replaced_while_nobody_reads(scene: Scene, number: signal.Signals) -> None:
     """What the client holds, and what is in the pipe, has its place in the log: the next daemon goes on after it."""
     daemon = await scene.daemon()
     flooding = await Flooding.make(scene)
     run = await scene.call("run", flooding.package, read=False)
     await flooding.printed()
-    daemon.send(signal.SIGKILL)
-    await daemon.wait()
+    await kill(daemon, number)
     await scene.daemon()
     run.reading.set()
     flooding.go_on()
@@ -141,3 +141,23 @@ async def test_a_reader_that_never_comes_back_is_the_peers_end(scene: Scene) -> 
     run.close()
     assert await ended(run) == 0
     await nothing_left(scene)
+
+
+@pytest.mark.parametrize("job", ["stays", "goes"])
+async def test_the_chaincode_ends_while_nobody_reads(scene: Scene, job: str) -> None:
+    """Its Job may be gone after its time when the reader comes back: what is lost with it is told."""
+    await scene.daemon()
+    flooding = await Flooding.make(scene)
+    run = await scene.call("run", flooding.package, read=False)
+    await flooding.printed()
+    flooding.go_on()
+    name = (await scene.only("jobs"))["metadata"]["name"]
+    await scene.cluster.pod_when(name, lambda pod: pod["status"]["phase"] == "Succeeded")
+    if job == "goes":
+        await scene.cluster.delete("jobs", name)
+        await nothing_left(scene)
+    run.reading.set()
+    assert await run.wait() == 0
+    assert run.lines[-1].endswith(b"the chaincode ended with exit code 0")
+    *numbered, last = chaincode_lines(run)
+    assert (in_order(numbered) and last == b"and on") or (job == "goes" and run.count("is missing") == 1)

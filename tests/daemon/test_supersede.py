@@ -356,6 +356,20 @@ async def test_the_old_one_has_a_name_of_another_prefix(scene: Scene) -> None:
     await assert_only_runs(scene, new, ticking, overlaps)
 
 
+async def test_a_stale_chaincode_that_takes_its_time_to_end_drops_the_launch_that_came_meanwhile(scene: Scene) -> None:
+    """Were it in use, the peer would not have launched while it was there: so it was given up, and its end counts."""
+    daemon = await scene.daemon(RECONNECT_GRACE="100ms")
+    ticking = await Ticking.make(scene, prelude="trap 'sleep 1.2; exit 0' TERM")
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    old.send(signal.SIGKILL)
+    await ended(old)
+    await daemon.line("job_deleted")
+    new = await scene.call("run", ticking.package)
+    assert await new.wait() == 1
+    assert DROPPED in new.lines[-1]
+
+
 async def test_the_end_of_the_old_one_cannot_be_seen(scene: Scene, daemon: Running) -> None:
     """Then it is waited for, however long that takes: to go on, or to promise anything, would be a guess."""
     overlaps = Overlaps(scene.directory)
@@ -471,3 +485,117 @@ async def test_five_chaincodes_at_once(scene: Scene, daemon: Running) -> None:
         assert await run.wait() == 0
         assert_whole(run)
         assert len(ticking.pids) == 1
+
+
+async def test_without_tls_the_old_one_runs_and_its_run_is_dead(scene: Scene, daemon: Running) -> None:
+    """Nothing tells its peer from the one that asks; that `run` is dead says that the peer has died, too."""
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude(deaf=True))
+    connect(ticking.package, tls=False)
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    old.send(signal.SIGKILL)
+    await ended(old)
+    new = await scene.call("run", ticking.package)
+    await new.line("Waiting for an earlier launch of this chaincode to end")
+    await assert_only_runs(scene, new, ticking, overlaps)
+    assert len(ticking.pids) == 2
+
+
+@pytest.mark.parametrize("peer", ["same, tls", "same, plain", "other"])
+async def test_the_old_job_was_deleted_by_somebody_and_its_run_is_connected(scene: Scene, peer: str) -> None:
+    """Its pod lives on, and its `run` reads that one's last words: both are as live as before."""
+    daemon = await patient_daemon(scene)
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude(deaf=True))
+    connect(ticking.package, tls=peer != "same, plain")
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    await scene.cluster.delete("jobs", (await scene.only("jobs"))["metadata"]["name"])
+    await scene.none("jobs")
+    if peer == "other":
+        connect(ticking.package, tls=True, peer="second")
+    new = await scene.call("run", ticking.package)
+    await new.line("Waiting for an earlier launch of this chaincode to end")
+    assert await old.wait() == 1
+    assert AGAIN in old.lines[-1]
+    assert len(ticking.pids) == 1
+    os.kill(ticking.pids[0], signal.SIGKILL)
+    if peer != "other":
+        assert await new.wait() == 1
+        assert DROPPED in new.lines[-1]
+        new = await scene.call("run", ticking.package)
+    await new.line("line 1")
+    assert len(await live_pods(scene)) == 1
+    assert not overlaps.overlapped.exists()
+    assert len(ticking.pids) == 2
+    assert await scene.count("jobs") == 1
+    os.kill(ticking.pids[1], signal.SIGKILL)
+    assert await new.wait() == 1
+    await forgotten(scene, daemon)
+
+
+async def test_without_tls_the_old_one_is_being_deleted(scene: Scene) -> None:
+    """Its `run` was there until just now, so it is taken for the same peer's."""
+    await patient_daemon(scene)
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude(deaf=True))
+    connect(ticking.package, tls=False)
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    assert await old.terminate() == 0
+    new = await scene.call("run", ticking.package)
+    await new.line("Waiting for an earlier launch of this chaincode to end")
+    os.kill(ticking.pids[0], signal.SIGKILL)
+    assert await new.wait() == 1
+    assert DROPPED in new.lines[-1]
+    new = await scene.call("run", ticking.package)
+    await new.line("line 1")
+    assert not overlaps.overlapped.exists()
+    assert len(ticking.pids) == 2
+
+
+async def test_a_container_that_never_ends_is_not_waited_for_for_ever(scene: Scene) -> None:
+    """Its node is lost: after its grace and 5 s the launch goes on, and the next one does not wait at all."""
+    daemon = await patient_daemon(scene)
+    ticking = await Ticking.make(scene, prelude="trap '' TERM")
+    connect(ticking.package, tls=True, peer="first")
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    connect(ticking.package, tls=True, peer="second")
+    new = await scene.call("run", ticking.package)
+    await new.line("line 1")
+    assert daemon.count("pods_do_not_end") == 1
+    assert len(await live_pods(scene)) == 2
+    assert await old.wait() == 1
+    os.kill(ticking.pids[1], signal.SIGKILL)
+    assert await new.wait() == 1
+    third = await scene.call("run", ticking.package)
+    await third.line("line 1")
+    assert third.count("earlier launch") == 0
+    os.kill(ticking.pids[0], signal.SIGKILL)
+    os.kill(ticking.pids[2], signal.SIGKILL)
+    assert await third.wait() == 1
+
+
+@TLS
+async def test_ten_launches_in_a_row_without_waiting_for_any(scene: Scene, daemon: Running, tls: bool) -> None:
+    """Each comes as soon as the one before it has ended or begun to run, whatever became of it."""
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude())
+    connect(ticking.package, tls=tls)
+    runs = []
+    for _ in range(10):
+        run = await scene.call("run", ticking.package)
+        await run.until(lambda lines: bool(lines))
+        runs.append(run)
+    *others, last = runs
+    assert [await run.wait() for run in others] == [1] * 9
+    if not last.ended.is_set():
+        await last.until(lambda lines: b"line 1" in lines or DROPPED in lines[-1])
+    if last.count("line 1") == 0:
+        assert await last.wait() == 1
+        last = await scene.call("run", ticking.package)
+    await assert_only_runs(scene, last, ticking, overlaps)
+    await nothing_left(scene)
+    await forgotten(scene, daemon)

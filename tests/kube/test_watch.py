@@ -257,8 +257,11 @@ async def test_an_event_of_a_megabyte_is_an_event(cluster: Cluster, api: Api) ->
             await watched.reflector.ever_synced.wait()
         await make(cluster, "a", "b")
         await cluster.delete("secrets", "a")
-        await watched.has("b")
+        await watched.until(lambda: watched.gone() == ["a"] and watched.names == {"b"})
         watched.sound()
+        # It was told by the one watch, not by a list after a watch that was given up.
+        requests = (await cluster.switch("GET", "state"))["requests"]
+        assert (requests["watch secrets"], requests["list secrets"]) == (1, 1)
 
 
 async def test_what_went_while_no_watch_was_open_is_told_as_gone(cluster: Cluster, watched: Watched) -> None:

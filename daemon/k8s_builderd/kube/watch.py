@@ -125,6 +125,11 @@ class Reflector(Generic[T]):
         """Take in an object that a request of ours returned, before the watch tells of it."""
         self._apply(object)
 
+    def lose(self, uid: str) -> None:
+        """Take in that an object is no longer there, before the watch tells of it."""
+        if (known := self.objects.get(uid)) is not None:
+            self._delete(known, known.metadata.resource_version)
+
     def _restart_delays(self) -> None:
         self._delays = delays(0.2, 5.0, self._rng)
 
