@@ -1,4 +1,4 @@
-"""What `run` keeps for us: which Job and pod its log comes from, and where in it it is. Pure."""
+"""What `run` keeps for us: its Job and pod and the place in the log, or that its peer has dropped the launch. Pure."""
 
 import re
 

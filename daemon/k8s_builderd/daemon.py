@@ -56,7 +56,7 @@ async def serve(settings: Settings) -> None:
         telemetry.gauge("tasks", "Tasks of the event loop", lambda: len(asyncio.all_tasks()))
         telemetry.gauge("ready", "1 when /readyz says ok", lambda: not any(check() for check in checks.values()))
         async with registry.open():
-            await tasks.start(listener.serve)
+            await tasks.start(listener.serve, api.server)
             await tasks.start(health.serve, settings.health_address, checks, telemetry)
             _log.info("daemon_started", namespace=settings.namespace, instance=settings.instance)
             tasks.start_soon(registry.expire_orphans)

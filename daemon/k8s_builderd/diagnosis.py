@@ -72,7 +72,7 @@ def diagnose(pod: Pod | None, events: Iterable[Event] = ()) -> list[Diagnosis]:
 
 
 def stage(pod: Pod | None) -> str:
-    """Return how far a launch has come that nothing is known to hold up."""
+    """Say how far a launch has come, where nothing is known to hold it up."""
     if pod is None:
         return "no pod has been made for the job: check that kube-controller-manager runs"
     if pod.condition("PodScheduled") is None:

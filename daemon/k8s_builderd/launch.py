@@ -7,7 +7,6 @@ connection broke, goes the same way as a new one; it only finds more of it done.
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from random import Random
 from typing import Protocol, TypeVar
 
 import anyio
@@ -77,14 +76,13 @@ class Launch:
         told: set[str],
         logged: Callable[[int], None],
         blind: Callable[[], str | None],
-        rng: Random | None = None,
     ) -> None:
         """Prepare; `run` takes the steps, in the order in which they stand here.
 
         :param created: is told of the Job as soon as a request of ours has returned it.
         :param told: what this run has been told already; what is in it is not told again.
         :param logged: is told the bytes of log that have been passed on.
-        :param blind: returns why the watches do not see at present, or None.
+        :param blind: returns why a watch is interrupted, or None.
         """
         self._api = api
         self._plan = plan
@@ -94,7 +92,6 @@ class Launch:
         self._told = told
         self._logged = logged
         self._blind = blind
-        self._rng = rng
         self._trouble = ""
         self.uncertain = False
         """Whether a request was cut off, so that it may have been carried out."""
@@ -189,7 +186,7 @@ class Launch:
         these are looked at now and then.
         """
         sightings = self._sightings
-        pauses = delays(EVENTS_FIRST, EVENTS_CAP, self._rng)
+        pauses = delays(EVENTS_FIRST, EVENTS_CAP)
         events: list[Event] = []
         pause = next(pauses)
         while not (sightings.started or sightings.ended):
@@ -256,7 +253,6 @@ class Launch:
                 deliver=deliver,
                 gap=gap,
                 trouble=trouble,
-                rng=self._rng,
             )
         except logs.LogIncomplete as error:
             # The log is for people: how the chaincode ended is told all the same.
@@ -291,7 +287,7 @@ class Launch:
 
         :raises ApiError: if asking again would not help.
         """
-        pauses = delays(0.2, 5.0, self._rng)
+        pauses = delays(0.2, 5.0)
         refusals = Refusals()
         while True:
             try:

@@ -2,10 +2,12 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import resource
 import socket
 import stat
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,13 +54,18 @@ class Listener:
         self._telemetry = telemetry
         self._most = min(settings.max_connections, _descriptors())
 
-    async def serve(self, *, task_status: TaskStatus[None]) -> None:
+    async def serve(self, api_server: str, *, task_status: TaskStatus[None]) -> None:
         """Listen until cancelled; started when the socket is there.
 
-        :raises SettingsError: if the socket cannot be made, or another daemon has it.
+        :param api_server: which cluster it is where no other daemon of this host may have our instance.
+        :raises SettingsError: if the socket cannot be made, or another daemon has it, or the instance.
         """
         path = self._settings.socket
-        with _locked(path), _bound(path, self._settings.socket_mode) as listening:
+        with (
+            _locked(path),
+            _alone(api_server, self._settings.namespace, self._settings.instance),
+            _bound(path, self._settings.socket_mode) as listening,
+        ):
             self.open = True
             task_status.started()
             _log.info("socket_open", path=str(path), connections=self._most)
@@ -192,6 +199,29 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _alone(api_server: str, namespace: str, instance: str) -> Iterator[None]:
+    """Hold the name of the instance on this host: two daemons of one name would delete each other's Jobs as orphans.
+
+    An abstract socket: it needs no directory that both can see, and the kernel frees it with the process.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    scope = hashlib.sha256("\0".join((api_server, namespace, instance)).encode()).hexdigest()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
+        try:
+            held.bind(f"\0k8s-builderd/{scope}")
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise SettingsError(
+                f"Another k8s-builderd on this host has the instance {instance}: give this one a name of its own with"
+                " the FABRIC_K8S_BUILDER_INSTANCE environment variable"
+            ) from None
+        yield
 
 
 @contextmanager

@@ -4,7 +4,6 @@ A Job whose owner has a wrong name or uid is deleted by the cluster at birth, wi
 """
 
 from collections.abc import Callable
-from random import Random
 
 import anyio
 import structlog
@@ -25,19 +24,17 @@ class OwnPod:
     def __init__(self) -> None:
         self.trouble: str | None = None
 
-    async def confirm(
-        self, api: Api, settings: Settings, known: Callable[[Owner | None], None], rng: Random | None = None
-    ) -> None:
+    async def confirm(self, api: Api, settings: Settings, known: Callable[[Owner | None], None]) -> None:
         """Ask until the API answers.
 
-        :param known: is told the owner for all Jobs, None where there is none to be had; launches wait for that. It is
-            told again where asking on has helped.
+        :param known: called with the owner of all Jobs, or None where there is none, which lets launches begin; called
+            again with the owner if a later attempt finds it.
         """
         name, uid = settings.pod_name, settings.pod_uid
         if not name:
             known(None)
             return
-        pauses = delays(0.2, 10.0, rng)
+        pauses = delays(0.2, 10.0)
         refusals = Refusals()
         while True:
             try:

@@ -1,4 +1,4 @@
-"""The register of runs: which there are, what the watches tell of each, who has a grace, and whose Job is deleted.
+"""Knows every run: what the watches have seen of it, whether a client attends it, and whether its Job is to be deleted.
 
 A run outlives its connection. It is created by the first request with its token, or by a Job that a new daemon
 finds, and it is forgotten when its container has ended and nobody attends it. Deleting a Job is a decision made here
@@ -8,7 +8,6 @@ and nowhere else, for one of the reasons of `Reason`; cancellation means that th
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import StrEnum
-from random import Random
 from typing import Self
 
 import anyio
@@ -29,7 +28,7 @@ from k8s_builderd.settings import Settings
 from k8s_builderd.telemetry import Telemetry
 
 LATE = 15.0
-"""Seconds for which a deleted Job may still turn up: a creation that was cut off can be carried out late."""
+"""Seconds for which a deleted Job is watched for: a create request that was cut off may be carried out late."""
 
 _log = structlog.get_logger("k8s_builderd.registry")
 
@@ -111,11 +110,10 @@ class Registry:
     another's run.
     """
 
-    def __init__(self, api: Api, settings: Settings, telemetry: Telemetry, *, rng: Random | None = None) -> None:
+    def __init__(self, api: Api, settings: Settings, telemetry: Telemetry) -> None:
         self._api = api
         self._settings = settings
         self._telemetry = telemetry
-        self._rng = rng
         self._by_token: dict[str, Run] = {}
         self._changed = anyio.Event()
         self._claims_count = False
@@ -123,8 +121,8 @@ class Registry:
         """The uids of pods that did not end when they were told to: their node is lost. Nobody waits for them twice."""
         self._tasks: TaskGroup
         label = manifests.selector(settings.instance)
-        self.jobs = Reflector(api, JOBS, Job, label, self._job_changed, silence=settings.watch_silence, rng=rng)
-        self.pods = Reflector(api, PODS, Pod, label, self._pod_changed, silence=settings.watch_silence, rng=rng)
+        self.jobs = Reflector(api, JOBS, Job, label, self._job_changed, silence=settings.watch_silence)
+        self.pods = Reflector(api, PODS, Pod, label, self._pod_changed, silence=settings.watch_silence)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -142,7 +140,7 @@ class Registry:
 
     @property
     def blind(self) -> str | None:
-        """Why the watches do not see at present, or None."""
+        """Why a watch is interrupted, or None."""
         return self.jobs.trouble or self.pods.trouble
 
     async def synced(self) -> None:
@@ -174,7 +172,7 @@ class Registry:
     # Other launches of the same chaincode
 
     def coming(self, plan: Plan) -> Run | None:
-        """Return the earlier launch on the same terms whose pod is on its way, if there is one."""
+        """Return an earlier launch on the same terms whose pod is there but whose container has not started, if any."""
         if plan.token.sha256 in self._by_token:
             return None
         return next(
@@ -191,7 +189,7 @@ class Registry:
         )
 
     def rivals(self, run: Run) -> list[Run]:
-        """Return the other launches of the same chaincode that are on their way, or have not ended."""
+        """Return the other launches of the same chaincode that have not ended, those still without a Job included."""
         return [
             rival
             for rival in self._by_token.values()
@@ -253,7 +251,7 @@ class Registry:
 
     async def _see_deleted(self, run: Run, accepted: anyio.Event, reason: Reason) -> None:
         """Delete the Job until it is gone and its container has ended."""
-        pauses = delays(0.1, 5.0, self._rng)
+        pauses = delays(0.1, 5.0)
         sightings = run.sightings
         while True:
             absent = False

@@ -1,7 +1,6 @@
-"""Attends one connection of a run: takes it to its end, stops it, or leaves it its grace."""
+"""Serves one connection of a `run`: follows the launch to its end, stops it, or, when it closes, starts the grace."""
 
 import math
-from random import Random
 from typing import Protocol
 
 import anyio
@@ -47,14 +46,11 @@ class Connection(launch.Audience, Protocol):
 class Runs:
     """Serves the connections of `run`, each for as long as it lasts."""
 
-    def __init__(
-        self, api: Api, registry: Registry, settings: Settings, telemetry: Telemetry, *, rng: Random | None = None
-    ) -> None:
+    def __init__(self, api: Api, registry: Registry, settings: Settings, telemetry: Telemetry) -> None:
         self._api = api
         self._registry = registry
         self._settings = settings
         self._telemetry = telemetry
-        self._rng = rng
         self._owner: Owner | None = None
         self._owner_known = anyio.Event()
 
@@ -79,7 +75,7 @@ class Runs:
         if run.reason is Reason.STOPPED:
             return await self._stop(run, connection)  # its client has not heard the answer
         if run.ending is not None:
-            raise LaunchFailed(f"chaincode job {plan.namespace}/{plan.job_name} is being deleted")
+            raise LaunchFailed(f"chaincode job {plan.namespace}/{run.job_name} is being deleted ({run.reason})")
         if cursor == DROPPED:
             run.dropped, cursor = True, None
         run.attempted = run.attempted or cursor is not None
@@ -87,11 +83,14 @@ class Runs:
         run.attendance = attendance
         try:
             if previous is not None:
-                taken = launched_again() if plan.heir else Superseded("another client has taken this run over")
+                taken = launched_again() if plan.heir else Superseded("this run goes on over a newer connection")
                 previous.displace(taken)
                 await previous.left.wait()
             if plan.heir and cursor is None:
-                await connection.say("An earlier launch of this chaincode is starting, this one goes on with its job")
+                job = f"{plan.namespace}/{run.job_name}"
+                await connection.say(
+                    f"An earlier launch of this chaincode is starting, this one goes on with its job {job}"
+                )
                 run.told.clear()
             return await self._serve(run, attendance, plan, cursor, connection)
         except Exception:  # not cancellation: then the daemon ends, and the next one takes over
@@ -176,7 +175,6 @@ class Runs:
             told=run.told,
             logged=self._telemetry.logged,
             blind=lambda: self._registry.blind,
-            rng=self._rng,
         )
         try:
             if cursor is not None:

@@ -7,9 +7,9 @@ peer is the one that asks now, the new launch is lost: it ends, and the next one
 It is lost as well when a dropped launch before it ends, because the peer drops the id once more then, whoever holds it
 by now (runtime_launcher.go, Launch). So the two end in one moment, and a third begins with neither.
 
-One whose container does not run yet has no stream. The peer has given it up after chaincode.startuptimeout and waits
-anew for the same chaincode; beginning anew as well would never bring a start to its end that takes longer than that.
-So the new launch goes on with its Job.
+A launch whose container does not run yet has no stream. Its peer has given it up after chaincode.startuptimeout and
+asks again. If we began anew too, a start slower than that would never succeed; so the new launch goes on with the old
+one's Job.
 """
 
 from datetime import UTC, datetime
@@ -31,7 +31,6 @@ DEATH_NEWS = 2.0
 
 END_PATIENCE = manifests.GRACE_SECONDS + 5.0
 """Seconds that a launch waits for the containers of the one before it."""
-
 
 LOOK = 2.0
 """Seconds that the API has to confirm what the watch has told of a pod, before a launch relies on it."""
@@ -87,8 +86,9 @@ async def supersede(
         for rival in doomed:
             rival.displace(launched_again())
         raise Superseded("the peer drops this launch with the one before it; the next request starts the chaincode")
-    # A peer launches what is registered and ready only after its connection has closed. So a container that runs
-    # has most likely crashed just now, and nobody is dropped; its `run` is still to say why it ended.
+    # A peer launches a chaincode again only after the old stream has closed. A container that still seems to run has
+    # most likely just crashed: the kubelet is to say so first, for its own `run` to tell why, and for no launch to be
+    # dropped.
     with anyio.move_on_after(DEATH_NEWS):
         while any(rival.sightings.started for rival in registry.rivals(run)):
             await registry.changed()

@@ -137,6 +137,21 @@ async def test_a_second_daemon_on_one_socket_is_refused(scene: Scene) -> None:
     assert await run.terminate() == 0
 
 
+async def test_a_second_daemon_of_one_instance_on_one_host_is_refused(scene: Scene) -> None:
+    """Without a name of its own each has the host's, and would take the other's Jobs for orphans."""
+    daemon = await scene.daemon(INSTANCE="")
+    with tempfile.TemporaryDirectory(prefix="kb-") as directory:
+        socket = str(Path(directory) / "b.sock")
+        second = await scene.daemon(ready=False, INSTANCE="", SOCKET=socket)
+        assert await second.wait() == 1
+        assert b"give this one a name of its own with the FABRIC_K8S_BUILDER_INSTANCE" in second.lines[-1]
+        third = await scene.daemon(INSTANCE="another", SOCKET=socket)
+        assert await third.terminate() == 0
+        daemon.send(signal.SIGKILL)
+        await daemon.wait()
+        await scene.daemon(INSTANCE="", SOCKET=socket)
+
+
 async def test_a_socket_that_a_dead_daemon_has_left_is_taken_over(scene: Scene) -> None:
     daemon = await scene.daemon()
     daemon.send(signal.SIGKILL)

@@ -155,6 +155,11 @@ class Api:
         async with aiohttp.ClientSession(connector=connector, auto_decompress=True) as session:
             yield cls(credentials, session, namespace, patience)
 
+    @property
+    def server(self) -> str:
+        """The URL of the API server."""
+        return str(self._credentials.current.host)
+
     async def list(self, resource: Resource, kind: type[T], **selectors: str) -> Listing[T]:
         """Return all objects that the selectors (`labelSelector`, `fieldSelector`) choose.
 

@@ -137,8 +137,8 @@ class _Passage:
     async def run(self, *, ended: bool) -> bool:
         """Go on until a stream ends; return whether that was the end of the log.
 
-        A followed stream that has not shown the position may show it yet, or never; one that ends by itself tells.
-        So what is there already is read first, and only then followed.
+        On a followed stream, not having seen the position yet proves nothing. So what is there already is read to its
+        end first, which does prove it, and is followed after that.
         """
         before = self.position
         if before is None:

@@ -10,10 +10,10 @@ from k8s_builderd.kube.watch import Applied, Deleted
 CONTAINER = "chaincode"
 
 COMING = {None, "", "ContainerCreating", "PodInitializing"}
-"""What a container waits for that nothing holds up."""
+"""Reasons for which a container waits while it starts normally."""
 
 LAST_GRACE = 2
-"""Seconds by which a pod's end may lie before the kubelet's removal of the pod, where only that was seen."""
+"""Seconds of grace that are assumed where only the kubelet's own removal of the pod, with a grace of 0, was seen."""
 
 
 class Sightings:
@@ -79,7 +79,7 @@ class Sightings:
 
     @property
     def coming(self) -> bool:
-        """Say whether the pod is there, and nothing but time keeps its container from running, for all it tells."""
+        """Say whether the pod is there, and its container has neither started nor been refused."""
         if self.started or self.ended or self.job_gone or self.pod is None or self.told_to_end is not None:
             return False
         waiting = self.pod.container(CONTAINER).waiting

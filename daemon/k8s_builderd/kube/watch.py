@@ -73,7 +73,7 @@ class Reflector(Generic[T]):
         """
         self.objects: dict[str, T] = {}
         self.ever_synced = anyio.Event()
-        self.trouble: str | None = "not listed yet"
+        self.trouble: str | None = f"{resource.rbac} not listed yet"
         self._api = api
         self._resource = resource
         self._kind = kind
@@ -181,9 +181,13 @@ class Reflector(Generic[T]):
                 with anyio.move_on_after(self._silence) as deadline:
                     line = await anext(lines, None)
                 if deadline.cancelled_caught:
-                    self._trouble(f"no word from the watch for {self._silence:g} s, opening another")
+                    self._trouble(
+                        f"no word from the watch of {self._resource.rbac} for {self._silence:g} s, opening another"
+                    )
                     if quiet:
-                        return ""  # so is one from a resourceVersion that is still to come: only a list helps there
+                        # From a resourceVersion that the server has not reached, as after a restore, a watch is silent
+                        # too: only a new list helps.
+                        return ""
                     break
                 if line is None:
                     break
