@@ -129,10 +129,10 @@ async def no_process_left(scene: Scene) -> None:
 
 
 @asynccontextmanager
-async def open_stage(scene: Scene, *, tls: bool = True) -> AsyncIterator[Stage]:
+async def open_stage(scene: Scene, *, tls: bool = True, startup_timeout: float = 60) -> AsyncIterator[Stage]:
     package = await scene.package()
     builder = Builder(scene, package)
-    async with open_peer(builder, tls=tls, startup_timeout=60) as peer:
+    async with open_peer(builder, tls=tls, startup_timeout=startup_timeout) as peer:
         stage = Stage(scene, peer, builder, package, "localhost/chaincode1")
         await stage.image()
         yield stage
