@@ -1,21 +1,34 @@
 """Which launches may go on with an earlier one's Job."""
 
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 from msgspec.structs import replace
 
 from k8s_builderd.kube.api import Api
-from k8s_builderd.kube.objects import ContainerState, ContainerStatus, Job, Meta, Pod, PodStatus, Waiting
+from k8s_builderd.kube.objects import (
+    Annotations,
+    ContainerState,
+    ContainerStatus,
+    Job,
+    Meta,
+    Pod,
+    PodStatus,
+    Running,
+    Terminated,
+    Waiting,
+)
 from k8s_builderd.kube.watch import Applied, Deleted
 from k8s_builderd.manifests import Plan
 from k8s_builderd.names import Token
 from k8s_builderd.package import Image
 from k8s_builderd.registry import Reason, Registry, Run
 from k8s_builderd.settings import LaunchSettings, Settings
-from k8s_builderd.superseding import INHERITABLE
+from k8s_builderd.superseding import INHERITABLE, Superseded, supersede
 from k8s_builderd.superseding import inherit as inherit_within
 from k8s_builderd.telemetry import Telemetry
 from tests.kube.rogue import Reply, Request, rogue
@@ -132,3 +145,67 @@ def _being_deleted(run: Run) -> None:
 async def test_what_is_not_on_its_way_is_not_inherited(registry: Registry, change: Callable[[Run], None]) -> None:
     change(earlier(registry, plan()))
     assert await inherit(registry, later(plan())) == later(plan())
+
+
+# Whether an end drops the launch that waits
+
+
+class Told:
+    """An audience that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self.cursors: list[str] = []
+
+    async def say(self, text: str) -> None:
+        self.words.append(text)
+
+    async def log(self, cursor: str, lines: bytes = b"") -> None:
+        self.cursors.append(cursor)
+
+
+def pod_of(made: Plan, **state: Any) -> Pod:
+    meta = replace(POD.metadata, annotations=Annotations(peer=made.peer))
+    containers = (ContainerStatus("chaincode", ContainerState(**state)),)
+    return Pod(meta, PodStatus(container_statuses=containers))
+
+
+async def superseded(registry: Registry, made: Plan, ends: timedelta) -> Told:
+    """Have a running rival end, by its node's clock so long after the launch, while the launch waits for that."""
+    rival = earlier(registry, made)
+    rival.sightings.saw(Applied(pod_of(made, running=Running(datetime.now(UTC)))))
+    run = registry.claim(later(plan()))
+    told = Told()
+    begun = datetime.now(UTC)
+
+    async def end() -> None:
+        await anyio.wait_all_tasks_blocked()
+        terminated = Terminated(started_at=begun, finished_at=(begun + ends).replace(microsecond=0))
+        rival.sightings.saw(Applied(pod_of(made, terminated=terminated)))
+        registry._pulse()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(end)
+        deadline = anyio.current_time() + 60
+        await supersede(registry, run, later(plan()), told, deadline=deadline, peer_patience=0.0)
+    return told
+
+
+async def test_a_crash_just_before_the_launch_drops_nobody(registry: Registry) -> None:
+    """The peer has launched because of it; the kubelet tells it late, and in whole seconds."""
+    told = await superseded(registry, plan(), timedelta(seconds=0.4))
+    assert (told.words, told.cursors) == ([], [])
+
+
+async def test_an_end_after_the_launch_drops_it(registry: Registry) -> None:
+    """Had the peer used that chaincode, it would not have launched while it ran: it had given it up."""
+    with pytest.raises(ExceptionGroup) as raised:
+        await superseded(registry, plan(), timedelta(seconds=1.6))
+    [error] = raised.value.exceptions
+    assert isinstance(error, Superseded)
+    assert "the next request starts the chaincode" in str(error)
+
+
+async def test_an_end_after_the_launch_of_another_peer_process_drops_nobody(registry: Registry) -> None:
+    told = await superseded(registry, replace(plan(), peer="q" * 32), timedelta(seconds=1.6))
+    assert told.cursors == []

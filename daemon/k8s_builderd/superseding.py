@@ -12,7 +12,7 @@ asks again. If we began anew too, a start slower than that would never succeed; 
 one's Job.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 
 import anyio
@@ -28,6 +28,9 @@ from k8s_builderd.registry import Reason, Registry, Run, job_of
 
 DEATH_NEWS = 2.0
 """Seconds in which a kubelet tells that a container has ended; 0.2 to 1.3 were measured."""
+
+EXIT_TIME = timedelta(seconds=0.5)
+"""What a process may take to end after its connection has closed."""
 
 END_PATIENCE = manifests.GRACE_SECONDS + 5.0
 """Seconds that a launch waits for the containers of the one before it."""
@@ -159,7 +162,7 @@ class _Earlier:
 
     def _ended_since(self, run: Run) -> bool:
         end = run.sightings.terminated
-        return end is not None and end.finished_at is not None and end.finished_at > self._since  # whole seconds
+        return end is not None and end.finished_at is not None and end.finished_at > self._since + EXIT_TIME
 
     async def _note_drop_by(self, pods: list[Pod]) -> None:
         if not self._run.dropped and any(container_started(pod) and self._is_of_same_peer(pod) for pod in pods):

@@ -356,20 +356,6 @@ async def test_the_old_one_has_a_name_of_another_prefix(scene: Scene) -> None:
     await assert_only_runs(scene, new, ticking, overlaps)
 
 
-async def test_a_stale_chaincode_that_takes_its_time_to_end_drops_the_launch_that_came_meanwhile(scene: Scene) -> None:
-    """Were it in use, the peer would not have launched while it was there: so it was given up, and its end counts."""
-    daemon = await scene.daemon(RECONNECT_GRACE="100ms")
-    ticking = await Ticking.make(scene, prelude="trap 'sleep 1.2; exit 0' TERM")
-    old = await scene.call("run", ticking.package)
-    await old.line("line 2")
-    old.send(signal.SIGKILL)
-    await ended(old)
-    await daemon.line("job_deleted")
-    new = await scene.call("run", ticking.package)
-    assert await new.wait() == 1
-    assert DROPPED in new.lines[-1]
-
-
 async def test_the_end_of_the_old_one_cannot_be_seen(scene: Scene, daemon: Running) -> None:
     """Then it is waited for, however long that takes: to go on, or to promise anything, would be a guess."""
     overlaps = Overlaps(scene.directory)
