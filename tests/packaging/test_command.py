@@ -77,12 +77,12 @@ def test_meta_inf_is_packed_whatever_its_times_modes_and_order(run: Run, tmp_pat
 
 def test_tar_unpacks_it_to_what_fabrics_documentation_describes(run: Run, tmp_path: Path) -> None:
     run(package, "a", "--name", "ghcr.io/org/cc", "--digest", DIGEST, "--meta-inf", str(index(tmp_path)))
+    Path("out").mkdir()
     with tarfile.open("a.tgz") as outer:
         assert outer.getnames() == ["code.tar.gz", "metadata.json"]
-        outer.extractall("out", filter="data")
+    subprocess.run(["tar", "-xzf", "a.tgz", "-C", "out"], check=True)
     assert Path("out/metadata.json").read_text() == '{"label":"a","type":"k8s"}\n'
-    with tarfile.open("out/code.tar.gz") as code:
-        code.extractall("out", filter="data")
+    subprocess.run(["tar", "-xzf", "out/code.tar.gz", "-C", "out"], check=True)
     assert Path("out/image.json").read_text() == f'{{"digest":"{DIGEST}","name":"ghcr.io/org/cc"}}\n'
     assert Path("out/META-INF/statedb/couchdb/indexes/indexOwner.json").read_text() == INDEX
 

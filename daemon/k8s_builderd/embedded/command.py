@@ -56,10 +56,13 @@ def embedded_cluster(
         node_labels=dict(label.partition("=")[::2] for label in node_labels),
         path=os.environ.get("PATH", os.defpath),  # noqa: TID251 (handed on to the pods, not a setting)
     )
+    wrong: list[BaseException] = []
     try:
         anyio.run(_run, options, with_parent)
     except* (OSError, ValueError) as errors:
-        raise click.ClickException("; ".join(map(str, _leaves(errors)))) from None
+        wrong = _leaves(errors)  # what is raised in here, Python before 3.11.4 puts into a group of its own
+    if wrong:
+        raise click.ClickException("; ".join(map(str, wrong)))
 
 
 async def _run(options: Options, with_parent: bool) -> None:
