@@ -5,7 +5,6 @@ core/chaincode/runtime_launcher.go, Launch): each launch could wipe the next one
 """
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -16,7 +15,7 @@ from k8s_builderd.demo.stream import TransactionError
 from tests.daemon.chaincodes import eventually
 from tests.daemon.scene import Scene, open_scene
 from tests.daemon.test_livelock import GRACES, Stage, open_stage
-from tests.embedded.cluster import PATIENCE, running
+from tests.embedded.cluster import PATIENCE
 
 pytestmark = pytest.mark.anyio
 
@@ -33,19 +32,6 @@ PEERS: dict[str, str] = {**GRACES, "PEER_PATIENCE": "5s"}
 async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     async with open_scene(tmp_path, pace=1.0) as scene:
         yield scene
-
-
-@asynccontextmanager
-async def stale_stage(scene: Scene, *, tls: bool) -> AsyncIterator[Stage]:
-    """Open a stage on which a stale chaincode hangs that the peer has refused."""
-    async with open_stage(scene, tls=tls) as stage:
-        await stage.image(digests=["none"])
-        await stage.gives_up()
-        await stage.image()
-        await scene.cluster.pod_when((await scene.only("jobs"))["metadata"]["name"], running)
-        await stage.run.line("registers as")
-        await eventually(lambda: len(stage.peer.streams) == 1)
-        yield stage
 
 
 async def asked_all_the_time(stage: Stage, *, every: float) -> None:
@@ -82,7 +68,8 @@ async def asked_all_the_time(stage: Stage, *, every: float) -> None:
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 async def test_a_stale_chaincode_that_was_refused(scene: Scene, tls: bool, every: float) -> None:
     await scene.daemon(**PEERS)  # type: ignore[arg-type]
-    async with stale_stage(scene, tls=tls) as stage:
+    async with open_stage(scene, tls=tls) as stage:
+        await stage.is_refused()
         await asked_all_the_time(stage, every=every)
         assert len(stage.builder.runs) < LAUNCHES
         await stage.one_is_left()
@@ -92,7 +79,8 @@ async def test_a_stale_chaincode_that_was_refused_and_a_node_that_is_still_to_co
     """The next pod takes its time as well; the launches meanwhile are few, and the last one has it."""
     await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {"fabric-builder-k8s-role": "chaincode"}})
     await scene.daemon(NODE_ROLE="chaincode", **PEERS)  # type: ignore[arg-type]
-    async with stale_stage(scene, tls=True) as stage:
+    async with open_stage(scene) as stage:
+        await stage.is_refused()
         await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {}})
 
         async def node_comes() -> None:

@@ -102,6 +102,15 @@ class Stage:
         self.peer.registry.deregister(self._package.chaincode_id)
         assert not self.run.ended.is_set()
 
+    async def is_refused(self) -> None:
+        """Have the chaincode come up when the peer has given it up: it registers, is refused, and hangs."""
+        await self.image(digests=["none"])
+        await self.gives_up()
+        await self.image()
+        await self.scene.cluster.pod_when((await self.scene.only("jobs"))["metadata"]["name"], running)
+        await self.run.line("registers as")
+        await eventually(lambda: len(self.peer.streams) == 1)
+
     async def image(self, **fields: object) -> None:
         """Change the image: nothing makes it the chaincode, `digests` keep it from being pulled."""
         command = [sys.executable, "-m", "k8s_builderd.demo.chaincode"]
@@ -227,12 +236,7 @@ async def test_a_stale_chaincode_that_was_refused_and_hangs(scene: Scene) -> Non
     """It came up after the peer had given up: refused, its stream is open, and its end will wipe another launch."""
     await scene.daemon(**GRACES)
     async with open_stage(scene) as stage:
-        await stage.image(digests=["none"])
-        await stage.gives_up()
-        await stage.image()
-        await scene.cluster.pod_when((await scene.only("jobs"))["metadata"]["name"], running)
-        await stage.run.line("registers as")
-        await eventually(lambda: len(stage.peer.streams) == 1)
+        await stage.is_refused()
         await stage.works()
         await stage.one_is_left()
 
@@ -242,12 +246,7 @@ async def test_a_stale_chaincode_whose_grace_ends_while_the_next_launch_waits(sc
     """The end of its stream drops the launch, which must not be mistaken for one that came after a crash."""
     daemon = await scene.daemon(RECONNECT_GRACE="1s", ORPHAN_GRACE="1s")
     async with open_stage(scene, tls=tls) as stage:
-        await stage.image(digests=["none"])
-        await stage.gives_up()
-        await stage.image()
-        await scene.cluster.pod_when((await scene.only("jobs"))["metadata"]["name"], running)
-        await stage.run.line("registers as")
-        await eventually(lambda: len(stage.peer.streams) == 1)
+        await stage.is_refused()
         stage.run.send(signal.SIGKILL)
         await ended(stage.run)
         # The peer's own time-out is 60 s: where a launch runs into it, it was dropped and nobody knew.
@@ -264,12 +263,7 @@ async def test_a_stale_chaincode_whose_deletion_is_accepted_while_the_next_launc
     """Its deletion was decided before, but only carried out now."""
     daemon = await scene.daemon(RECONNECT_GRACE="100ms", ORPHAN_GRACE="1s")
     async with open_stage(scene, tls=tls) as stage:
-        await stage.image(digests=["none"])
-        await stage.gives_up()
-        await stage.image()
-        await scene.cluster.pod_when((await scene.only("jobs"))["metadata"]["name"], running)
-        await stage.run.line("registers as")
-        await eventually(lambda: len(stage.peer.streams) == 1)
+        await stage.is_refused()
         await scene.fault(verb="delete", resource="jobs", times=None, action={"do": "status", "code": 503})
         stage.run.send(signal.SIGKILL)
         await ended(stage.run)
@@ -293,12 +287,7 @@ async def test_a_stale_orphan_that_the_next_daemon_clears_away_while_the_next_la
     """Daemon and `run` died; the orphan's grace is over while the next launch waits."""
     daemon = await scene.daemon()
     async with open_stage(scene) as stage:
-        await stage.image(digests=["none"])
-        await stage.gives_up()
-        await stage.image()
-        await scene.cluster.pod_when((await scene.only("jobs"))["metadata"]["name"], running)
-        await stage.run.line("registers as")
-        await eventually(lambda: len(stage.peer.streams) == 1)
+        await stage.is_refused()
         await kill(daemon)
         stage.run.send(signal.SIGKILL)
         await ended(stage.run)
