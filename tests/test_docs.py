@@ -13,12 +13,12 @@ import pytest
 
 from k8s_builder_client.call import Call
 from k8s_builder_client.request import Request
-from k8s_builderd import manifests, names
-from k8s_builderd.manifests import Owner, Plan
-from k8s_builderd.names import Token
-from k8s_builderd.package import Chaincode, Image
-from k8s_builderd.registry import Reason
-from k8s_builderd.settings import FORWARDED, PEER_ID, LaunchSettings, Settings, launch_settings
+from k8s_builderd.fabric import manifests, names
+from k8s_builderd.fabric.names import Token
+from k8s_builderd.fabric.package import Chaincode, Image
+from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan
+from k8s_builderd.runs.store import Reason
+from k8s_builderd.settings import FORWARDED, PEER_ID, Settings, launch_settings
 
 yaml: Any = importlib.import_module("yaml")  # kubernetes_asyncio brings it, without type stubs
 
@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 CLIENT = ROOT / "client"
 DAEMON = ROOT / "daemon" / "k8s_builderd"
-# What a daemon beside a peer is made of; the rest is the embedded cluster, the demo and the operator's command.
-SOURCES = [*DAEMON.glob("*.py"), *DAEMON.glob("kube/*.py"), *DAEMON.glob("stages/*.py")]
+# What a daemon beside a peer is made of.
+SOURCES = [*DAEMON.rglob("*.py")]
 # Those whose text a client prints; PackageError and SettingsError are explained as a whole.
 SAYING = {"say", "words", "LaunchFailed", "TimedOut", "Vanished", "Superseded", "Verdict", "CallError", "CopyError"}
 GO_BUILDERS = {
@@ -287,9 +287,9 @@ def test_every_event_of_the_daemons_log_is_explained_and_no_other() -> None:
 
 
 def test_the_metrics_and_their_reasons_are_those_of_the_code() -> None:
-    text = (DAEMON / "telemetry.py").read_text() + (DAEMON / "daemon.py").read_text()
+    text = (DAEMON / "metrics.py").read_text() + (DAEMON / "daemon.py").read_text()
     counters = {f"{name}_total" for name in re.findall(r'Counter\(\s*"(\w+)"', text)}
-    gauges = {f"k8s_builderd_{name}" for name in re.findall(r'telemetry\.gauge\(\s*"(\w+)"', text)}
+    gauges = {f"k8s_builderd_{name}" for name in re.findall(r'metrics\.gauge\(\s*"(\w+)"', text)}
     table = {code(row[0])[0]: row for row in rows(section("operations.md", "Metrics"))}
     assert set(table) == counters | gauges
     assert code(table["k8s_builderd_jobs_deleted_total"][2]) == list(Reason)

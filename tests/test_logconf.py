@@ -9,8 +9,8 @@ BREAKS = """
 import sys
 import structlog
 from k8s_builderd import logconf
-from k8s_builderd.package import Chaincode
-from k8s_builderd.protocol import Request
+from k8s_builderd.fabric.package import Chaincode
+from k8s_builderd.gateway.protocol import Request
 
 logconf.configure(sys.argv[1], debug=True)
 chaincode = Chaincode("basic:00", "peer:7052", "certificate", "SECRET-KEY", "root", "Org1MSP")

@@ -13,7 +13,8 @@ import pytest
 
 from k8s_builderd import settings as settings_module
 from k8s_builderd.errors import SettingsError
-from k8s_builderd.settings import FORWARDED, PREFIX, LaunchSettings, Settings, launch_settings
+from k8s_builderd.fabric.plan import LaunchSettings
+from k8s_builderd.settings import FORWARDED, PREFIX, Settings, launch_settings
 
 ROOT = Path(__file__).parents[1]
 PEER = {"CORE_PEER_ID": "peer0"}

@@ -39,7 +39,7 @@ def main(embedded: bool, images: Path | None) -> None:
 
 
 async def _serve_embedded(settings: Settings, images: Path | None) -> None:
-    from k8s_builderd.embedded.process import running  # the daemon proper knows nothing of it
+    from k8s_builder_lab.embedded.process import running  # the daemon proper knows nothing of it
 
     async with running(settings.namespace, images) as kubeconfig:
         await daemon.serve(msgspec.structs.replace(settings, kubeconfig=str(kubeconfig)))

@@ -9,14 +9,14 @@ import structlog
 from anyio.abc import TaskStatus
 
 from k8s_builderd import health
+from k8s_builderd.gateway.listener import Listener
+from k8s_builderd.gateway.stages import build, detect, release, run
 from k8s_builderd.kube.api import Api
-from k8s_builderd.listener import Listener
+from k8s_builderd.metrics import Metrics
 from k8s_builderd.owner import OwnPod
-from k8s_builderd.registry import Registry
-from k8s_builderd.runs import Runs
+from k8s_builderd.runs.attend import Runs
+from k8s_builderd.runs.store import Registry
 from k8s_builderd.settings import Settings
-from k8s_builderd.stages import build, detect, release, run
-from k8s_builderd.telemetry import Telemetry
 
 _log = structlog.get_logger("k8s_builderd.daemon")
 
@@ -26,14 +26,14 @@ async def serve(settings: Settings) -> None:
 
     :raises SettingsError: if a setting cannot be used.
     """
-    telemetry = Telemetry()
+    metrics = Metrics()
     async with (
         Api.open(settings.kubeconfig, settings.namespace, patience=settings.request_timeout) as api,
         anyio.create_task_group() as tasks,
     ):
         await tasks.start(_end_on_signal, tasks.cancel_scope)
-        registry = Registry(api, settings, telemetry)
-        runs = Runs(api, registry, settings, telemetry)
+        registry = Registry(api, settings, metrics)
+        runs = Runs(api, registry, settings, metrics)
         own_pod = OwnPod()
         listener = Listener(
             settings,
@@ -43,7 +43,7 @@ async def serve(settings: Settings) -> None:
                 "release": release.serve,
                 "run": partial(run.serve, settings=settings, runs=runs),
             },
-            telemetry,
+            metrics,
         )
         checks: dict[str, health.Check] = {
             "socket": lambda: None if listener.open else "not open yet",
@@ -51,13 +51,13 @@ async def serve(settings: Settings) -> None:
             "pods": lambda: registry.pods.trouble,
             "owner": lambda: own_pod.trouble,
         }
-        telemetry.gauge("runs", "Runs known", lambda: registry.count)
-        telemetry.gauge("connections", "Connections open", lambda: listener.connections)
-        telemetry.gauge("tasks", "Tasks of the event loop", lambda: len(asyncio.all_tasks()))
-        telemetry.gauge("ready", "1 when /readyz says ok", lambda: not any(check() for check in checks.values()))
+        metrics.gauge("runs", "Runs known", lambda: registry.count)
+        metrics.gauge("connections", "Connections open", lambda: listener.connections)
+        metrics.gauge("tasks", "Tasks of the event loop", lambda: len(asyncio.all_tasks()))
+        metrics.gauge("ready", "1 when /readyz says ok", lambda: not any(check() for check in checks.values()))
         async with registry.open():
             await tasks.start(listener.serve, api.server)
-            await tasks.start(health.serve, settings.health_address, checks, telemetry)
+            await tasks.start(health.serve, settings.health_address, checks, metrics)
             _log.info("daemon_started", namespace=settings.namespace, instance=settings.instance)
             tasks.start_soon(registry.expire_orphans)
             await own_pod.confirm(api, settings, runs.set_owner)

@@ -29,5 +29,9 @@ class SettingsError(BuilderError):
     """An environment variable has a value that cannot be used; the text names the variable and the rule."""
 
 
+class ProtocolError(BuilderError):
+    """The client broke a rule or a bound of the protocol; the text names it. The connection ends."""
+
+
 class ClientGone(Exception):
     """Raised when a connection has closed before its call was over; there is nobody left to tell."""

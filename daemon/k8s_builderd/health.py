@@ -8,7 +8,7 @@ from aiohttp import web
 from anyio.abc import TaskStatus
 
 from k8s_builderd.errors import SettingsError
-from k8s_builderd.telemetry import Telemetry
+from k8s_builderd.metrics import Metrics
 
 _log = structlog.get_logger("k8s_builderd.health")
 
@@ -21,7 +21,7 @@ Check = Callable[[], str | None]
 
 
 async def serve(
-    address: tuple[str, int], checks: Mapping[str, Check], telemetry: Telemetry, *, task_status: TaskStatus[None]
+    address: tuple[str, int], checks: Mapping[str, Check], metrics: Metrics, *, task_status: TaskStatus[None]
 ) -> None:
     """Answer until cancelled. /livez answers as long as the event loop turns; the checks decide the other two.
 
@@ -40,8 +40,8 @@ async def serve(
             status=503 if failed else 200, text="\n".join([*lines, "not ready" if failed else "ok", ""])
         )
 
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=telemetry.exposition(), content_type="text/plain", charset="utf-8")
+    async def exposition(_: web.Request) -> web.Response:
+        return web.Response(body=metrics.exposition(), content_type="text/plain", charset="utf-8")
 
     app = web.Application()
     app.add_routes(
@@ -49,7 +49,7 @@ async def serve(
             web.get("/livez", live),
             web.get("/readyz", ready),
             web.get("/healthz", ready),
-            web.get("/metrics", metrics),
+            web.get("/metrics", exposition),
         ]
     )
     runner = web.AppRunner(app, access_log=None, handle_signals=False)

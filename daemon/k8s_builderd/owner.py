@@ -9,10 +9,10 @@ import anyio
 import structlog
 
 from k8s_builderd.backoff import delays
+from k8s_builderd.fabric.plan import Owner
 from k8s_builderd.kube.api import PODS, Api
 from k8s_builderd.kube.errors import ApiError, NotFound, Refusals
 from k8s_builderd.kube.objects import Pod
-from k8s_builderd.manifests import Owner
 from k8s_builderd.settings import Settings
 
 _log = structlog.get_logger("k8s_builderd.owner")

@@ -15,8 +15,9 @@ import msgspec
 from msgspec import Struct
 
 from k8s_builderd.errors import SettingsError
+from k8s_builderd.fabric.names import label_value_fault, name_prefix_fault
+from k8s_builderd.fabric.plan import LaunchSettings
 from k8s_builderd.golang import parse_bool, parse_duration
-from k8s_builderd.names import label_value_fault, name_prefix_fault
 
 PREFIX = "FABRIC_K8S_BUILDER_"
 PEER_ID = "CORE_PEER_ID"
@@ -33,17 +34,6 @@ _DNS_1123_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-
 _DNS_1123_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 T = TypeVar("T")
-
-
-class LaunchSettings(Struct, frozen=True):
-    """What one launch is made with, from the daemon's environment and the client's. Times are in seconds."""
-
-    peer_id: str
-    node_role: str = ""
-    object_name_prefix: str = "hlfcc"
-    service_account: str = "default"
-    start_timeout: float = 180.0
-    debug: bool = False
 
 
 class Settings(Struct, frozen=True):

@@ -22,9 +22,9 @@ import aiohttp
 import anyio
 from anyio.abc import Process, TaskGroup
 
-from k8s_builderd.embedded.address import Address
-from k8s_builderd.embedded.objects import Object
-from k8s_builderd.embedded.server import Options, serve
+from k8s_builder_lab.embedded.address import Address
+from k8s_builder_lab.embedded.objects import Object
+from k8s_builder_lab.embedded.server import Options, serve
 from tests.embedded.cluster import PATIENCE, Cluster, running
 
 BIN = Path(__file__).parents[2] / "client" / "bin"
@@ -276,7 +276,7 @@ class Scene:
         await eventually(enough)
 
     async def state(self) -> Object:
-        """Return what the embedded cluster says of itself (k8s_builderd.embedded.control)."""
+        """Return what the embedded cluster says of itself (k8s_builder_lab.embedded.control)."""
         state: Object = await self.cluster.switch("GET", "state")
         return state
 
@@ -287,7 +287,7 @@ class Scene:
             return pod
 
     async def fault(self, **rule: Any) -> None:
-        """Have a request meet a fault (k8s_builderd.embedded.faults)."""
+        """Have a request meet a fault (k8s_builder_lab.embedded.faults)."""
         await self.cluster.switch("POST", "faults", rule)
 
     async def _start(self, command: list[str], environment: Mapping[str, str], *, read: bool = True) -> Running:

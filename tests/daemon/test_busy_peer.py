@@ -10,8 +10,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from k8s_builderd.demo.peer import LaunchError
-from k8s_builderd.demo.stream import TransactionError
+from k8s_builder_lab.demo.peer import LaunchError
+from k8s_builder_lab.demo.stream import TransactionError
 from tests.daemon.chaincodes import eventually
 from tests.daemon.scene import Scene, open_scene
 from tests.daemon.test_livelock import GRACES, Stage, open_stage

@@ -13,9 +13,9 @@ from typing import Any
 import anyio
 import pytest
 
-from k8s_builderd.demo.builder import PeerConnection
-from k8s_builderd.demo.peer import LaunchError, Peer, open_peer
-from k8s_builderd.demo.stream import TransactionError
+from k8s_builder_lab.demo.builder import PeerConnection
+from k8s_builder_lab.demo.peer import LaunchError, Peer, open_peer
+from k8s_builder_lab.demo.stream import TransactionError
 from tests.daemon.chaincodes import ended, eventually, forgotten, kill, met, no_faults
 from tests.daemon.scene import Package, Running, Scene
 from tests.embedded.cluster import running
@@ -113,7 +113,7 @@ class Stage:
 
     async def image(self, **fields: object) -> None:
         """Change the image: nothing makes it the chaincode, `digests` keep it from being pulled."""
-        command = [sys.executable, "-m", "k8s_builderd.demo.chaincode"]
+        command = [sys.executable, "-m", "k8s_builder_lab.demo.chaincode"]
         image = {"command": command, **fields}
         await self.scene.cluster.switch("PATCH", "environment", {"extraImages": {self._image: image}})
 

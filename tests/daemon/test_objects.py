@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from k8s_builderd.embedded.objects import Object
-from k8s_builderd.names import object_name
+from k8s_builder_lab.embedded.objects import Object
+from k8s_builderd.fabric.names import object_name
 from tests.daemon.scene import DIGEST, HASH, PEER_ID, Package, Running, Scene
 
 pytestmark = pytest.mark.anyio

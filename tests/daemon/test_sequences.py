@@ -9,8 +9,8 @@ from random import Random
 import anyio
 import pytest
 
-from k8s_builderd.demo.peer import LaunchError
-from k8s_builderd.demo.stream import TransactionError
+from k8s_builder_lab.demo.peer import LaunchError
+from k8s_builder_lab.demo.stream import TransactionError
 from tests.daemon.chaincodes import ended, eventually, forgotten, kill, no_faults
 from tests.daemon.scene import Running, Scene
 from tests.daemon.test_livelock import GRACES, Stage, open_stage

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from k8s_builderd.demo.processes import until_ended
+from k8s_builder_lab.demo.processes import until_ended
 from tests.daemon.scene import Running, Scene
 from tests.embedded.cluster import running as runs
 

@@ -6,7 +6,7 @@ import json
 import anyio
 import pytest
 
-from k8s_builderd.names import SAFE_ALPHABET, SUFFIX_LENGTH, job_name, object_name
+from k8s_builderd.fabric.names import SAFE_ALPHABET, SUFFIX_LENGTH, job_name, object_name
 from tests.daemon.scene import PEER_ID, Package, Running, Scene
 from tests.daemon.test_socket import END, Raw, frame, hello
 

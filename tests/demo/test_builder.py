@@ -9,9 +9,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from k8s_builderd.demo.builder import BuildError, ExternalBuilder, PeerConnection, open_builder
-from k8s_builderd.demo.peer import LaunchError, open_peer
-from k8s_builderd.demo.unpack import Package
+from k8s_builder_lab.demo.builder import BuildError, ExternalBuilder, PeerConnection, open_builder
+from k8s_builder_lab.demo.peer import LaunchError, open_peer
+from k8s_builder_lab.demo.unpack import Package
 from tests.demo.archives import archive
 from tests.peer.neighbours import Journal
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from k8s_builderd.demo.builder import PeerConnection
-from k8s_builderd.demo.peer import LaunchError, Peer, open_peer
-from k8s_builderd.demo.stream import TransactionError
+from k8s_builder_lab.demo.builder import PeerConnection
+from k8s_builder_lab.demo.peer import LaunchError, Peer, open_peer
+from k8s_builder_lab.demo.stream import TransactionError
 from tests.peer.neighbours import DEADLINE, LocalRuntime
 
 pytestmark = pytest.mark.anyio
@@ -113,7 +113,7 @@ async def test_a_missing_setting_is_named(tmp_path: Path, missing: str) -> None:
         environment = LocalRuntime(tasks, tmp_path).environment(ID, connection)
         del environment[missing]
         result = await anyio.run_process(
-            [sys.executable, "-m", "k8s_builderd.demo.chaincode"], env=environment, check=False
+            [sys.executable, "-m", "k8s_builder_lab.demo.chaincode"], env=environment, check=False
         )
         assert result.returncode == 2
         assert missing in result.stdout.decode()

@@ -70,7 +70,7 @@ async def demo(directory: Path, *arguments: str) -> AsyncIterator[Demo]:
     environ = {**os.environ, "TMPDIR": str(directory), "FABRIC_K8S_BUILDER_NAMESPACE": "to-be-ignored"}
     async with (
         await anyio.open_process(
-            [sys.executable, "-m", "k8s_builderd.demo", *arguments],
+            [sys.executable, "-m", "k8s_builder_lab.demo", *arguments],
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=STDOUT,
@@ -137,7 +137,9 @@ async def test_an_interrupted_demo_stops_everything(tmp_path: Path, words: str, 
         await running.journal.has("What was started is stopped.")
 
 
-@pytest.mark.parametrize(("module", "name"), [("k8s_builderd", "k8s-builderd"), ("k8s_builderd.embedded", "cluster")])
+@pytest.mark.parametrize(
+    ("module", "name"), [("k8s_builderd", "k8s-builderd"), ("k8s_builder_lab.embedded", "cluster")]
+)
 async def test_the_end_of_the_daemon_or_the_cluster_ends_the_demo(tmp_path: Path, module: str, name: str) -> None:
     async with demo(tmp_path, "--chaincode", "/bin/sleep 1000") as running:
         await running.journal.has("run | run [")
@@ -148,7 +150,7 @@ async def test_the_end_of_the_daemon_or_the_cluster_ends_the_demo(tmp_path: Path
 
 
 async def test_without_the_extra_it_says_how_to_get_it() -> None:
-    code = "import sys; sys.modules['grpc'] = None; from k8s_builderd.demo.command import demo; demo()"
+    code = "import sys; sys.modules['grpc'] = None; from k8s_builder_lab.demo.command import demo; demo()"
     result = await anyio.run_process([sys.executable, "-c", code], check=False)
     assert result.returncode == 1
     assert result.stdout == b""
@@ -159,7 +161,7 @@ async def test_without_the_extra_it_says_how_to_get_it() -> None:
 async def test_it_runs_on_a_terminal_too(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     environ = {**os.environ, "TMPDIR": str(tmp_path), "TERM": "xterm"}
-    arguments: Sequence[str] = [sys.executable, "-m", "k8s_builderd.demo"]
+    arguments: Sequence[str] = [sys.executable, "-m", "k8s_builder_lab.demo"]
     text = b""
     async with await anyio.open_process(arguments, stdin=theirs, stdout=theirs, stderr=theirs, env=environ) as process:
         os.close(theirs)

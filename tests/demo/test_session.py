@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 from anyio.abc import TaskGroup
 
-from k8s_builderd.demo.session import LONGEST_LINE, Line, LineScanner, Session, propagated, start_session
+from k8s_builder_lab.demo.session import LONGEST_LINE, Line, LineScanner, Session, propagated, start_session
 from tests.peer.neighbours import Journal
 
 pytestmark = pytest.mark.anyio

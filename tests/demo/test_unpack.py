@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from k8s_builderd.demo.unpack import UnpackError, escapes, path_of, read_package, unpack_code
+from k8s_builder_lab.demo.unpack import UnpackError, escapes, path_of, read_package, unpack_code
 from tests.demo.archives import archive, entry, tar
 
 METADATA = b'{"type":"k8s","label":"basic_1.0"}'

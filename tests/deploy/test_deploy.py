@@ -45,7 +45,7 @@ def load(path: str) -> Any:
 def used() -> set[tuple[str, str, str]]:
     """Return group, resource and verb of every request that the daemon makes."""
     found = set()
-    for path in [*DAEMON.glob("*.py"), *DAEMON.glob("kube/*.py")]:
+    for path in DAEMON.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call):
                 continue

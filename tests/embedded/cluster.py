@@ -10,9 +10,9 @@ from typing import Any, Self
 import aiohttp
 import anyio
 
-from k8s_builderd.embedded.address import Address
-from k8s_builderd.embedded.objects import BY_KIND, RESOURCES, Object
-from k8s_builderd.embedded.server import Options, serve
+from k8s_builder_lab.embedded.address import Address
+from k8s_builder_lab.embedded.objects import BY_KIND, RESOURCES, Object
+from k8s_builder_lab.embedded.server import Options, serve
 
 PATIENCE = 60
 """Seconds after which what a test waits for is taken not to come."""

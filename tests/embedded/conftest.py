@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from k8s_builderd.embedded.images import Image
-from k8s_builderd.embedded.server import Options
+from k8s_builder_lab.embedded.images import Image
+from k8s_builder_lab.embedded.server import Options
 
 from .cluster import IMAGE, Cluster, embedded
 from .realserver import TOKEN, RealServer, real_server

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from k8s_builderd.embedded.address import Address
+from k8s_builder_lab.embedded.address import Address
 
 from .cluster import DIGEST, PATIENCE, job
 
@@ -34,7 +34,7 @@ def command(folder: Path, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
     """Run the command with a temporary directory of its own."""
     (folder / "tmp").mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "k8s_builderd.embedded", "--kubeconfig", str(folder / "kubeconfig"), *options],
+        [sys.executable, "-m", "k8s_builder_lab.embedded", "--kubeconfig", str(folder / "kubeconfig"), *options],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "TMPDIR": str(folder / "tmp")},

@@ -9,7 +9,7 @@ import anyio
 import msgspec
 import pytest
 
-from k8s_builderd.embedded.objects import Object
+from k8s_builder_lab.embedded.objects import Object
 
 from .cluster import PATIENCE, Cluster, Watch, embedded, ended, job, running, secret
 from .conftest import OPTIONS

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from k8s_builderd.embedded.logs import PIECE, ContainerLog, Reader, stamp
+from k8s_builder_lab.embedded.logs import PIECE, ContainerLog, Reader, stamp
 
 from .cluster import DIGEST, Cluster, ended, job, running
 

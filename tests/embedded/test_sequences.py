@@ -9,9 +9,9 @@ import anyio
 import msgspec
 import pytest
 
-from k8s_builderd.embedded.images import Image
-from k8s_builderd.embedded.objects import Object
-from k8s_builderd.embedded.server import Options
+from k8s_builder_lab.embedded.images import Image
+from k8s_builder_lab.embedded.objects import Object
+from k8s_builder_lab.embedded.server import Options
 
 from .cluster import DIGEST, IMAGE, OTHER_DIGEST, PATIENCE, Cluster, certs, embedded, job, secret
 from .conftest import OPTIONS

@@ -3,9 +3,9 @@
 import anyio
 import pytest
 
-from k8s_builderd.embedded.objects import PODS, SECRETS, Object
-from k8s_builderd.embedded.status import ApiError
-from k8s_builderd.embedded.store import Store
+from k8s_builder_lab.embedded.objects import PODS, SECRETS, Object
+from k8s_builder_lab.embedded.status import ApiError
+from k8s_builder_lab.embedded.store import Store
 
 pytestmark = pytest.mark.anyio
 

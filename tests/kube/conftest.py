@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from k8s_builderd.embedded.images import Image
-from k8s_builderd.embedded.server import Options
+from k8s_builder_lab.embedded.images import Image
+from k8s_builder_lab.embedded.server import Options
 from k8s_builderd.kube.api import Api
 from tests.embedded.cluster import IMAGE, Cluster, embedded
 

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
+from k8s_builderd.gateway.protocol import MAX_CURSOR, MAX_PAYLOAD
 from k8s_builderd.kube.loglines import BATCH, PIECE, Batch, Position, Reader
-from k8s_builderd.protocol import MAX_CURSOR, MAX_PAYLOAD
 
 PEERS_LONGEST = 64 * 1024
 START = datetime(2026, 11, 23, 6, 56, 59, tzinfo=UTC)

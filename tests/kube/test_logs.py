@@ -11,13 +11,14 @@ import anyio
 import pytest
 from anyio.abc import TaskGroup
 
+from k8s_builderd.fabric.manifests import CONTAINER
+from k8s_builderd.fabric.objects import Pod
 from k8s_builderd.kube import logs
 from k8s_builderd.kube.api import PODS, Api
 from k8s_builderd.kube.errors import ApiError
 from k8s_builderd.kube.loglines import Batch, Position, Reader
-from k8s_builderd.kube.objects import Pod
-from k8s_builderd.kube.pods import CONTAINER, Sightings
 from k8s_builderd.kube.watch import Reflector
+from k8s_builderd.runs.observed import Sightings
 from tests.embedded.cluster import DIGEST, PATIENCE, Cluster, job
 from tests.kube.rogue import Reply, Request, rogue
 

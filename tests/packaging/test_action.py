@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from k8s_builderd.packaging.inspection import inspect_package
+from k8s_builder.packaging.inspection import inspect_package
 from tests.packaging.conftest import DIGEST
 
 yaml: Any = importlib.import_module("yaml")  # kubernetes_asyncio brings it, without type stubs
@@ -25,7 +25,7 @@ def run(folder: Path, inputs: dict[str, str]) -> tuple[subprocess.CompletedProce
     """Run the step as GitHub's runner does, and return the outputs that it set."""
     command = folder / "runner" / "k8s-builder" / "bin" / "k8s-builder"
     command.parent.mkdir(parents=True)
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m k8s_builderd.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m k8s_builder "$@"\n')
     command.chmod(0o755)
     given = {name: definition.get("default", "") for name, definition in ACTION["inputs"].items()} | inputs
     environment = {name: _expand(value, given) for name, value in STEP["env"].items()}

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from k8s_builder.packaging.archive import gzip_stored, tar, tar_gz
 from k8s_builderd.errors import PackageError
-from k8s_builderd.packaging.archive import gzip_stored, tar, tar_gz
 
 deterministic = settings(derandomize=True, deadline=None, database=None)
 

@@ -15,7 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from k8s_builderd.cli.package import inspect, package, packageid
+from k8s_builder.commands.package import inspect, package, packageid
 from tests.packaging.conftest import DIGEST
 
 IMAGE = f"ghcr.io/org/cc@{DIGEST}"
@@ -176,7 +176,7 @@ def test_inspect_tells_all_that_is_wrong_and_ends_with_1(run: Run, made: Callabl
 
 def test_on_a_terminal_no_word_is_lost_to_the_width(run: Run, tmp_path: Path) -> None:
     run(package, "basic_1.0", "--image", IMAGE)
-    program = "from k8s_builderd.cli.package import inspect; inspect(['basic_1.0.tgz'])"
+    program = "from k8s_builder.commands.package import inspect; inspect(['basic_1.0.tgz'])"
     leader, follower = pty.openpty()
     with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=follower) as process:
         os.close(follower)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k8s_builderd.imageref import Reference, digest_fault, name_fault, split_host, split_reference, tag_fault
+from k8s_builderd.fabric.imageref import Reference, digest_fault, name_fault, split_host, split_reference, tag_fault
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k8s_builderd.package import Image, Metadata
-from k8s_builderd.packaging.archive import gzip_stored, tar, tar_gz
-from k8s_builderd.packaging.inspection import ENTRIES, inspect_package
+from k8s_builder.packaging.archive import gzip_stored, tar, tar_gz
+from k8s_builder.packaging.inspection import ENTRIES, inspect_package
+from k8s_builderd.fabric.package import Image, Metadata
 from tests.packaging.conftest import DIGEST, IMAGE, METADATA, Archive
 
 Package = Callable[..., bytes]

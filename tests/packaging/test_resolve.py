@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.x509.oid import NameOID
 from rich.pretty import pretty_repr
 
-from k8s_builderd.cli.package import package
-from k8s_builderd.packaging.credentials import Credentials
+from k8s_builder.commands.package import package
+from k8s_builder.packaging.credentials import Credentials
 
 REGISTRY = os.environ.get("DOCKER_REGISTRY") or shutil.which("docker-registry")
 needs_registry = pytest.mark.skipif(
@@ -403,7 +403,7 @@ def test_a_certificate_must_be_trusted(tmp_path: Path) -> None:
     with serve(tmp_path / "registry", tls=tls) as served:
         port = served.address.rpartition(":")[2]
         image = f"localhost:{port}/org/cc:1.0"
-        command = [sys.executable, "-m", "k8s_builderd.cli", "package", "a", "--resolve", "--image", image]
+        command = [sys.executable, "-m", "k8s_builder", "package", "a", "--resolve", "--image", image]
         command += ["--output", str(tmp_path / "a.tgz"), "--docker-config", str(tmp_path)]
         refused = subprocess.run(command, capture_output=True, text=True, check=False)
         # Python reads it when the HTTP client is imported, so only a new process sees it.

@@ -14,8 +14,8 @@ import grpc
 import grpc.aio
 from anyio.abc import TaskGroup
 
-from k8s_builderd.demo.builder import PeerConnection
-from k8s_builderd.demo.messages import (
+from k8s_builder_lab.demo.builder import PeerConnection
+from k8s_builder_lab.demo.messages import (
     REGISTER_METHOD,
     ChaincodeMessage,
     Kind,
@@ -23,7 +23,7 @@ from k8s_builderd.demo.messages import (
     encode,
     encode_chaincode_id,
 )
-from k8s_builderd.demo.session import Line, Session, start_session
+from k8s_builder_lab.demo.session import Line, Session, start_session
 
 DEADLINE = 60.0
 """Seconds after which a test gives up on an event; nothing measures by it."""
@@ -157,7 +157,7 @@ class LocalRuntime:
         self._directory = directory
 
     async def start(self, chaincode_id: str, connection: PeerConnection) -> Session:
-        command = f'exec "{sys.executable}" -m k8s_builderd.demo.chaincode 1>&2'
+        command = f'exec "{sys.executable}" -m k8s_builder_lab.demo.chaincode 1>&2'
         environment = self.environment(chaincode_id, connection)
         self.sessions.append(await start_session(self._tasks, ["/bin/sh", "-c", command], environment, self.journal))
         return self.sessions[-1]

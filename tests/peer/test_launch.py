@@ -5,9 +5,9 @@ import signal
 import anyio
 import pytest
 
-from k8s_builderd.demo.messages import Kind
-from k8s_builderd.demo.peer import LaunchError, StopError, open_peer
-from k8s_builderd.demo.stream import State
+from k8s_builder_lab.demo.messages import Kind
+from k8s_builder_lab.demo.peer import LaunchError, StopError, open_peer
+from k8s_builder_lab.demo.stream import State
 
 from .neighbours import HeldRuntime, Journal, raw_stream
 

@@ -3,10 +3,10 @@
 import anyio
 import pytest
 
-from k8s_builderd.demo.builder import PeerConnection
-from k8s_builderd.demo.certificates import CertificateAuthority
-from k8s_builderd.demo.messages import Kind
-from k8s_builderd.demo.peer import open_peer
+from k8s_builder_lab.demo.builder import PeerConnection
+from k8s_builder_lab.demo.certificates import CertificateAuthority
+from k8s_builder_lab.demo.messages import Kind
+from k8s_builder_lab.demo.peer import open_peer
 
 from .neighbours import HeldRuntime, Journal, raw_stream
 

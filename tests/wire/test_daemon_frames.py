@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from k8s_builder_client import request as client_request
 from k8s_builder_client import wire
-from k8s_builderd import protocol
-from k8s_builderd.protocol import Entry, Frames, Kind, ProtocolError, Request, RequestReader
+from k8s_builderd.errors import ProtocolError
+from k8s_builderd.gateway import protocol
+from k8s_builderd.gateway.protocol import Entry, Frames, Kind, Request, RequestReader
 from k8s_builderd.settings import FORWARDED, NAMESPACE
 
 ROOT = Path(__file__).parents[2]

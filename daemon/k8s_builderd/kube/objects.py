@@ -1,21 +1,11 @@
 """Structs for the fields of Kubernetes objects that we read, and for nothing else of them.
 
-Tolerant of everything that Kubernetes may add. Manifests that we send are plain dicts (`manifests.py`).
+Tolerant of everything that Kubernetes may add. Manifests that we send are plain dicts.
 """
 
 from datetime import datetime
 
 from msgspec import Raw, Struct, field
-
-from k8s_builderd.names import (
-    CHAINCODE_ANNOTATION,
-    MSPID_ANNOTATION,
-    PEER_ADDRESS_ANNOTATION,
-    PEER_ANNOTATION,
-    PEER_ID_ANNOTATION,
-    TOKEN_ANNOTATION,
-    Subject,
-)
 
 
 class _Read(Struct, frozen=True, rename="camel", gc=False):
@@ -30,17 +20,6 @@ class OwnerReference(_Read, frozen=True):
     uid: str = ""
 
 
-class Annotations(_Read, frozen=True):
-    """`metadata.annotations`. What others write there can be long (256 KiB) and is not kept."""
-
-    token_sha256: str = field(default="", name=TOKEN_ANNOTATION)
-    peer: str = field(default="", name=PEER_ANNOTATION)
-    chaincode_id: str = field(default="", name=CHAINCODE_ANNOTATION)
-    mspid: str = field(default="", name=MSPID_ANNOTATION)
-    peer_address: str = field(default="", name=PEER_ADDRESS_ANNOTATION)
-    peer_id: str = field(default="", name=PEER_ID_ANNOTATION)
-
-
 class Meta(_Read, frozen=True):
     """`metadata` of any object."""
 
@@ -49,24 +28,7 @@ class Meta(_Read, frozen=True):
     resource_version: str = ""
     deletion_timestamp: datetime | None = None
     deletion_grace_period_seconds: int | None = None
-    annotations: Annotations | None = None
     owner_references: tuple[OwnerReference, ...] | None = None
-
-    @property
-    def subject(self) -> Subject:
-        """What was launched, by the annotations."""
-        known = self.annotations or Annotations()
-        return Subject(known.chaincode_id, known.mspid, known.peer_address, known.peer_id)
-
-    @property
-    def token_sha256(self) -> str:
-        """The value of `names.TOKEN_ANNOTATION`, empty where there is none."""
-        return self.annotations.token_sha256 if self.annotations else ""
-
-    @property
-    def peer(self) -> str:
-        """The value of `names.PEER_ANNOTATION`, empty where there is none."""
-        return self.annotations.peer if self.annotations else ""
 
 
 class Condition(_Read, frozen=True):

@@ -1,0 +1,33 @@
+"""`k8s-builder`: the operator's and developer's command. Each subcommand is a module of its own, loaded when called."""
+
+from importlib import import_module
+
+import click
+
+_COMMANDS = {
+    "demo": ("k8s_builder_lab.demo.command", "demo"),
+    "embedded-cluster": ("k8s_builder_lab.embedded.command", "embedded_cluster"),
+    "inspect": ("k8s_builder.commands.package", "inspect"),
+    "package": ("k8s_builder.commands.package", "package"),
+    "packageid": ("k8s_builder.commands.package", "packageid"),
+}
+
+
+class _Lazy(click.Group):
+    """Imports a subcommand when it is asked for: `packageid` should not wait for gRPC."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, name = _COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+
+@click.command(cls=_Lazy)
+@click.version_option(package_name="k8s-builderd")
+def main() -> None:
+    """Make chaincode packages for Kubernetes, look into them, and try them without a cluster."""

@@ -1,0 +1,1 @@
+"""Test equipment and a laptop's cluster: the embedded cluster and the stand-in peer. Never in the image."""

@@ -1,0 +1,108 @@
+"""The only node: a life for each pod, and what is asked about its logs and processes."""
+
+from functools import partial
+
+import anyio
+from anyio.abc import TaskStatus
+
+from k8s_builder_lab.embedded.logs import ContainerLog
+from k8s_builder_lab.embedded.objects import PODS, Object
+from k8s_builder_lab.embedded.pod import FORCED_GRACE, Node, Pod
+from k8s_builder_lab.embedded.status import ApiError, bad_request, not_found
+from k8s_builder_lab.embedded.store import Change
+
+
+class Kubelet:
+    """Runs every pod of the store; cancelled, it ends their processes and returns when they are gone."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._pods: dict[str, Pod] = {}
+
+    async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Follow the store until cancelled."""
+        with self._node.store.subscribe() as changes:
+            async with anyio.create_task_group() as tg:
+                task_status.started()
+                async for change in changes:
+                    if change.resource is PODS:
+                        if change.type == "ADDED":
+                            pod = self._pods[change.object["metadata"]["uid"]] = Pod(self._node, change.object)
+                            tg.start_soon(partial(self._live, change.object["metadata"]["uid"], pod))
+                        else:
+                            self._notice(change)
+
+    async def _live(self, uid: str, pod: Pod) -> None:
+        try:
+            await pod.run()
+        finally:
+            if self._node.store.find_by_uid(PODS, uid) is None:
+                self._forget(uid)
+
+    def _notice(self, change: Change) -> None:
+        metadata = change.object["metadata"]
+        pod = self._pods.get(metadata["uid"])
+        if pod is None:
+            return
+        if change.type == "DELETED":
+            pod.delete(FORCED_GRACE)
+            if pod.ended:
+                self._forget(metadata["uid"])
+        elif "deletionTimestamp" in metadata:
+            pod.delete(metadata["deletionGracePeriodSeconds"])
+
+    def _forget(self, uid: str) -> None:
+        pod = self._pods.pop(uid, None)
+        if pod is not None:
+            pod.discard()
+
+    @property
+    def processes(self) -> list[int]:
+        """The process ids of all containers that live."""
+        return [process.pid for pod in self._pods.values() for process in pod.processes.values()]
+
+    def pod(self, pod: Object) -> Pod:
+        """Return the life of this pod.
+
+        :raises ApiError: 404, it is not on the node
+        """
+        found = self._pods.get(pod["metadata"]["uid"])
+        if found is None:
+            raise not_found(PODS, pod["metadata"]["name"])
+        return found
+
+    def log(self, pod: Object, container: str) -> ContainerLog | None:
+        """Return the log of a pod's container (`container` may be empty if there is but one).
+
+        None if the pod has no node yet.
+
+        :raises ApiError: 400, no such container, or it has not started
+        """
+        name = pod["metadata"]["name"]
+        names = [each["name"] for each in pod["spec"]["containers"]]
+        if not container:
+            if len(names) > 1:
+                raise bad_request(
+                    f"a container name must be specified for pod {name}, choose one of: [{' '.join(names)}]"
+                )
+            container = names[0]
+        if container not in names:
+            raise bad_request(f"container {container} is not valid for pod {name}")
+        if not pod["spec"].get("nodeName"):
+            return None
+        statuses = pod["status"].get("containerStatuses") or []
+        state: Object = next((each["state"] for each in statuses if each["name"] == container), {"waiting": {}})
+        log = self.pod(pod).logs.get(container)
+        if "waiting" in state or log is None:
+            waiting = state.get("waiting") or {}
+            raise _waiting(container, name, waiting.get("reason", "ContainerCreating"))
+        return log
+
+
+def _waiting(container: str, pod: str, reason: str) -> ApiError:
+    if reason in {"ErrImagePull", "ImagePullBackOff"}:
+        return bad_request(
+            f'container "{container}" in pod "{pod}" is waiting to start: '
+            + ("trying and failing to pull image" if reason == "ImagePullBackOff" else "image can't be pulled")
+        )
+    return bad_request(f'container "{container}" in pod "{pod}" is waiting to start: {reason}')

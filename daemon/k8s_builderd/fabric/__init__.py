@@ -1,0 +1,1 @@
+"""Fabric's documents, names and rules, and the Kubernetes objects made of them. Pure."""

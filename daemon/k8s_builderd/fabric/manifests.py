@@ -1,0 +1,196 @@
+"""The bodies of the Job and the Secret of one launch. Pure.
+
+Everything that users of the Go builder rely on, and what docs/kubernetes-objects.md lists as added.
+"""
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from k8s_builderd.fabric.names import (
+    CHAINCODE_ANNOTATION,
+    MSPID_ANNOTATION,
+    OBJECT_LABEL,
+    PEER_ADDRESS_ANNOTATION,
+    PEER_ANNOTATION,
+    PEER_ID_ANNOTATION,
+    TOKEN_ANNOTATION,
+    hash_label_value,
+    package_id,
+)
+from k8s_builderd.fabric.plan import Owner, Plan
+
+CONTAINER = "chaincode"
+CERTS = "certs"
+CERTS_PATH = "/etc/hyperledger/fabric"
+NODE_ROLE = "fabric-builder-k8s-role"
+TTL_SECONDS = 300
+GRACE_SECONDS = 2
+"""What a process that ignores SIGTERM (Node.js as PID 1 for one) may go on for; Kubernetes' default is 30."""
+
+MANAGED_BY = "fabric-builder-k8s"
+INSTANCE_LABEL = "app.kubernetes.io/instance"
+
+
+def selector(instance: str) -> str:
+    """Return the label selector of everything that a daemon of this instance makes."""
+    return f"app.kubernetes.io/managed-by={MANAGED_BY},{INSTANCE_LABEL}={instance}"
+
+
+def job(plan: Plan, owner: Owner | None) -> dict[str, Any]:
+    """Return the body of the Job."""
+    metadata = _metadata(plan)
+    if owner is not None:
+        # Never blockOwnerDeletion: it needs a right on pods/finalizers, and would hold up the peer's pod.
+        metadata["ownerReferences"] = [{"apiVersion": "v1", "kind": "Pod", "name": owner.name, "uid": owner.uid}]
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata,
+        "spec": {
+            "backoffLimit": 0,
+            "ttlSecondsAfterFinished": TTL_SECONDS,
+            "template": _shaped(plan),
+        },
+    }
+
+
+def secret(plan: Plan, job_uid: str) -> dict[str, Any]:
+    """Return the body of the Secret with the peer's TLS material, owned by the Job so that it goes with it."""
+    chaincode = plan.chaincode
+    metadata = _metadata(plan)
+    metadata["ownerReferences"] = [
+        {"apiVersion": "batch/v1", "kind": "Job", "name": plan.job_name, "uid": job_uid},
+    ]
+    files = {
+        "peer.crt": chaincode.root_cert.encode(),
+        "client_pem.crt": chaincode.client_cert.encode(),
+        "client_pem.key": chaincode.client_key.encode(),
+        # The shims of Go and Node.js want the base64 of the PEM in their files.
+        "client.crt": base64.b64encode(chaincode.client_cert.encode()),
+        "client.key": base64.b64encode(chaincode.client_key.encode()),
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "Opaque",
+        "metadata": metadata,
+        "immutable": True,
+        "data": {name: base64.b64encode(content).decode() for name, content in files.items()},
+    }
+
+
+def _shaped(plan: Plan) -> dict[str, Any]:
+    """Return the pod template with the operator's laid over it, but for what a run is known by."""
+    template: dict[str, Any] = _merge(_pod_template(plan), plan.template)
+    for part, ours in (("labels", _labels(plan)), ("annotations", _annotations(plan))):
+        template["metadata"][part] = {**(template["metadata"].get(part) or {}), **ours}
+    return template
+
+
+def _metadata(plan: Plan) -> dict[str, Any]:
+    return {
+        "name": plan.job_name,
+        "namespace": plan.namespace,
+        "labels": _labels(plan),
+        "annotations": _annotations(plan),
+    }
+
+
+def _labels(plan: Plan) -> dict[str, str]:
+    package = package_id(plan.chaincode.chaincode_id)
+    return {
+        "app.kubernetes.io/name": "hyperledger-fabric",
+        INSTANCE_LABEL: plan.instance,
+        "app.kubernetes.io/component": "chaincode",
+        "app.kubernetes.io/created-by": MANAGED_BY,
+        "app.kubernetes.io/managed-by": MANAGED_BY,
+        "fabric-builder-k8s-cclabel": package.label,
+        "fabric-builder-k8s-cchash": hash_label_value(package.hash),
+        OBJECT_LABEL: plan.object_name,
+    }
+
+
+def _annotations(plan: Plan) -> dict[str, str]:
+    chaincode = plan.chaincode
+    return {
+        CHAINCODE_ANNOTATION: chaincode.chaincode_id,
+        MSPID_ANNOTATION: chaincode.mspid,
+        PEER_ADDRESS_ANNOTATION: chaincode.peer_address,
+        PEER_ID_ANNOTATION: plan.settings.peer_id,
+        TOKEN_ANNOTATION: plan.token.sha256,
+        PEER_ANNOTATION: plan.peer,
+    }
+
+
+def _pod_template(plan: Plan) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "serviceAccountName": plan.settings.service_account,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [
+            {
+                "name": CONTAINER,
+                "image": plan.image.reference,
+                "env": [{"name": name, "value": value} for name, value in _environment(plan).items()],
+                "volumeMounts": [{"name": CERTS, "mountPath": CERTS_PATH, "readOnly": True}],
+                "securityContext": {
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                    "privileged": False,
+                },
+            }
+        ],
+        "volumes": [{"name": CERTS, "secret": {"secretName": plan.job_name}}],
+    }
+    if plan.run_as_non_root:
+        spec["securityContext"]["runAsNonRoot"] = True
+    if role := plan.settings.node_role:
+        spec["affinity"] = {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [
+                        {"matchExpressions": [{"key": NODE_ROLE, "operator": "In", "values": [role]}]}
+                    ]
+                }
+            }
+        }
+        spec["tolerations"] = [{"key": NODE_ROLE, "operator": "Equal", "value": role, "effect": "NoSchedule"}]
+    return {"metadata": {"labels": _labels(plan), "annotations": _annotations(plan)}, "spec": spec}
+
+
+def _environment(plan: Plan) -> dict[str, str]:
+    chaincode = plan.chaincode
+    return {
+        "CORE_CHAINCODE_ID_NAME": chaincode.chaincode_id,
+        "CORE_PEER_ADDRESS": chaincode.peer_address,
+        "CORE_PEER_LOCALMSPID": chaincode.mspid,
+        "CORE_PEER_TLS_ENABLED": "true" if chaincode.tls else "false",
+        "CORE_TLS_CLIENT_KEY_PATH": f"{CERTS_PATH}/client.key",
+        "CORE_TLS_CLIENT_CERT_PATH": f"{CERTS_PATH}/client.crt",
+        "CORE_TLS_CLIENT_KEY_FILE": f"{CERTS_PATH}/client_pem.key",
+        "CORE_TLS_CLIENT_CERT_FILE": f"{CERTS_PATH}/client_pem.crt",
+        "CORE_PEER_TLS_ROOTCERT_FILE": f"{CERTS_PATH}/peer.crt",
+    }
+
+
+def _merge(ours: Any, theirs: Any) -> Any:
+    """Lay the operator's pod template over ours as a strategic merge patch does: lists of named things by name."""
+    if isinstance(ours, dict) and isinstance(theirs, Mapping):
+        merged = {**ours}
+        for key, value in theirs.items():
+            merged[key] = _merge(ours[key], value) if key in ours else value
+        return merged
+    if isinstance(ours, list) and isinstance(theirs, list) and all(map(_named, [*ours, *theirs])):
+        by_name = {item["name"]: item for item in ours}
+        for item in theirs:
+            by_name[item["name"]] = _merge(by_name[item["name"]], item) if item["name"] in by_name else item
+        return list(by_name.values())
+    return theirs
+
+
+def _named(item: Any) -> bool:
+    return isinstance(item, dict) and "name" in item

@@ -1,0 +1,59 @@
+"""Jobs and Pods of launches: Kubernetes' objects with what our annotations say of them."""
+
+from msgspec import Struct, field
+
+from k8s_builderd.fabric.names import (
+    CHAINCODE_ANNOTATION,
+    MSPID_ANNOTATION,
+    PEER_ADDRESS_ANNOTATION,
+    PEER_ANNOTATION,
+    PEER_ID_ANNOTATION,
+    TOKEN_ANNOTATION,
+    Subject,
+)
+from k8s_builderd.kube import objects
+
+
+class Annotations(Struct, frozen=True, gc=False):
+    """`metadata.annotations`. What others write there can be long (256 KiB) and is not kept."""
+
+    token_sha256: str = field(default="", name=TOKEN_ANNOTATION)
+    peer: str = field(default="", name=PEER_ANNOTATION)
+    chaincode_id: str = field(default="", name=CHAINCODE_ANNOTATION)
+    mspid: str = field(default="", name=MSPID_ANNOTATION)
+    peer_address: str = field(default="", name=PEER_ADDRESS_ANNOTATION)
+    peer_id: str = field(default="", name=PEER_ID_ANNOTATION)
+
+
+class Meta(objects.Meta, frozen=True):
+    """`metadata` of an object that a launch has made."""
+
+    annotations: Annotations | None = None
+
+    @property
+    def subject(self) -> Subject:
+        """What was launched, by the annotations."""
+        known = self.annotations or Annotations()
+        return Subject(known.chaincode_id, known.mspid, known.peer_address, known.peer_id)
+
+    @property
+    def token_sha256(self) -> str:
+        """The value of `names.TOKEN_ANNOTATION`, empty where there is none."""
+        return self.annotations.token_sha256 if self.annotations else ""
+
+    @property
+    def peer(self) -> str:
+        """The value of `names.PEER_ANNOTATION`, empty where there is none."""
+        return self.annotations.peer if self.annotations else ""
+
+
+class Job(objects.Job, frozen=True):
+    """The Job of a launch."""
+
+    metadata: Meta
+
+
+class Pod(objects.Pod, frozen=True):
+    """The pod of a launch."""
+
+    metadata: Meta

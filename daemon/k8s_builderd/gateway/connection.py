@@ -1,0 +1,140 @@
+"""One client's connection: its request in, words and log lines out. Never touches Kubernetes."""
+
+import socket
+import struct
+from collections.abc import Iterator
+
+import anyio
+from msgspec import Struct
+
+from k8s_builderd.errors import ClientGone, ProtocolError
+from k8s_builderd.gateway import protocol
+from k8s_builderd.gateway.protocol import Frames, Kind, Request, RequestReader
+
+_RECEIVE = 64 * 1024
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Credentials(Struct, frozen=True):
+    """Who connected, by the kernel's word; pid is 0 where it lives in a PID namespace that we cannot see."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class Connection:
+    """Speaks the protocol with one client. One task at a time writes.
+
+    A frame whose sending is cancelled half-way stays here and is sent to its end before the next, so that what
+    follows it (the exit, after a stop) is still understood.
+    """
+
+    def __init__(self, accepted: socket.socket) -> None:
+        """Take a socket that does not block; who accepted it closes it."""
+        self.debug = False
+        """Whether debug lines are wanted."""
+        self.stage = "builder"
+        self.pid = 0
+        self._socket = accepted
+        self._frames = Frames()
+        self._reader = RequestReader()
+        self._received: Iterator[tuple[int, bytes]] = iter(())
+        self._unsent = memoryview(b"")
+
+    @property
+    def credentials(self) -> Credentials:
+        """Who is at the other end."""
+        packed = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return Credentials(*_CREDENTIALS.unpack(packed))
+
+    async def read_hello(self) -> None:
+        """Learn who is calling: the stage and the client's pid. How long that may take is the caller's.
+
+        :raises ProtocolError: if the client breaks a rule or a bound.
+        :raises ClientGone: if it closes the connection.
+        """
+        self._reader.add(*await self._frame())
+        self.stage, self.pid = self._reader.stage, self._reader.pid
+
+    async def read_request(self) -> Request:
+        """Read the rest of the request, with the same exceptions."""
+        while True:
+            request = self._reader.add(*await self._frame())
+            if request is not None:
+                return request
+
+    async def stop_asked(self) -> bool:
+        """Wait for the client's next word: True for stop, False when it is gone.
+
+        :raises ProtocolError: if it says something else.
+        """
+        try:
+            kind, _ = await self._frame()
+        except ClientGone:
+            return False
+        if kind != Kind.STOP:
+            raise ProtocolError("after the end of a request only a stop may come")
+        return True
+
+    async def say(self, text: str) -> None:
+        """Tell one line of the builder's own.
+
+        :raises ClientGone: if nobody is there, as for all that is sent.
+        """
+        await self._send(protocol.words(self.stage, self.pid, text))
+
+    async def say_debug(self, text: str) -> None:
+        """Tell one line, if debug lines are wanted."""
+        if self.debug:
+            await self._send(protocol.words(self.stage, self.pid, text, debug=True))
+
+    async def log(self, cursor: str, lines: bytes = b"") -> None:
+        """Pass on lines of the chaincode with the cursor after them; waits while the client takes none."""
+        await self._send(protocol.log(cursor, lines))
+
+    async def copy(self, source: str, destination: str) -> None:
+        """Have the client copy a file."""
+        await self._send(protocol.copy(source, destination))
+
+    async def exit(self, code: int) -> None:
+        """Send the last frame."""
+        await self._send(protocol.exit_with(code))
+
+    async def _frame(self) -> tuple[int, bytes]:
+        while True:
+            for frame in self._received:
+                return frame
+            self._received = self._frames.feed(await self._receive())
+
+    async def _receive(self) -> bytes:
+        while True:
+            await anyio.lowlevel.checkpoint()  # one that sends without end takes nobody's turn
+            try:
+                data = self._socket.recv(_RECEIVE)
+            except BlockingIOError:
+                await anyio.wait_readable(self._socket)
+            except OSError:
+                raise ClientGone from None
+            else:
+                if not data:
+                    raise ClientGone
+                return data
+
+    async def _send(self, data: bytes) -> None:
+        await self._flush()
+        self._unsent = memoryview(data)
+        await self._flush()
+
+    async def _flush(self) -> None:
+        # Not anyio's SocketStream: its send, cancelled half-way, does not tell how much it has sent.
+        while self._unsent:
+            try:
+                sent = self._socket.send(self._unsent)
+            except BlockingIOError:
+                await anyio.wait_writable(self._socket)
+            except OSError:
+                raise ClientGone from None
+            else:
+                self._unsent = self._unsent[sent:]
+        await anyio.lowlevel.checkpoint()

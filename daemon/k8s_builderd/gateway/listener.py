@@ -1,0 +1,264 @@
+"""The Unix socket: who may come, how many at once, and what becomes of each call. Never touches Kubernetes."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import resource
+import socket
+import stat
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+import structlog
+from anyio.abc import TaskStatus
+from structlog.contextvars import bound_contextvars
+
+from k8s_builderd.errors import BuilderError, ClientGone, ProtocolError, SettingsError
+from k8s_builderd.gateway.connection import Connection
+from k8s_builderd.gateway.protocol import Request
+from k8s_builderd.metrics import Metrics
+from k8s_builderd.settings import Settings
+
+BACKLOG = 1024
+ACCEPT_PAUSE = 0.5
+"""Seconds to wait for file descriptors or memory when there are none for another connection."""
+_PASSING = {errno.ECONNABORTED, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EPERM}
+CALL_TIMEOUT = 60.0
+"""Seconds that detect, build and release may take; what takes time in them is the client that copies."""
+FAREWELL = 2.0
+"""Seconds in which a client must take its last words."""
+
+_DESCRIPTORS_EACH = 2
+"""File descriptors that one `run` costs: its connection, and the log that is followed for it."""
+_DESCRIPTORS_KEPT = 256
+
+_GERUNDS = {"detect": "detecting", "build": "building", "release": "releasing", "run": "running"}
+
+_log = structlog.get_logger("k8s_builderd.gateway.listener")
+
+Serve = Callable[[Request, Connection], Awaitable[int]]
+
+
+class Listener:
+    """Accepts connections and serves each in a task of its own, whose errors stay there."""
+
+    def __init__(self, settings: Settings, stages: Mapping[str, Serve], metrics: Metrics) -> None:
+        self.open = False
+        self.connections = 0
+        self._settings = settings
+        self._stages = stages
+        self._metrics = metrics
+        self._most = min(settings.max_connections, _descriptors())
+
+    async def serve(self, api_server: str, *, task_status: TaskStatus[None]) -> None:
+        """Listen until cancelled; started when the socket is there.
+
+        :param api_server: which cluster it is where no other daemon of this host may have our instance.
+        :raises SettingsError: if the socket cannot be made, or another daemon has it, or the instance.
+        """
+        path = self._settings.socket
+        with (
+            _locked(path),
+            _alone(api_server, self._settings.namespace, self._settings.instance),
+            _bound(path, self._settings.socket_mode) as listening,
+        ):
+            self.open = True
+            task_status.started()
+            _log.info("socket_open", path=str(path), connections=self._most)
+            async with anyio.create_task_group() as tasks:
+                while True:
+                    await anyio.wait_readable(listening)
+                    try:
+                        for accepted in _accept(listening):
+                            tasks.start_soon(self._handle, accepted)
+                    except OSError as error:
+                        if error.errno not in _PASSING:
+                            raise
+                        # The queue keeps who comes; without a pause this loop would only burn the CPU.
+                        _log.warning("accept_failed", reason=error.strerror)
+                        await anyio.sleep(ACCEPT_PAUSE)
+
+    async def _handle(self, accepted: socket.socket) -> None:
+        self.connections += 1
+        try:
+            with accepted:
+                await self._call(Connection(accepted))
+        except ClientGone:
+            pass
+        except Exception:  # noqa: BLE001 - one call that breaks takes no other along
+            _log.exception("call_broke")
+        finally:
+            self.connections -= 1
+
+    async def _call(self, connection: Connection) -> None:
+        try:
+            with anyio.fail_after(self._settings.request_timeout):
+                await connection.read_hello()
+                if fault := self._unwelcome(connection):
+                    raise ProtocolError(fault)
+                request = await connection.read_request()
+        except TimeoutError:
+            seconds = self._settings.request_timeout
+            await self._turn_away(connection, f"the request was not complete within {seconds:g} s")
+            return
+        except ProtocolError as error:
+            await self._turn_away(connection, str(error))
+            return
+        with bound_contextvars(stage=request.stage, client_pid=request.pid, uid=connection.credentials.uid):
+            code = await self._serve(request, connection)
+            self._metrics.called(request.stage, code)
+            with anyio.move_on_after(FAREWELL):
+                await connection.exit(code)
+
+    def _unwelcome(self, connection: Connection) -> str | None:
+        """Return why this client is not served.
+
+        :raises ClientGone: if it is to come again: its chaincode may be running, and an exit would end that.
+        """
+        allowed, uid = self._settings.allowed_uids, connection.credentials.uid
+        if allowed is not None and uid not in allowed:
+            return f"user id {uid} is not in FABRIC_K8S_BUILDER_ALLOWED_UIDS"
+        if self.connections > self._most:
+            why = f"more than {self._most} connections (FABRIC_K8S_BUILDER_MAX_CONNECTIONS)"
+            if connection.stage == "run":
+                _log.warning("client_turned_away", reason=why, uid=uid)
+                raise ClientGone
+            return why
+        return None
+
+    async def _serve(self, request: Request, connection: Connection) -> int:
+        try:
+            with anyio.fail_after(None if request.stage == "run" else CALL_TIMEOUT):
+                return await self._stages[request.stage](request, connection)
+        except TimeoutError:
+            text = f"the client did not take its answer within {CALL_TIMEOUT:g} s"
+        except SettingsError as error:
+            text = str(error)  # in the Go builder's words, which have nothing in front of them
+        except ProtocolError as error:
+            text = f"The k8s-builderd daemon ends this call: {error}"
+        except BuilderError as error:
+            text = f"Error {_GERUNDS[request.stage]} chaincode: {error}"
+        except ClientGone:
+            raise
+        except Exception:  # noqa: BLE001 - one call that breaks takes no other along
+            _log.exception("call_broke")
+            text = f"Error {_GERUNDS[request.stage]} chaincode: the daemon made a mistake; its log says more"
+        _log.warning("call_failed", reason=text)
+        with anyio.move_on_after(FAREWELL):
+            await connection.say(text)
+        return 1
+
+    async def _turn_away(self, connection: Connection, why: str) -> None:
+        _log.warning("client_turned_away", reason=why, uid=connection.credentials.uid)
+        with anyio.move_on_after(FAREWELL):
+            await connection.say(f"The k8s-builderd daemon ends this call: {why}")
+            await connection.exit(1)
+
+
+def _accept(listening: socket.socket) -> Iterator[socket.socket]:
+    for _ in range(BACKLOG):
+        try:
+            connection, _ = listening.accept()
+        except BlockingIOError:
+            return
+        connection.setblocking(False)
+        yield connection
+
+
+def _descriptors() -> int:
+    """Allow ourselves as many file descriptors as we may have, and return for how many connections that is enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return max(1, (hard - _DESCRIPTORS_KEPT) // _DESCRIPTORS_EACH) if hard != resource.RLIM_INFINITY else 1 << 20
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock beside the socket: whoever has it may remove a socket that a dead daemon has left."""
+    beside = path.with_name(path.name + ".lock")
+    try:
+        descriptor = os.open(beside, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise SettingsError(
+            f"The FABRIC_K8S_BUILDER_SOCKET environment variable must name a socket in a directory that can be"
+            f" written: {beside}: {error.strerror}"
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SettingsError(
+                f"Another k8s-builderd has the socket of the FABRIC_K8S_BUILDER_SOCKET environment variable"
+                f" ({beside} is locked): end it, or give this one a socket of its own"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _alone(api_server: str, namespace: str, instance: str) -> Iterator[None]:
+    """Hold the name of the instance on this host: two daemons of one name would delete each other's Jobs as orphans.
+
+    An abstract socket: it needs no directory that both can see, and the kernel frees it with the process.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    scope = hashlib.sha256("\0".join((api_server, namespace, instance)).encode()).hexdigest()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
+        try:
+            held.bind(f"\0k8s-builderd/{scope}")
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise SettingsError(
+                f"Another k8s-builderd on this host has the instance {instance}: give this one a name of its own with"
+                " the FABRIC_K8S_BUILDER_INSTANCE environment variable"
+            ) from None
+        yield
+
+
+@contextmanager
+def _bound(path: Path, mode: int) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
+        listening.setblocking(False)
+        try:
+            _make_room(path)
+            listening.bind(os.fspath(path))
+        except OSError as error:
+            raise _unusable(path, error) from error
+        try:
+            try:
+                # Nobody can connect before listen(), so nobody can before the mode is what it is to be.
+                path.chmod(mode)
+                listening.listen(BACKLOG)
+            except OSError as error:
+                raise _unusable(path, error) from error
+            yield listening
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _unusable(path: Path, error: OSError) -> SettingsError:
+    return SettingsError(
+        "The FABRIC_K8S_BUILDER_SOCKET environment variable must name a socket that can be made:"
+        f" {path}: {error.strerror}"
+    )
+
+
+def _make_room(path: Path) -> None:
+    try:
+        there = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(there.st_mode):
+        raise SettingsError(
+            f"The FABRIC_K8S_BUILDER_SOCKET environment variable must name a socket; {path} is something else"
+        )
+    path.unlink()

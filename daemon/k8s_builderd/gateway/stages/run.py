@@ -1,0 +1,69 @@
+"""`run`: makes the plan of a launch from its request, and attends the run."""
+
+import hashlib
+
+from k8s_builderd.errors import ProtocolError
+from k8s_builderd.fabric import names
+from k8s_builderd.fabric.names import Token
+from k8s_builderd.fabric.package import CHAINCODE_FILE, IMAGE_FILE, decode_chaincode, decode_image
+from k8s_builderd.fabric.plan import Plan
+from k8s_builderd.gateway.connection import Connection
+from k8s_builderd.gateway.protocol import Request
+from k8s_builderd.runs.attend import Runs
+from k8s_builderd.runs.cursor import Cursor
+from k8s_builderd.settings import Settings
+
+
+async def serve(request: Request, connection: Connection, settings: Settings, runs: Runs) -> int:
+    """Launch the chaincode, pass on its log, and return the exit code of `run` when it has ended.
+
+    :raises BuilderError: if the request cannot be used or the chaincode does not run.
+    :raises ClientGone: if the connection closed.
+    """
+    cursor = read_cursor(request)
+    plan = make_plan(request, settings, cursor)
+    connection.debug = plan.settings.debug
+    for name in settings.overridden(request.environment):
+        await connection.say_debug(f"The daemon's {name} is used, not the peer's")
+    return await runs.attend(plan, cursor, connection)
+
+
+def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Plan:
+    """Check all of the request and return what to launch. Pure.
+
+    :raises SettingsError: if an environment variable cannot be used.
+    :raises PackageError: if a document cannot be used.
+    """
+    launch = settings.for_launch(request.environment)
+    image = decode_image(request.document(IMAGE_FILE))
+    chaincode = decode_chaincode(request.document(CHAINCODE_FILE))
+    inherited = cursor.token if cursor is not None else None
+    token = inherited or Token(request.token.decode())
+    object_name = names.object_name(
+        launch.object_name_prefix, launch.peer_id, chaincode.peer_address, chaincode.mspid, chaincode.chaincode_id
+    )
+    return Plan(
+        chaincode=chaincode,
+        image=image,
+        settings=launch,
+        object_name=object_name,
+        job_name=names.job_name(object_name, token.sha256),
+        token=token,
+        peer=hashlib.sha256(chaincode.root_cert.encode()).hexdigest()[:32] if chaincode.tls else "",
+        instance=settings.instance,
+        namespace=settings.namespace,
+        run_as_non_root=settings.run_as_non_root,
+        template=settings.pod_template,
+        heir=cursor.heir if cursor is not None else 0,
+    )
+
+
+def read_cursor(request: Request) -> Cursor | None:
+    """Return the request's cursor.
+
+    :raises ProtocolError: if it is none of ours.
+    """
+    try:
+        return Cursor.parse(request.cursor) if request.cursor else None
+    except ValueError:
+        raise ProtocolError("the cursor is not one that a daemon has sent") from None

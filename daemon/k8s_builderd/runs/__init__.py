@@ -1,0 +1,1 @@
+"""A launch from its request to the end of its chaincode. Knows no socket and no status code."""
