@@ -17,7 +17,7 @@ from k8s_builderd.fabric import manifests, names
 from k8s_builderd.fabric.names import Token
 from k8s_builderd.fabric.package import Chaincode, Image
 from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan
-from k8s_builderd.runs.store import Reason
+from k8s_builderd.runs.record import Reason
 from k8s_builderd.settings import FORWARDED, PEER_ID, Settings, launch_settings
 
 yaml: Any = importlib.import_module("yaml")  # kubernetes_asyncio brings it, without type stubs
@@ -195,6 +195,7 @@ def plan() -> Plan:
         peer="0123456789abcdef" * 2,
         instance="peer0-org1-0",
         namespace="fabric",
+        host="0123456789abcdef",
     )
 
 

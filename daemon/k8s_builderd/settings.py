@@ -4,6 +4,7 @@ The names without `FABRIC_K8S_BUILDER_` and those of the Go builder mean what th
 (docs/configuration.md has them all). What the operator sets on the daemon wins over what a client forwards.
 """
 
+import hashlib
 import os
 import re
 import socket
@@ -29,6 +30,7 @@ FORWARDED = (
 """What a client's environment may fill in where the daemon's leaves it unset."""
 
 DEFAULT_SOCKET = "/run/k8s-builder/builder.sock"
+_MACHINE_ID_FILE = Path("/etc/machine-id")
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _DNS_1123_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _DNS_1123_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -44,6 +46,8 @@ class Settings(Struct, frozen=True):
     kubeconfig: str
     namespace: str
     instance: str
+    host: str = ""
+    """A hash of the machine that the daemon runs on: a Job that no pod owns is this daemon's only with this."""
     socket: Path = Path(DEFAULT_SOCKET)
     socket_mode: int = 0o660
     allowed_uids: frozenset[int] | None = None
@@ -80,6 +84,7 @@ class Settings(Struct, frozen=True):
             kubeconfig=read.environ.get("KUBECONFIG_PATH", ""),
             namespace=read("NAMESPACE", _own_namespace(), _namespace),
             instance=read("INSTANCE", _host_name(), _kubernetes_label_value),
+            host=_host_id(),
             socket=read("SOCKET", Path(DEFAULT_SOCKET), _socket_path),
             socket_mode=read("SOCKET_MODE", 0o660, _mode),
             allowed_uids=read("ALLOWED_UIDS", None, _uids),
@@ -261,6 +266,16 @@ def _pod_template(value: str) -> Mapping[str, Any]:
 def _host_name() -> str:
     # A pod's host name is its own name, and so a label value; another host's may have to be made one.
     return re.sub("[^-A-Za-z0-9_.]", "-", socket.gethostname())[:63].strip("-_.") or "k8s-builderd"
+
+
+def _host_id() -> str:
+    # machine-id(5): a hash with a name of ours in it, never the id itself. In a container there is none; its host name
+    # is its own, too.
+    try:
+        machine = _MACHINE_ID_FILE.read_text().strip()
+    except OSError:
+        machine = ""
+    return hashlib.sha256(f"k8s-builderd {machine or socket.gethostname()}".encode()).hexdigest()[:16]
 
 
 def _own_namespace() -> str:

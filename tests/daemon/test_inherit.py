@@ -28,7 +28,7 @@ from tests.embedded.cluster import running
 pytestmark = pytest.mark.anyio
 
 HELD_UP = "no node takes the pod"
-GOES_ON = "this one goes on with its job"
+GOES_ON = "Reusing job"
 ROLE: Any = {"NODE_ROLE": "chaincode"}
 
 

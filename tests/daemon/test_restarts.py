@@ -193,7 +193,7 @@ async def test_a_run_that_the_next_daemon_has_adopted_is_stopped_as_ever(scene: 
     await replaced(scene, run, claimed=claimed)
     await run.line(b"line %d" % (len(chaincode_lines(run)) + 2))
     assert await run.terminate() == 0
-    assert b"is deleted" in run.lines[-1]
+    assert b"is accepted" in run.lines[-1]
     await nothing_left(scene)
 
 
@@ -226,7 +226,7 @@ async def test_the_next_daemon_would_give_other_names(scene: Scene, claimed: str
     await replaced(scene, run, claimed=claimed, OBJECT_NAME_PREFIX="other")
     await run.line("line 5")
     assert await run.terminate() == 0
-    assert run.lines[-1].endswith(f"chaincode job default/{job} is deleted".encode())
+    assert run.lines[-1].endswith(f"chaincode job default/{job} is accepted".encode())
     await nothing_left(scene)
     assert len(ticking.pids) == 1
 

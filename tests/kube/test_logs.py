@@ -18,7 +18,7 @@ from k8s_builderd.kube.api import PODS, Api
 from k8s_builderd.kube.errors import ApiError
 from k8s_builderd.kube.loglines import Batch, Position, Reader
 from k8s_builderd.kube.watch import Reflector
-from k8s_builderd.runs.observed import Sightings
+from k8s_builderd.runs.observed import Observed
 from tests.embedded.cluster import DIGEST, PATIENCE, Cluster, job
 from tests.kube.rogue import Reply, Request, rogue
 
@@ -100,7 +100,7 @@ class Follower:
 class Printer:
     """A running container that prints what it is told to, through a pipe."""
 
-    def __init__(self, cluster: Cluster, api: Api, pod: str, sightings: Sightings, pipe: int, tasks: TaskGroup) -> None:
+    def __init__(self, cluster: Cluster, api: Api, pod: str, sightings: Observed, pipe: int, tasks: TaskGroup) -> None:
         self.cluster = cluster
         self.pod = pod
         self.sightings = sightings
@@ -114,11 +114,11 @@ class Printer:
     async def open(cls, cluster: Cluster, api: Api, fifo: Path, clock: str = "exact") -> AsyncIterator[Self]:
         os.mkfifo(fifo)
         pipe = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)  # both, so that neither end waits for the other
-        sightings = Sightings()
+        sightings = Observed()
         body = job("printer", "cat", str(fifo), container={"image": f"localhost/{clock}@{DIGEST}"})
         await cluster.create(body)
         async with anyio.create_task_group() as tasks:
-            reflector = Reflector(api, PODS, Pod, "app=printer", sightings.saw, rng=Soon())
+            reflector = Reflector(api, PODS, Pod, "app=printer", lambda change: sightings.fold(change, 0.0), rng=Soon())
             tasks.start_soon(reflector.run)
             with anyio.fail_after(PATIENCE):
                 while not sightings.started:

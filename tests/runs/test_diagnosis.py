@@ -16,7 +16,7 @@ from k8s_builderd.fabric.objects import Job, Meta, Pod
 from k8s_builderd.kube.objects import Event
 from k8s_builderd.kube.watch import Applied, Deleted
 from k8s_builderd.runs.diagnosis import Diagnosis, Verdict, diagnose, verdict
-from k8s_builderd.runs.observed import Sightings
+from k8s_builderd.runs.observed import Observed
 
 OBSERVED: dict[str, list[Any]] = json.loads(Path(__file__).with_suffix(".json").read_text())
 NO_NODE = (
@@ -31,7 +31,7 @@ class Told:
     """One launch's watches played to it, and what it would have been told: each distinct cause once."""
 
     def __init__(self) -> None:
-        self.sightings = Sightings()
+        self.sightings = Observed()
         self.events: list[Event] = []
         self.found: dict[str, Diagnosis] = {}
         self.verdicts: list[Verdict] = []
@@ -42,10 +42,10 @@ class Told:
             self.events.append(msgspec.convert(body, Event))
         elif kind == "Job":
             job = msgspec.convert(body, Job)
-            sightings.saw(Deleted(job) if change == "DELETED" else Applied(job))
+            sightings.fold(Deleted(job) if change == "DELETED" else Applied(job), 0.0)
         else:
             pod = msgspec.convert(body, Pod)
-            sightings.saw(Deleted(pod) if change == "DELETED" else Applied(pod))
+            sightings.fold(Deleted(pod) if change == "DELETED" else Applied(pod), 0.0)
         if not (sightings.started or sightings.ended):
             for diagnosis in diagnose(sightings.pod, self.events):
                 self.found.setdefault(diagnosis.cause, diagnosis)
@@ -294,8 +294,10 @@ def judged(
         meta["deletionGracePeriodSeconds"] = grace
     containers = [{"name": "chaincode", "state": {"terminated": state}}] if state else []
     body = {"metadata": meta, "status": {"containerStatuses": containers, **status}}
-    sightings = Sightings()
-    sightings.saw(Applied(msgspec.convert(body, Pod)))
+    sightings = Observed()
+    if asked is not None and asked > AT:  # its end was seen before anybody asked for it
+        sightings.fold(Applied(msgspec.convert({**body, "metadata": {"name": "p", "uid": "u"}}, Pod)), 0.0)
+    sightings.fold(Applied(msgspec.convert(body, Pod)), 0.0)
     sightings.job_gone = job_gone
     return verdict(sightings, events)
 
@@ -357,10 +359,10 @@ def test_what_the_chaincode_left_as_its_termination_message_is_told() -> None:
 
 def jobless(*conditions: dict[str, str], gone: bool = False) -> Verdict:
     """Judge a Job that never had a pod."""
-    sightings = Sightings()
+    sightings = Observed()
     body = {"metadata": {"name": "j", "uid": "u"}, "status": {"conditions": conditions}}
     job = msgspec.convert(body, Job)
-    sightings.saw(Deleted(job) if gone else Applied(job))
+    sightings.fold(Deleted(job) if gone else Applied(job), 0.0)
     return verdict(sightings)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from k8s_builderd.fabric.names import (
     CHAINCODE_ANNOTATION,
+    HOST_ANNOTATION,
     MSPID_ANNOTATION,
     OBJECT_LABEL,
     PEER_ADDRESS_ANNOTATION,
@@ -120,6 +121,7 @@ def _annotations(plan: Plan) -> dict[str, str]:
         PEER_ID_ANNOTATION: plan.settings.peer_id,
         TOKEN_ANNOTATION: plan.token.sha256,
         PEER_ANNOTATION: plan.peer,
+        HOST_ANNOTATION: plan.host,
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 from msgspec import Struct
 from msgspec.structs import replace
 
-from k8s_builderd.fabric.names import Subject, Token
+from k8s_builderd.fabric.names import LaunchKey, Token
 from k8s_builderd.fabric.package import Chaincode, Image
 
 
@@ -40,22 +40,25 @@ class Plan(Struct, frozen=True):
     peer: str
     instance: str
     namespace: str
+    host: str = ""
+    """Which machine the daemon runs on (`names.HOST_ANNOTATION`)."""
     run_as_non_root: bool = False
     template: Mapping[str, Any] = {}
-    heir: int = 0
-    """Where the Job is an earlier launch's: the how manieth heir this launch is. `token` is that one's then."""
+    takeovers: int = 0
+    """Where the Job is an earlier launch's: how many launches have gone on with it, this one included. `token` is that
+    one's then."""
 
     @property
-    def subject(self) -> Subject:
+    def key(self) -> LaunchKey:
         """What is launched."""
         chaincode = self.chaincode
-        return Subject(chaincode.chaincode_id, chaincode.mspid, chaincode.peer_address, self.settings.peer_id)
+        return LaunchKey(chaincode.chaincode_id, chaincode.mspid, chaincode.peer_address, self.settings.peer_id)
 
     @property
-    def terms(self) -> tuple[Subject, Image, LaunchSettings, str]:
+    def reuse_key(self) -> tuple[LaunchKey, Image, LaunchSettings, str]:
         """What a launch must have in common with another one to go on with its Job, in one daemon."""
-        return self.subject, self.image, self.settings, self.peer
+        return self.key, self.image, self.settings, self.peer
 
-    def inherit(self, job_name: str, token: Token, heir: int) -> Self:
+    def reuse(self, job_name: str, token: Token, takeovers: int) -> Self:
         """Return the plan of this launch with an earlier one's Job."""
-        return replace(self, job_name=job_name, token=token, heir=heir)
+        return replace(self, job_name=job_name, token=token, takeovers=takeovers)

@@ -2,12 +2,10 @@
 
 import errno
 import fcntl
-import hashlib
 import os
 import resource
 import socket
 import stat
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from structlog.contextvars import bound_contextvars
 
 from k8s_builderd.errors import BuilderError, ClientGone, ProtocolError, SettingsError
 from k8s_builderd.gateway.connection import Connection
+from k8s_builderd.gateway.instance import addresses, held
 from k8s_builderd.gateway.protocol import Request
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.settings import Settings
@@ -63,7 +62,7 @@ class Listener:
         path = self._settings.socket
         with (
             _locked(path),
-            _alone(api_server, self._settings.namespace, self._settings.instance),
+            held(await addresses(api_server), self._settings.namespace, self._settings.instance),
             _bound(path, self._settings.socket_mode) as listening,
         ):
             self.open = True
@@ -199,29 +198,6 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _alone(api_server: str, namespace: str, instance: str) -> Iterator[None]:
-    """Hold the name of the instance on this host: two daemons of one name would delete each other's Jobs as orphans.
-
-    An abstract socket: it needs no directory that both can see, and the kernel frees it with the process.
-    """
-    if sys.platform != "linux":
-        yield
-        return
-    scope = hashlib.sha256("\0".join((api_server, namespace, instance)).encode()).hexdigest()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
-        try:
-            held.bind(f"\0k8s-builderd/{scope}")
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise SettingsError(
-                f"Another k8s-builderd on this host has the instance {instance}: give this one a name of its own with"
-                " the FABRIC_K8S_BUILDER_INSTANCE environment variable"
-            ) from None
-        yield
 
 
 @contextmanager

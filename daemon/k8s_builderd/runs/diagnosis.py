@@ -8,7 +8,7 @@ from msgspec import Struct
 from k8s_builderd.fabric.manifests import CONTAINER
 from k8s_builderd.fabric.objects import Pod
 from k8s_builderd.kube.objects import Event, Terminated
-from k8s_builderd.runs.observed import COMING, Sightings
+from k8s_builderd.runs.observed import STARTING, Observed
 
 
 class Diagnosis(Struct, frozen=True):
@@ -60,7 +60,7 @@ def diagnose(pod: Pod | None, events: Iterable[Event] = ()) -> list[Diagnosis]:
                 text = _with_remedy(text, "affinity")
             found.append(Diagnosis(f"unschedulable {words}", text))
         waiting = pod.container(CONTAINER).waiting
-        if waiting is not None and waiting.reason not in COMING:
+        if waiting is not None and waiting.reason not in STARTING:
             found.append(_waiting(waiting.reason or "", waiting.message or ""))
     for event in events:
         if event.reason in _TELLING_EVENTS:
@@ -112,7 +112,7 @@ class Verdict(Struct, frozen=True):
     text: str
 
 
-def verdict(seen: Sightings, events: Iterable[Event] = (), *, knew_pod: bool = False) -> Verdict:
+def verdict(seen: Observed, events: Iterable[Event] = (), *, knew_pod: bool = False) -> Verdict:
     """Say how the chaincode ended; only exit code 0 of a process that nobody told to end is a success.
 
     :param knew_pod: whether an earlier daemon has seen the pod, which may be gone without a trace.
@@ -136,18 +136,14 @@ def verdict(seen: Sightings, events: Iterable[Event] = (), *, knew_pod: bool = F
     return Verdict(0 if terminated.exit_code == 0 else 1, f"the chaincode {how}")
 
 
-def _cause_from_outside(seen: Sightings) -> str:
+def _cause_from_outside(seen: Observed) -> str:
     pod = seen.pod
     if pod is None:
         return "its job was deleted" if seen.job_gone else ""
     if pod.status.reason:
         return f"its pod was removed ({pod.status.reason}): {pod.status.message or 'no reason given'}"
-    finished = seen.terminated.finished_at if seen.terminated else None
-    # Whole seconds: in doubt the request was the cause of the end.
-    if seen.told_to_end is None and seen.terminated is None:
-        return "its job was deleted" if seen.job_gone else ""
-    if seen.told_to_end is None or (finished is not None and finished < seen.told_to_end):
-        return ""
+    if not seen.told_to_end:
+        return "its job was deleted" if seen.job_gone and seen.terminated is None else ""
     disruption = pod.condition("DisruptionTarget")
     if disruption is not None and disruption.status == "True":
         return f"its pod was evicted ({disruption.reason}): {disruption.message}"

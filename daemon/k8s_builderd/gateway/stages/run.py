@@ -37,8 +37,8 @@ def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Pl
     launch = settings.for_launch(request.environment)
     image = decode_image(request.document(IMAGE_FILE))
     chaincode = decode_chaincode(request.document(CHAINCODE_FILE))
-    inherited = cursor.token if cursor is not None else None
-    token = inherited or Token(request.token.decode())
+    reused = cursor.token if cursor is not None else None
+    token = reused or Token(request.token.decode())
     object_name = names.object_name(
         launch.object_name_prefix, launch.peer_id, chaincode.peer_address, chaincode.mspid, chaincode.chaincode_id
     )
@@ -52,9 +52,10 @@ def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Pl
         peer=hashlib.sha256(chaincode.root_cert.encode()).hexdigest()[:32] if chaincode.tls else "",
         instance=settings.instance,
         namespace=settings.namespace,
+        host=settings.host,
         run_as_non_root=settings.run_as_non_root,
         template=settings.pod_template,
-        heir=cursor.heir if cursor is not None else 0,
+        takeovers=cursor.takeovers if cursor is not None else 0,
     )
 
 
