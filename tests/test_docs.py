@@ -15,8 +15,9 @@ from k8s_builder_client.call import Call
 from k8s_builder_client.request import Request
 from k8s_builderd.fabric import manifests, names
 from k8s_builderd.fabric.names import Token
-from k8s_builderd.fabric.package import Chaincode, Image
+from k8s_builderd.fabric.package import DOCUMENT_SIZE, Chaincode, Image
 from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan
+from k8s_builderd.gateway.protocol import MAX_PATH_BYTES, MAX_PATHS
 from k8s_builderd.runs.store import Reason
 from k8s_builderd.settings import FORWARDED, PEER_ID, Settings, launch_settings
 
@@ -162,6 +163,12 @@ def test_a_constant_is_what_the_table_says(row: list[str]) -> None:
     package = "k8s_builder_client" if room.startswith("client.") else "k8s_builderd"
     module = importlib.import_module(f"{package}.{room.removeprefix('client.')}")
     assert float(row[1].split()[0]) == getattr(module, name)
+
+
+def test_the_bounds_of_a_package_are_those_of_the_code() -> None:
+    text = " ".join(section("packages.md", "The rules").split())
+    assert f"of at most {DOCUMENT_SIZE:,} bytes" in text
+    assert f"There can be {MAX_PATHS:,} paths at most, of {MAX_PATH_BYTES // 1024 // 1024} MiB together" in text
 
 
 # Objects

@@ -235,7 +235,7 @@ def _decode_fields(file: str, document: bytes, wanted: tuple[str, ...]) -> dict[
     most = CHAINCODE_SIZE if file == CHAINCODE_FILE else DOCUMENT_SIZE
     if len(document) > most:
         raise PackageError(file, f"must be at most {most:,} bytes")
-    if fault := _encoding_fault(document):
+    if fault := encoding_fault(document):
         raise PackageError(file, fault)
     pairs, fault = _decode_object(document)
     if fault:
@@ -252,7 +252,8 @@ def _decode_fields(file: str, document: bytes, wanted: tuple[str, ...]) -> dict[
     return fields
 
 
-def _encoding_fault(document: bytes) -> str | None:
+def encoding_fault(document: bytes) -> str | None:
+    """Return why a JSON document is not in UTF-8 as Go reads it; None if it may be."""
     if document.startswith(b"\xef\xbb\xbf"):
         return "must not begin with a byte order mark: save it as UTF-8 without BOM"
     if document.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in document[:4]:
