@@ -16,7 +16,7 @@ from k8s_builder_client.request import Request
 from k8s_builderd.fabric import manifests, names
 from k8s_builderd.fabric.names import Token
 from k8s_builderd.fabric.package import DOCUMENT_SIZE, Chaincode, Image
-from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan
+from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan, SecurityProfile
 from k8s_builderd.gateway.protocol import MAX_PATH_BYTES, MAX_PATHS
 from k8s_builderd.runs.store import Reason
 from k8s_builderd.settings import FORWARDED, PEER_ID, Settings, launch_settings
@@ -146,13 +146,27 @@ def test_what_a_client_forwards_is_listed_under_who_wins() -> None:
 
 def test_the_pod_template_of_the_example_can_be_used(tmp_path: Path) -> None:
     file = tmp_path / "template.json"
-    file.write_text(re.findall(r"```json\n(.*?)```", read("configuration.md"), re.DOTALL)[0])
+    file.write_text(re.findall(r"```json\n(.*?)```", section("configuration.md", "The pod template"), re.DOTALL)[0])
     settings = Settings.load({"FABRIC_K8S_BUILDER_POD_TEMPLATE": str(file)})
     body = manifests.job(msgspec.structs.replace(plan(), template=settings.pod_template), None)
     (container,) = body["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"memory": "256Mi"}
     assert container["image"] == plan().image.reference
     assert body["spec"]["template"]["metadata"]["labels"]["team"] == "ledger"
+
+
+def test_the_template_that_gives_capabilities_back_gives_no_more(tmp_path: Path) -> None:
+    file = tmp_path / "template.json"
+    text = section("configuration.md", "The security profile")
+    file.write_text(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
+    settings = Settings.load({"FABRIC_K8S_BUILDER_POD_TEMPLATE": str(file)})
+    before, after = (
+        manifests.job(msgspec.structs.replace(plan(), template=template), None)["spec"]["template"]["spec"]
+        for template in ({}, settings.pod_template)
+    )
+    added = after["containers"][0]["securityContext"]["capabilities"].pop("add")
+    assert (added, after) == (["SETUID", "SETGID"], before)
+    assert [code(row[0])[0] for row in rows(text)] == list(SecurityProfile)
 
 
 @pytest.mark.parametrize(

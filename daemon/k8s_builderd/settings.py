@@ -4,6 +4,7 @@ The names without `FABRIC_K8S_BUILDER_` and those of the Go builder mean what th
 (docs/configuration.md has them all). What the operator sets on the daemon wins over what a client forwards.
 """
 
+import math
 import os
 import re
 import socket
@@ -16,7 +17,7 @@ from msgspec import Struct
 
 from k8s_builderd.errors import SettingsError
 from k8s_builderd.fabric.names import label_value_fault, name_prefix_fault
-from k8s_builderd.fabric.plan import LaunchSettings
+from k8s_builderd.fabric.plan import LaunchSettings, SecurityProfile
 from k8s_builderd.golang import parse_bool, parse_duration
 
 PREFIX = "FABRIC_K8S_BUILDER_"
@@ -50,6 +51,7 @@ class Settings(Struct, frozen=True):
     health_address: tuple[str, int] = ("0.0.0.0", 9480)  # noqa: S104 - the kubelet's probes come from outside the pod
     log_format: str = "json"
     debug: bool = False
+    security_profile: SecurityProfile = SecurityProfile.BASELINE
     run_as_non_root: bool = False
     pod_name: str = ""
     pod_uid: str = ""
@@ -86,6 +88,7 @@ class Settings(Struct, frozen=True):
             health_address=read("HEALTH_ADDRESS", ("0.0.0.0", 9480), _address),  # noqa: S104 - as above
             log_format=read("LOG_FORMAT", "json", _one_of("json", "console")),
             debug=read("DEBUG", False, parse_bool),
+            security_profile=read("SECURITY_PROFILE", SecurityProfile.BASELINE, _security_profile),
             run_as_non_root=read("RUN_AS_NON_ROOT", False, parse_bool),
             pod_name=read("POD_NAME", "", str),
             pod_uid=read("POD_UID", "", str),
@@ -132,7 +135,7 @@ def launch_settings(environ: Mapping[str, str]) -> LaunchSettings:
         node_role=read("NODE_ROLE", "", _kubernetes_label_value),
         object_name_prefix=read("OBJECT_NAME_PREFIX", "hlfcc", _name_prefix),
         service_account=read("SERVICE_ACCOUNT", "default", _service_account),
-        start_timeout=read("START_TIMEOUT", 180.0, _go_duration),
+        start_timeout=read("START_TIMEOUT", 180.0, _time_limit),
         debug=read("DEBUG", False, parse_bool),
     )
 
@@ -174,6 +177,11 @@ def _go_duration(value: str) -> float:
         return parse_duration(value)
     except ValueError as error:
         raise _Rule(f"must be a valid Go duration string, e.g. 3m40s: {error}") from None
+
+
+def _time_limit(value: str) -> float:
+    seconds = _go_duration(value)
+    return seconds if seconds > 0 else math.inf  # as client-go's ContextWithOptionalTimeout, and so the Go builder
 
 
 def _duration(value: str) -> float:
@@ -240,6 +248,10 @@ def _one_of(*choices: str) -> Callable[[str], str]:
         return value
 
     return parse
+
+
+def _security_profile(value: str) -> SecurityProfile:
+    return SecurityProfile(_one_of(*SecurityProfile)(value))
 
 
 def _pod_template(value: str) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from k8s_builderd.fabric import manifests
 from k8s_builderd.fabric.names import Token
 from k8s_builderd.fabric.package import Image, decode_chaincode
-from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan
+from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan, SecurityProfile
 
 DIGEST = "sha256:" + "5e" * 32
 HASH = "6f98c4bb29414771312eddd1a813eef583df2121c235c4797792f141a46d4b45"
@@ -168,6 +168,51 @@ def test_chaincode_is_other_peoples_code() -> None:
         "privileged": False,
     }
     assert pod(replace(plan(), run_as_non_root=True))["securityContext"]["runAsNonRoot"] is True
+
+
+def violations(spec: dict[str, Any]) -> list[str]:
+    """Return what Pod Security 'restricted' has against a pod (kubernetes.io, Pod Security Standards, v1.36).
+
+    As far as our pods have such fields at all: that they have no others is asserted as well.
+    """
+    pod_context = spec.get("securityContext", {})
+    found = [f"spec.{key}" for key in ("hostNetwork", "hostPID", "hostIPC", "hostUsers") if key in spec]
+    found += [f"volume {volume}" for volume in spec["volumes"] if volume.keys() != {"name", "secret"}]
+    found += [f"pod {key}" for key in pod_context.keys() - {"runAsNonRoot", "seccompProfile"}]
+    for each in spec["containers"]:
+        context = each.get("securityContext", {})
+        profile = context.get("seccompProfile", pod_context.get("seccompProfile", {}))
+        known = {"allowPrivilegeEscalation", "capabilities", "privileged"}
+        found += [f"container {key}" for key in context.keys() - known]
+        found += [f"container {key}" for key in ("ports", "lifecycle", "livenessProbe") if key in each]
+        found += ["privileged"] * bool(context.get("privileged"))
+        found += ["allowPrivilegeEscalation"] * (context.get("allowPrivilegeEscalation") is not False)
+        found += ["runAsNonRoot"] * (pod_context.get("runAsNonRoot") is not True)
+        found += ["seccompProfile"] * (profile.get("type") not in {"RuntimeDefault", "Localhost"})
+        found += ["capabilities"] * (context.get("capabilities") != {"drop": ["ALL"]})
+    return found
+
+
+def test_the_profiles_are_pod_securitys_levels() -> None:
+    def of(profile: SecurityProfile) -> list[str]:
+        return violations(pod(replace(plan(), security_profile=profile)))
+
+    assert of(SecurityProfile.RESTRICTED) == []
+    assert of(SecurityProfile.BASELINE) == ["runAsNonRoot"]
+    assert violations(pod(replace(plan(), run_as_non_root=True))) == []
+
+
+def test_the_compatible_profile_makes_the_go_builders_pod() -> None:
+    made = replace(plan(), security_profile=SecurityProfile.COMPATIBLE)
+    assert set(pod(made)) == {
+        "serviceAccountName",
+        "restartPolicy",
+        "terminationGracePeriodSeconds",
+        "containers",
+        "volumes",
+    }
+    assert set(container(made)) == {"name", "image", "env", "volumeMounts"}
+    assert pod(replace(made, run_as_non_root=True))["securityContext"] == {"runAsNonRoot": True}
 
 
 def test_a_node_role_is_required_and_its_taint_tolerated() -> None:

@@ -18,7 +18,7 @@ from k8s_builderd.fabric.names import (
     hash_label_value,
     package_id,
 )
-from k8s_builderd.fabric.plan import Owner, Plan
+from k8s_builderd.fabric.plan import Owner, Plan, SecurityProfile
 
 CONTAINER = "chaincode"
 CERTS = "certs"
@@ -124,30 +124,30 @@ def _annotations(plan: Plan) -> dict[str, str]:
 
 
 def _pod_template(plan: Plan) -> dict[str, Any]:
-    spec: dict[str, Any] = {
-        "serviceAccountName": plan.settings.service_account,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
-        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": [
-            {
-                "name": CONTAINER,
-                "image": plan.image.reference,
-                "env": [{"name": name, "value": value} for name, value in _environment(plan).items()],
-                "volumeMounts": [{"name": CERTS, "mountPath": CERTS_PATH, "readOnly": True}],
-                "securityContext": {
-                    "allowPrivilegeEscalation": False,
-                    "capabilities": {"drop": ["ALL"]},
-                    "privileged": False,
-                },
-            }
-        ],
+    confined = plan.security_profile is not SecurityProfile.COMPATIBLE
+    container: dict[str, Any] = {
+        "name": CONTAINER,
+        "image": plan.image.reference,
+        "env": [{"name": name, "value": value} for name, value in _environment(plan).items()],
+        "volumeMounts": [{"name": CERTS, "mountPath": CERTS_PATH, "readOnly": True}],
+    }
+    spec: dict[str, Any] = {"serviceAccountName": plan.settings.service_account}
+    if confined:
+        spec |= {"automountServiceAccountToken": False, "enableServiceLinks": False}
+    spec |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": GRACE_SECONDS}
+    if confined:
+        spec["securityContext"] = {"seccompProfile": {"type": "RuntimeDefault"}}
+        container["securityContext"] = {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "privileged": False,
+        }
+    if plan.run_as_non_root or plan.security_profile is SecurityProfile.RESTRICTED:
+        spec.setdefault("securityContext", {})["runAsNonRoot"] = True
+    spec |= {
+        "containers": [container],
         "volumes": [{"name": CERTS, "secret": {"secretName": plan.job_name}}],
     }
-    if plan.run_as_non_root:
-        spec["securityContext"]["runAsNonRoot"] = True
     if role := plan.settings.node_role:
         spec["affinity"] = {
             "nodeAffinity": {

@@ -1,6 +1,7 @@
 """All that one launch is made from. Pure."""
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any, Self
 
 from msgspec import Struct
@@ -8,6 +9,15 @@ from msgspec.structs import replace
 
 from k8s_builderd.fabric.names import Subject, Token
 from k8s_builderd.fabric.package import Chaincode, Image
+
+
+class SecurityProfile(StrEnum):
+    """How much the pods of chaincode may do: `restricted` and `baseline` are Pod Security's levels."""
+
+    RESTRICTED = "restricted"
+    BASELINE = "baseline"
+    COMPATIBLE = "compatible"
+    """The pods of the Go builder, which leaves everything about security to the cluster's defaults."""
 
 
 class LaunchSettings(Struct, frozen=True):
@@ -18,6 +28,7 @@ class LaunchSettings(Struct, frozen=True):
     object_name_prefix: str = "hlfcc"
     service_account: str = "default"
     start_timeout: float = 180.0
+    """How long the container may take to run; infinite where there is no limit."""
     debug: bool = False
 
 
@@ -40,6 +51,7 @@ class Plan(Struct, frozen=True):
     peer: str
     instance: str
     namespace: str
+    security_profile: SecurityProfile = SecurityProfile.BASELINE
     run_as_non_root: bool = False
     template: Mapping[str, Any] = {}
     heir: int = 0
