@@ -275,6 +275,14 @@ def test_a_part_of_a_pod_template_that_is_no_object_is_refused_at_start(tmp_path
     assert "must name a file with" in refused(POD_TEMPLATE=template(tmp_path, content))
 
 
+def test_a_field_of_a_pod_template_that_cannot_be_used_is_told_at_start(tmp_path: Path) -> None:
+    file = template(tmp_path, b'{"spec": {"restartPolicy": "Always"}}')
+    assert refused(POD_TEMPLATE=file).startswith(
+        f"The {PREFIX}POD_TEMPLATE environment variable must name a file with a pod template that can be used: {file}:"
+        " spec.restartPolicy cannot be set: "
+    )
+
+
 def test_a_pod_template_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     assert refused(POD_TEMPLATE=str(missing)) == (

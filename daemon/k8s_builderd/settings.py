@@ -18,6 +18,7 @@ from msgspec import Struct
 from k8s_builderd.errors import SettingsError
 from k8s_builderd.fabric.names import label_value_fault, name_prefix_fault
 from k8s_builderd.fabric.plan import LaunchSettings, SecurityProfile
+from k8s_builderd.fabric.template import fault as template_fault
 from k8s_builderd.golang import parse_bool, parse_duration
 
 PREFIX = "FABRIC_K8S_BUILDER_"
@@ -267,6 +268,8 @@ def _pod_template(value: str) -> Mapping[str, Any]:
         or not all(isinstance(part, dict) for part in template.values())
     ):
         raise _Rule(f"must name a file with a JSON object that holds the objects metadata, spec or both: {value}")
+    if fault := template_fault(template):
+        raise _Rule(f"must name a file with a pod template that can be used: {value}: {fault}")
     return template
 
 

@@ -14,6 +14,7 @@ from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan, SecurityProfil
 
 DIGEST = "sha256:" + "5e" * 32
 HASH = "6f98c4bb29414771312eddd1a813eef583df2121c235c4797792f141a46d4b45"
+FIELD = "terminationGracePeriodSeconds"
 PEM = "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n"
 
 
@@ -247,8 +248,8 @@ def test_a_template_adds_to_lists_of_named_things() -> None:
             "containers": [
                 {
                     "name": "chaincode",
-                    "env": [{"name": "CHAINCODE_LOG", "value": "debug"}, {"name": "CORE_PEER_ADDRESS", "value": "x"}],
-                    "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+                    "env": [{"name": "CHAINCODE_LOG", "value": "debug"}],
+                    "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, {"name": "tmp", "mountPath": "/cache"}],
                 },
                 {"name": "sidecar", "image": "x"},
             ],
@@ -259,10 +260,10 @@ def test_a_template_adds_to_lists_of_named_things() -> None:
     made = plan(template=template)
     spec = pod(made)
     chaincode, sidecar = spec["containers"]
-    environment = {entry["name"]: entry["value"] for entry in chaincode["env"]}
-    assert (environment["CHAINCODE_LOG"], environment["CORE_PEER_ADDRESS"]) == ("debug", "x")
+    assert chaincode["env"][-1] == {"name": "CHAINCODE_LOG", "value": "debug"}
     assert len(chaincode["env"]) == 10
-    assert [mount["name"] for mount in chaincode["volumeMounts"]] == ["certs", "tmp"]
+    mounts = [(mount["name"], mount["mountPath"]) for mount in chaincode["volumeMounts"]]
+    assert mounts == [("certs", "/etc/hyperledger/fabric"), ("tmp", "/tmp"), ("tmp", "/cache")]
     assert sidecar == {"name": "sidecar", "image": "x"}
     assert [volume["name"] for volume in spec["volumes"]] == ["certs", "tmp"]
     assert spec["imagePullSecrets"] == [{"name": "registry"}]
@@ -288,6 +289,13 @@ def test_a_template_may_loosen_what_is_strict() -> None:
         "capabilities": {"drop": [], "add": ["NET_RAW"]},
         "privileged": False,
     }
+
+
+def test_the_grace_of_the_pod_is_the_plans() -> None:
+    for template, grace in (({}, 2), ({"spec": {}}, 2), *(({"spec": {FIELD: it}}, it or 2) for it in (30, None))):
+        made = plan(template=template)
+        assert (made.grace, pod(made)[FIELD]) == (grace, grace)
+    assert pod(plan(template={"spec": {"restartPolicy": None}}))["restartPolicy"] == "Never"
 
 
 def test_one_launchs_manifest_does_not_change_the_next_ones() -> None:

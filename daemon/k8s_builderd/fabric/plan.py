@@ -10,6 +10,9 @@ from msgspec.structs import replace
 from k8s_builderd.fabric.names import Subject, Token
 from k8s_builderd.fabric.package import Chaincode, Image
 
+GRACE_SECONDS = 2
+"""What a process that ignores SIGTERM (Node.js as PID 1 for one) may go on for; Kubernetes' default is 30."""
+
 
 class SecurityProfile(StrEnum):
     """How much the pods of chaincode may do: `restricted` and `baseline` are Pod Security's levels."""
@@ -56,6 +59,12 @@ class Plan(Struct, frozen=True):
     template: Mapping[str, Any] = {}
     heir: int = 0
     """Where the Job is an earlier launch's: the how manieth heir this launch is. `token` is that one's then."""
+
+    @property
+    def grace(self) -> int:
+        """Seconds that the pod's processes have to end in after SIGTERM."""
+        grace: int | None = self.template.get("spec", {}).get("terminationGracePeriodSeconds")
+        return GRACE_SECONDS if grace is None else grace
 
     @property
     def subject(self) -> Subject:
