@@ -70,6 +70,7 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("NAMESPACE", "fabric", "namespace", "fabric"),
     ("NAMESPACE", "a" * 63, "namespace", "a" * 63),
     ("NAMESPACE", "0-9", "namespace", "0-9"),
+    ("POD_NAMESPACE", "peers", "pod_namespace", "peers"),
     ("INSTANCE", "peer0.org1_A", "instance", "peer0.org1_A"),
     ("INSTANCE", "x" * 63, "instance", "x" * 63),
     ("SOCKET", "/tmp/b.sock", "socket", Path("/tmp/b.sock")),

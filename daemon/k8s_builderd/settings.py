@@ -56,6 +56,8 @@ class Settings(Struct, frozen=True):
     run_as_non_root: bool = False
     pod_name: str = ""
     pod_uid: str = ""
+    pod_namespace: str = ""
+    """The namespace of the daemon's own pod; empty where it is not known, and taken for `namespace` then."""
     pod_template: Mapping[str, Any] = {}
     max_connections: int = 4096
     request_timeout: float = 10.0
@@ -81,7 +83,7 @@ class Settings(Struct, frozen=True):
         return cls(
             environment={name: read.environ[name] for name in FORWARDED if read.environ.get(name)},
             kubeconfig=read.environ.get("KUBECONFIG_PATH", ""),
-            namespace=read("NAMESPACE", _own_namespace(), _namespace),
+            namespace=read("NAMESPACE", _service_account_namespace() or "default", _namespace),
             instance=read("INSTANCE", _host_name(), _kubernetes_label_value),
             socket=read("SOCKET", Path(DEFAULT_SOCKET), _socket_path),
             socket_mode=read("SOCKET_MODE", 0o660, _mode),
@@ -93,6 +95,7 @@ class Settings(Struct, frozen=True):
             run_as_non_root=read("RUN_AS_NON_ROOT", False, parse_bool),
             pod_name=read("POD_NAME", "", str),
             pod_uid=read("POD_UID", "", str),
+            pod_namespace=read("POD_NAMESPACE", _service_account_namespace(), _namespace),
             pod_template=read("POD_TEMPLATE", {}, _pod_template),
             max_connections=read("MAX_CONNECTIONS", 4096, _positive),
             request_timeout=read("REQUEST_TIMEOUT", 10.0, _positive_duration),
@@ -278,8 +281,8 @@ def _host_name() -> str:
     return re.sub("[^-A-Za-z0-9_.]", "-", socket.gethostname())[:63].strip("-_.") or "k8s-builderd"
 
 
-def _own_namespace() -> str:
+def _service_account_namespace() -> str:
     try:
-        return _NAMESPACE_FILE.read_text().strip() or "default"
+        return _NAMESPACE_FILE.read_text().strip()
     except OSError:
-        return "default"
+        return ""
