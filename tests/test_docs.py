@@ -15,8 +15,9 @@ from k8s_builder_client.call import Call
 from k8s_builder_client.request import Request
 from k8s_builderd.fabric import manifests, names
 from k8s_builderd.fabric.names import Token
-from k8s_builderd.fabric.package import Chaincode, Image
-from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan
+from k8s_builderd.fabric.package import DOCUMENT_SIZE, Chaincode, Image
+from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan, SecurityProfile
+from k8s_builderd.gateway.protocol import MAX_PATH_BYTES, MAX_PATHS
 from k8s_builderd.runs.record import Reason
 from k8s_builderd.settings import FORWARDED, PEER_ID, Settings, launch_settings
 
@@ -145,13 +146,27 @@ def test_what_a_client_forwards_is_listed_under_who_wins() -> None:
 
 def test_the_pod_template_of_the_example_can_be_used(tmp_path: Path) -> None:
     file = tmp_path / "template.json"
-    file.write_text(re.findall(r"```json\n(.*?)```", read("configuration.md"), re.DOTALL)[0])
+    file.write_text(re.findall(r"```json\n(.*?)```", section("configuration.md", "The pod template"), re.DOTALL)[0])
     settings = Settings.load({"FABRIC_K8S_BUILDER_POD_TEMPLATE": str(file)})
     body = manifests.job(msgspec.structs.replace(plan(), template=settings.pod_template), None)
     (container,) = body["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"memory": "256Mi"}
     assert container["image"] == plan().image.reference
     assert body["spec"]["template"]["metadata"]["labels"]["team"] == "ledger"
+
+
+def test_the_template_that_gives_capabilities_back_gives_no_more(tmp_path: Path) -> None:
+    file = tmp_path / "template.json"
+    text = section("configuration.md", "The security profile")
+    file.write_text(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
+    settings = Settings.load({"FABRIC_K8S_BUILDER_POD_TEMPLATE": str(file)})
+    before, after = (
+        manifests.job(msgspec.structs.replace(plan(), template=template), None)["spec"]["template"]["spec"]
+        for template in ({}, settings.pod_template)
+    )
+    added = after["containers"][0]["securityContext"]["capabilities"].pop("add")
+    assert (added, after) == (["SETUID", "SETGID"], before)
+    assert [code(row[0])[0] for row in rows(text)] == list(SecurityProfile)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +177,12 @@ def test_a_constant_is_what_the_table_says(row: list[str]) -> None:
     package = "k8s_builder_client" if room.startswith("client.") else "k8s_builderd"
     module = importlib.import_module(f"{package}.{room.removeprefix('client.')}")
     assert float(row[1].split()[0]) == getattr(module, name)
+
+
+def test_the_bounds_of_a_package_are_those_of_the_code() -> None:
+    text = " ".join(section("packages.md", "The rules").split())
+    assert f"of at most {DOCUMENT_SIZE:,} bytes" in text
+    assert f"There can be {MAX_PATHS:,} paths at most, of {MAX_PATH_BYTES // 1024 // 1024} MiB together" in text
 
 
 # Objects

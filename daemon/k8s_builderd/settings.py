@@ -5,6 +5,7 @@ The names without `FABRIC_K8S_BUILDER_` and those of the Go builder mean what th
 """
 
 import hashlib
+import math
 import os
 import re
 import socket
@@ -17,7 +18,8 @@ from msgspec import Struct
 
 from k8s_builderd.errors import SettingsError
 from k8s_builderd.fabric.names import label_value_fault, name_prefix_fault
-from k8s_builderd.fabric.plan import LaunchSettings
+from k8s_builderd.fabric.plan import LaunchSettings, SecurityProfile
+from k8s_builderd.fabric.template import fault as template_fault
 from k8s_builderd.golang import parse_bool, parse_duration
 
 PREFIX = "FABRIC_K8S_BUILDER_"
@@ -54,9 +56,12 @@ class Settings(Struct, frozen=True):
     health_address: tuple[str, int] = ("0.0.0.0", 9480)  # noqa: S104 - the kubelet's probes come from outside the pod
     log_format: str = "json"
     debug: bool = False
+    security_profile: SecurityProfile = SecurityProfile.BASELINE
     run_as_non_root: bool = False
     pod_name: str = ""
     pod_uid: str = ""
+    pod_namespace: str = ""
+    """The namespace of the daemon's own pod; empty where it is not known, and taken for `namespace` then."""
     pod_template: Mapping[str, Any] = {}
     max_connections: int = 4096
     request_timeout: float = 10.0
@@ -82,7 +87,7 @@ class Settings(Struct, frozen=True):
         return cls(
             environment={name: read.environ[name] for name in FORWARDED if read.environ.get(name)},
             kubeconfig=read.environ.get("KUBECONFIG_PATH", ""),
-            namespace=read("NAMESPACE", _own_namespace(), _namespace),
+            namespace=read("NAMESPACE", _service_account_namespace() or "default", _namespace),
             instance=read("INSTANCE", _host_name(), _kubernetes_label_value),
             host=_host_id(),
             socket=read("SOCKET", Path(DEFAULT_SOCKET), _socket_path),
@@ -91,9 +96,11 @@ class Settings(Struct, frozen=True):
             health_address=read("HEALTH_ADDRESS", ("0.0.0.0", 9480), _address),  # noqa: S104 - as above
             log_format=read("LOG_FORMAT", "json", _one_of("json", "console")),
             debug=read("DEBUG", False, parse_bool),
+            security_profile=read("SECURITY_PROFILE", SecurityProfile.BASELINE, _security_profile),
             run_as_non_root=read("RUN_AS_NON_ROOT", False, parse_bool),
             pod_name=read("POD_NAME", "", str),
             pod_uid=read("POD_UID", "", str),
+            pod_namespace=read("POD_NAMESPACE", _service_account_namespace(), _namespace),
             pod_template=read("POD_TEMPLATE", {}, _pod_template),
             max_connections=read("MAX_CONNECTIONS", 4096, _positive),
             request_timeout=read("REQUEST_TIMEOUT", 10.0, _positive_duration),
@@ -137,7 +144,7 @@ def launch_settings(environ: Mapping[str, str]) -> LaunchSettings:
         node_role=read("NODE_ROLE", "", _kubernetes_label_value),
         object_name_prefix=read("OBJECT_NAME_PREFIX", "hlfcc", _name_prefix),
         service_account=read("SERVICE_ACCOUNT", "default", _service_account),
-        start_timeout=read("START_TIMEOUT", 180.0, _go_duration),
+        start_timeout=read("START_TIMEOUT", 180.0, _time_limit),
         debug=read("DEBUG", False, parse_bool),
     )
 
@@ -179,6 +186,11 @@ def _go_duration(value: str) -> float:
         return parse_duration(value)
     except ValueError as error:
         raise _Rule(f"must be a valid Go duration string, e.g. 3m40s: {error}") from None
+
+
+def _time_limit(value: str) -> float:
+    seconds = _go_duration(value)
+    return seconds if seconds > 0 else math.inf  # as client-go's ContextWithOptionalTimeout, and so the Go builder
 
 
 def _duration(value: str) -> float:
@@ -247,6 +259,10 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+def _security_profile(value: str) -> SecurityProfile:
+    return SecurityProfile(_one_of(*SecurityProfile)(value))
+
+
 def _pod_template(value: str) -> Mapping[str, Any]:
     try:
         template = msgspec.json.decode(Path(value).read_bytes())
@@ -260,6 +276,8 @@ def _pod_template(value: str) -> Mapping[str, Any]:
         or not all(isinstance(part, dict) for part in template.values())
     ):
         raise _Rule(f"must name a file with a JSON object that holds the objects metadata, spec or both: {value}")
+    if fault := template_fault(template):
+        raise _Rule(f"must name a file with a pod template that can be used: {value}: {fault}")
     return template
 
 
@@ -278,8 +296,8 @@ def _host_id() -> str:
     return hashlib.sha256(f"k8s-builderd {machine or socket.gethostname()}".encode()).hexdigest()[:16]
 
 
-def _own_namespace() -> str:
+def _service_account_namespace() -> str:
     try:
-        return _NAMESPACE_FILE.read_text().strip() or "default"
+        return _NAMESPACE_FILE.read_text().strip()
     except OSError:
-        return "default"
+        return ""

@@ -1,6 +1,7 @@
 """All that one launch is made from. Pure."""
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any, Self
 
 from msgspec import Struct
@@ -8,6 +9,18 @@ from msgspec.structs import replace
 
 from k8s_builderd.fabric.names import LaunchKey, Token
 from k8s_builderd.fabric.package import Chaincode, Image
+
+GRACE_SECONDS = 2
+"""What a process that ignores SIGTERM (Node.js as PID 1 for one) may go on for; Kubernetes' default is 30."""
+
+
+class SecurityProfile(StrEnum):
+    """How much the pods of chaincode may do: `restricted` and `baseline` are Pod Security's levels."""
+
+    RESTRICTED = "restricted"
+    BASELINE = "baseline"
+    COMPATIBLE = "compatible"
+    """The pods of the Go builder, which leaves everything about security to the cluster's defaults."""
 
 
 class LaunchSettings(Struct, frozen=True):
@@ -18,6 +31,7 @@ class LaunchSettings(Struct, frozen=True):
     object_name_prefix: str = "hlfcc"
     service_account: str = "default"
     start_timeout: float = 180.0
+    """How long the container may take to run; infinite where there is no limit."""
     debug: bool = False
 
 
@@ -42,11 +56,18 @@ class Plan(Struct, frozen=True):
     namespace: str
     host: str = ""
     """Which machine the daemon runs on (`names.HOST_ANNOTATION`)."""
+    security_profile: SecurityProfile = SecurityProfile.BASELINE
     run_as_non_root: bool = False
     template: Mapping[str, Any] = {}
     takeovers: int = 0
     """Where the Job is an earlier launch's: how many launches have gone on with it, this one included. `token` is that
     one's then."""
+
+    @property
+    def grace(self) -> int:
+        """Seconds that the pod's processes have to end in after SIGTERM."""
+        grace: int | None = self.template.get("spec", {}).get("terminationGracePeriodSeconds")
+        return GRACE_SECONDS if grace is None else grace
 
     @property
     def key(self) -> LaunchKey:

@@ -97,6 +97,13 @@ class ContainerStatus(_Read, frozen=True):
     state: ContainerState = field(default_factory=ContainerState)
 
 
+class PodSpec(_Read, frozen=True):
+    """`spec` of a Pod."""
+
+    termination_grace_period_seconds: int = 30
+    """The API server sets it where nobody has."""
+
+
 class PodStatus(_Read, frozen=True):
     """`status` of a Pod."""
 
@@ -112,6 +119,13 @@ class Pod(_Read, frozen=True):
 
     metadata: Meta
     status: PodStatus = field(default_factory=PodStatus)
+    spec: PodSpec = field(default_factory=PodSpec)
+
+    @property
+    def grace(self) -> int:
+        """Seconds that the processes have to end in after SIGTERM: those of the deletion, where there is one."""
+        granted = self.metadata.deletion_grace_period_seconds
+        return self.spec.termination_grace_period_seconds if granted is None else granted
 
     def container(self, name: str) -> ContainerState:
         """Return the state of the named container, empty while the kubelet has not told any."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import anyio
 
-from k8s_builderd.fabric.manifests import CONTAINER, GRACE_SECONDS
+from k8s_builderd.fabric.manifests import CONTAINER
 from k8s_builderd.fabric.objects import Job, Pod
 from k8s_builderd.kube.objects import Terminated
 from k8s_builderd.kube.watch import Applied, Deleted
@@ -122,7 +122,7 @@ class Observed:
     @property
     def grace(self) -> float:
         """The seconds that the pod's containers may take to end."""
-        return GRACE_SECONDS
+        return self.pod.grace if self.pod is not None else 0.0
 
     @property
     def told_to_end(self) -> bool:

@@ -5,7 +5,7 @@ import hashlib
 from k8s_builderd.errors import ProtocolError
 from k8s_builderd.fabric import names
 from k8s_builderd.fabric.names import Token
-from k8s_builderd.fabric.package import CHAINCODE_FILE, IMAGE_FILE, decode_chaincode, decode_image
+from k8s_builderd.fabric.package import CHAINCODE_FILE, IMAGE_FILE, decode_built_image, decode_chaincode
 from k8s_builderd.fabric.plan import Plan
 from k8s_builderd.gateway.connection import Connection
 from k8s_builderd.gateway.protocol import Request
@@ -25,7 +25,24 @@ async def serve(request: Request, connection: Connection, settings: Settings, ru
     connection.debug = plan.settings.debug
     for name in settings.overridden(request.environment):
         await connection.say_debug(f"The daemon's {name} is used, not the peer's")
+    if cursor is None:
+        await _warn(plan, connection)
     return await runs.attend(plan, cursor, connection)
+
+
+async def _warn(plan: Plan, connection: Connection) -> None:
+    """Tell what is allowed and yet may be a mistake."""
+    if plan.image.tag:
+        await connection.say(
+            f"image.json names the tag {plan.image.tag!a} and a digest. Kubernetes runs the image of the digest; the"
+            " tag means nothing"
+        )
+    if not plan.chaincode.reachable:
+        await connection.say(
+            f"The chaincode is told to connect to {plan.chaincode.peer_address}. That works only on the peer's own"
+            " machine: for chaincode in pods, set CORE_PEER_CHAINCODEADDRESS on the peer to an address that pods can"
+            " reach"
+        )
 
 
 def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Plan:
@@ -35,7 +52,7 @@ def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Pl
     :raises PackageError: if a document cannot be used.
     """
     launch = settings.for_launch(request.environment)
-    image = decode_image(request.document(IMAGE_FILE))
+    image = decode_built_image(request.document(IMAGE_FILE))
     chaincode = decode_chaincode(request.document(CHAINCODE_FILE))
     reused = cursor.token if cursor is not None else None
     token = reused or Token(request.token.decode())
@@ -53,6 +70,7 @@ def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Pl
         instance=settings.instance,
         namespace=settings.namespace,
         host=settings.host,
+        security_profile=settings.security_profile,
         run_as_non_root=settings.run_as_non_root,
         template=settings.pod_template,
         takeovers=cursor.takeovers if cursor is not None else 0,
