@@ -161,9 +161,17 @@ class ObjectOnly(_Read, frozen=True):
     metadata: Meta
 
 
+class StatusCause(_Read, frozen=True):
+    """One entry of `details.causes` of a Status."""
+
+    reason: str | None = None
+
+
 class StatusDetails(_Read, frozen=True):
     """`details` of a Status."""
 
+    kind: str | None = None
+    causes: tuple[StatusCause, ...] | None = None
     retry_after_seconds: int | None = None
 
 

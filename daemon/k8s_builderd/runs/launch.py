@@ -20,7 +20,7 @@ from k8s_builderd.fabric.objects import Job
 from k8s_builderd.fabric.plan import Owner, Plan
 from k8s_builderd.kube import logs
 from k8s_builderd.kube.api import EVENTS, JOBS, SECRETS, Api
-from k8s_builderd.kube.errors import AlreadyExists, ApiError, Forbidden, Invalid, NotFound, Refusals
+from k8s_builderd.kube.errors import AlreadyExists, ApiError, Invalid, NotFound, Refusals
 from k8s_builderd.kube.loglines import Batch, Position
 from k8s_builderd.kube.objects import Event, ObjectOnly
 from k8s_builderd.runs.cursor import Cursor
@@ -298,7 +298,7 @@ class Launch:
                 return answer
             except ApiError as error:
                 last = refusals.last(error, anyio.current_time())
-                if last or not (error.transient or isinstance(error, Forbidden)):
+                if last or not (error.transient or error.may_pass):
                     raise
                 self._trouble = str(error)
                 _log.info("api_retry", reason=str(error))
