@@ -47,8 +47,8 @@ async def serve(settings: Settings) -> None:
         )
         checks: dict[str, health.Check] = {
             "socket": lambda: None if listener.open else "not open yet",
-            "jobs": lambda: registry.jobs.trouble,
-            "pods": lambda: registry.pods.trouble,
+            "jobs": lambda: registry.jobs.error,
+            "pods": lambda: registry.pods.error,
             "owner": lambda: own_pod.trouble,
         }
         metrics.gauge("runs", "Runs known", lambda: registry.count)

@@ -38,7 +38,7 @@ class Follower:
     def __init__(self) -> None:
         self.lines = b""
         self.gaps = 0
-        self.troubles: list[str] = []
+        self.refusals: list[str] = []
         self.position: Position | None = None
         self.ended = anyio.Event()
         self._changed = anyio.Event()
@@ -59,7 +59,7 @@ class Follower:
             after,
             deliver=self._deliver,
             gap=self._gap,
-            trouble=self._trouble,
+            refused=self._refused,
             drain=drain,
             rng=Soon(),
         )
@@ -75,8 +75,8 @@ class Follower:
         self.gaps += 1
         self._pulse()
 
-    async def _trouble(self, error: ApiError) -> None:
-        self.troubles.append(str(error))
+    async def _refused(self, error: ApiError) -> None:
+        self.refusals.append(str(error))
         self._pulse()
 
     def _pulse(self) -> None:
@@ -286,8 +286,8 @@ async def test_a_log_that_is_refused_is_told_once_and_asked_for_again(printer: P
     said = await printer.say(numbered(0, 10))
     await printer.fault(times=None, action={"do": "status", "code": code})
     follower = printer.follow()
-    await follower.until(lambda: follower.troubles)
-    assert "cannot get pods/log" in follower.troubles[0]
+    await follower.until(lambda: follower.refusals)
+    assert "cannot get pods/log" in follower.refusals[0]
     await printer.poke()
     await printer.met(4)
     await printer.back()
@@ -295,7 +295,7 @@ async def test_a_log_that_is_refused_is_told_once_and_asked_for_again(printer: P
     await follower.until(b"line 9\n")
     printer.close()
     assert await follower.end() == said
-    assert (follower.gaps, len(follower.troubles)) == (0, 1)
+    assert (follower.gaps, len(follower.refusals)) == (0, 1)
 
 
 async def test_an_outage_of_the_api_loses_nothing(printer: Printer) -> None:

@@ -64,7 +64,7 @@ class Watched:
             while not wanted():
                 await self._changed.wait()
             return
-        raise AssertionError(f"it did not come: {self.told}, {self.reflector.trouble}")
+        raise AssertionError(f"it did not come: {self.told}, {self.reflector.error}")
 
     async def has(self, *names: str) -> None:
         await self.until(lambda: self.names == {*names})
@@ -288,7 +288,7 @@ async def test_an_api_server_that_was_away_is_caught_up_with(cluster: Cluster, w
     if how == "outage":
         await cluster.switch("POST", "outage", {"on": True})
         await watched.state(lambda: not watched.reflector.synced)
-        assert "cannot watch secrets: the Kubernetes API does not answer" in str(watched.reflector.trouble)
+        assert "cannot watch secrets: the Kubernetes API does not answer" in str(watched.reflector.error)
         await cluster.switch("POST", "outage", {"on": False})
     else:
         await cluster.switch("POST", "restart", {"seconds": 0, "forbidden": 0.1})
@@ -307,7 +307,7 @@ async def test_an_api_server_that_comes_late_is_waited_for(cluster: Cluster, api
         await watched.state(lambda: len(watched.rng.asked) > 5)
         assert not watched.reflector.synced
         assert not watched.reflector.ever_synced.is_set()
-        assert "cannot list secrets" in str(watched.reflector.trouble)
+        assert "cannot list secrets" in str(watched.reflector.error)
         await cluster.switch("POST", "outage", {"on": False})
         await watched.has("a")
         await watched.state(lambda: watched.reflector.synced)

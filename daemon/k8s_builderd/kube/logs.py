@@ -52,7 +52,7 @@ async def follow(
     *,
     deliver: Callable[[Batch], Awaitable[None]],
     gap: Callable[[], Awaitable[None]],
-    trouble: Callable[[ApiError], Awaitable[None]],
+    refused: Callable[[ApiError], Awaitable[None]],
     drain: float = DRAIN_TIMEOUT,
     rng: Random | None = None,
 ) -> None:
@@ -67,7 +67,7 @@ async def follow(
     :param deliver: takes each batch; while it waits nothing is read, so a slow reader costs no memory.
     :param gap: is called once when lines after `after` have been thrown away (only the newest file is served after a
         rotation), before the lines that are left.
-    :param trouble: is told when the API server refuses the log; it is asked again nevertheless.
+    :param refused: is told when the API server refuses the log; it is asked again nevertheless.
     :param drain: seconds from the container's end, or from an API server's return, in which the rest has to come.
     :raises LogIncomplete: if the API server does not give the rest in that time.
     """
@@ -75,7 +75,7 @@ async def follow(
     pauses = delays(0.1, 5.0, rng)
     give_up: float | None = None
     refusals = Refusals()
-    told = False
+    reported = False
     while True:
         ended = container.ended
         pause = next(pauses)
@@ -97,16 +97,16 @@ async def follow(
             if not isinstance(error, Invalid) and refusals.last(error, anyio.current_time()):
                 # Invalid says that the container waits to start. The rest is no reason to stop listening: a Role can be
                 # mended.
-                if not told:
-                    await trouble(error)
-                told = True
+                if not reported:
+                    await refused(error)
+                reported = True
                 pause = REFUSED_PAUSE if give_up is None else pause
         else:
             if give_up is not None and anyio.current_time() > give_up and passage.position == before:
                 raise LogIncomplete("the chaincode's log does not come to an end")
         if passage.position != before:
             pauses = delays(0.1, 5.0, rng)
-            refusals, told = Refusals(), False
+            refusals, reported = Refusals(), False
         with anyio.move_on_after(pause):
             await container.changed()
 
@@ -129,7 +129,7 @@ class _Passage:
         self._container_name = name
         self._deliver = deliver
         self._gap = gap
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._shown: tuple[bool, tuple[int, bytes]] | None = None
         self._barren = 0
         self._missed = False
@@ -182,7 +182,7 @@ class _Passage:
             query["follow"] = "true"
         if after is not None:
             query["sinceTime"] = after.since
-        reader = Reader(None if everything else after, told=self._told)
+        reader = Reader(None if everything else after, reported=self._reported)
         async with self._api.log(self._pod, query) as chunks:
             async for chunk in chunks:
                 for batch in reader.feed(chunk):

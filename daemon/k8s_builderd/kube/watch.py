@@ -53,7 +53,7 @@ class Deleted(msgspec.Struct, Generic[T], frozen=True):
 class Reflector(Generic[T]):
     """Keeps `objects` (by uid) as the API server has them, and tells each change to one synchronous callback.
 
-    `synced` is true while the last list or watch succeeded; `trouble` says what is wrong otherwise.
+    `synced` is true while the last list or watch succeeded; `error` says what is wrong otherwise.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Reflector(Generic[T]):
         """
         self.objects: dict[str, T] = {}
         self.ever_synced = anyio.Event()
-        self.trouble: str | None = f"{resource.rbac} not listed yet"
+        self.error: str | None = f"{resource.rbac} not listed yet"
         self._api = api
         self._resource = resource
         self._kind = kind
@@ -90,7 +90,7 @@ class Reflector(Generic[T]):
     @property
     def synced(self) -> bool:
         """Say whether `objects` is what the API server has, but for what is on its way."""
-        return self.trouble is None
+        return self.error is None
 
     async def run(self) -> None:
         """List and watch until cancelled; whatever the API server does, this goes on."""
@@ -105,18 +105,18 @@ class Reflector(Generic[T]):
                 # The normal case after a restart of the API server, which is well now: so no waiting, the first time.
                 again, self._expired = self._expired, True
                 version = ""
-                self._trouble("the resourceVersion has expired, listing again")
+                self._failed("the resourceVersion has expired, listing again")
                 if not again:
                     continue
             except ApiError as error:
                 # A refusal is not cured by asking for the same again: only a list is. Where nothing but the watch is
                 # forbidden, a list now and then still tells what happens.
                 version = self._version if version and error.transient else ""
-                self._trouble(str(error))
+                self._failed(str(error))
                 pause = error.pause(0)
             except (msgspec.MsgspecError, RecursionError, ValueError) as error:
                 version = ""
-                self._trouble(f"cannot read what the API server sent: {error}")
+                self._failed(f"cannot read what the API server sent: {error}")
             else:
                 continue
             await anyio.sleep(max(pause, next(self._delays)))
@@ -133,10 +133,10 @@ class Reflector(Generic[T]):
     def _restart_delays(self) -> None:
         self._delays = delays(0.2, 5.0, self._rng)
 
-    def _trouble(self, words: str) -> None:
-        if self.trouble != words:
+    def _failed(self, words: str) -> None:
+        if self.error != words:
             _log.warning("watch_interrupted", resource=self._resource.rbac, reason=words)
-        self.trouble = words
+        self.error = words
 
     async def _relist(self) -> str:
         listed = await self._api.list(self._resource, self._kind, labelSelector=self._selector)
@@ -160,9 +160,9 @@ class Reflector(Generic[T]):
         return version
 
     def _synced(self) -> None:
-        if self.trouble is not None:
+        if self.error is not None:
             _log.info("watch_synced", resource=self._resource.rbac, objects=len(self.objects))
-        self.trouble = None
+        self.error = None
         self.ever_synced.set()
 
     async def _watch(self, version: str) -> str:
@@ -181,7 +181,7 @@ class Reflector(Generic[T]):
                 with anyio.move_on_after(self._silence) as deadline:
                     line = await anext(lines, None)
                 if deadline.cancelled_caught:
-                    self._trouble(
+                    self._failed(
                         f"no word from the watch of {self._resource.rbac} for {self._silence:g} s, opening another"
                     )
                     if quiet:
@@ -191,7 +191,7 @@ class Reflector(Generic[T]):
                     break
                 if line is None:
                     break
-                self._tell(_decode_event(line))
+                self._take(_decode_event(line))
                 if quiet:
                     # Only a stream that delivers ends the back-off: one that is opened and cut at once does not.
                     quiet = self._expired = False
@@ -200,7 +200,7 @@ class Reflector(Generic[T]):
             await anyio.sleep(next(self._delays))
         return self._version
 
-    def _tell(self, event: RawWatchEvent) -> None:
+    def _take(self, event: RawWatchEvent) -> None:
         match event.type:
             case "BOOKMARK":
                 self._version = _decode_bookmark(event.object).metadata.resource_version

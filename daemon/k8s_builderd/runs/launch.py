@@ -242,7 +242,7 @@ class Launch:
         async def gap() -> None:
             await self._audience.say("Some lines of the chaincode's log are missing here: its file was rotated away")
 
-        async def trouble(error: ApiError) -> None:
+        async def refused(error: ApiError) -> None:
             await self._audience.say(f"The chaincode's log cannot be read, trying again: {error}")
 
         try:
@@ -254,7 +254,7 @@ class Launch:
                 position,
                 deliver=deliver,
                 gap=gap,
-                trouble=trouble,
+                refused=refused,
             )
         except logs.LogIncomplete as error:
             # The log is for people: how the chaincode ended is told all the same.
