@@ -18,9 +18,9 @@ import anyio
 import msgspec
 import structlog
 
-from k8s_builderd.kube.credentials import Credentials, Identity
+from k8s_builderd.kube.credentials import Credentials, Login
 from k8s_builderd.kube.errors import ApiError, Unavailable, Unreachable, error_for_status
-from k8s_builderd.kube.objects import RawList, Status
+from k8s_builderd.kube.objects import Identity, IdentityOnly, RawList, Status
 
 KEEPALIVE_IDLE = 20
 """Seconds of silence on a connection before the kernel asks whether the other side is there."""
@@ -36,6 +36,7 @@ _ERROR_BODY = 64 * 1024
 
 _log = structlog.get_logger("k8s_builderd.api")
 _decode_status = msgspec.json.Decoder(Status).decode
+_decode_identity = msgspec.json.Decoder(IdentityOnly).decode
 
 T = TypeVar("T")
 
@@ -72,10 +73,14 @@ def _socket(address: Any) -> socket.socket:
 
 
 class Listing(msgspec.Struct, Generic[T], frozen=True):
-    """What a list has returned: the resourceVersion to watch from, and the objects."""
+    """What a list has returned: the resourceVersion to watch from, and the objects.
+
+    `unreadable` are the uids of objects that are there but cannot be read; empty where not even that can be.
+    """
 
     version: str
     items: list[T]
+    unreadable: set[str]
 
 
 class Api:
@@ -126,14 +131,16 @@ class Api:
         """
         content = await self._request("GET", "list", resource, resource.path(self.namespace), selectors)
         raw = _decoded(RawList, content, "list", resource)
-        items = []
+        items, unreadable = [], set()
         for item in raw.items or ():
             try:
                 items.append(_decoded(kind, item, "list", resource))
             except Unavailable as error:
                 # One object that nobody can read, such as with a time after the year 9999, hides no other.
-                _log.warning("object_unreadable", resource=resource.rbac, reason=str(error))
-        return Listing(raw.metadata.resource_version, items)
+                found = identity(item)
+                unreadable.add(found.uid)
+                _log.warning("object_unreadable", resource=resource.rbac, name=found.name, reason=str(error))
+        return Listing(raw.metadata.resource_version, items, unreadable)
 
     async def get(self, resource: Resource, kind: type[T], name: str) -> T:
         """Return one object."""
@@ -234,40 +241,40 @@ class Api:
     ) -> aiohttp.ClientResponse:
         # A token may have been replaced (a kubeconfig's tokenFile, an exec plugin's expiry), or a certificate, ours or
         # the cluster's CA: once more with the new one. Until then nothing has been carried out.
-        identity = self._credentials.current
+        login = self._credentials.current
         try:
-            response = await self._send_as(identity, method, path, query, data)
+            response = await self._send_as(login, method, path, query, data)
         except aiohttp.ClientSSLError:
             pass
         else:
             if response.status != HTTPStatus.UNAUTHORIZED:
                 return response
             _leave(response)
-        return await self._send_as(await self._credentials.renewed(identity), method, path, query, data)
+        return await self._send_as(await self._credentials.renewed(login), method, path, query, data)
 
     async def _send_as(
         self,
-        identity: Identity,
+        login: Login,
         method: str,
         path: str,
         query: Mapping[str, str] | None,
         data: bytes | None,
     ) -> aiohttp.ClientResponse:
-        headers = await identity.headers()
+        headers = await login.headers()
         if data is not None:
             headers["Content-Type"] = "application/json"
         return await self._session.request(
             method,
-            identity.configuration.host + path,
+            login.configuration.host + path,
             params=dict(query or {}),
             data=data,
             headers=headers,
             timeout=self._limits,
             allow_redirects=False,  # the Kubernetes API does not redirect, and a Secret goes to nobody else
-            proxy=identity.configuration.proxy,
-            proxy_headers=identity.configuration.proxy_headers,
-            ssl=identity.tls,
-            server_hostname=identity.configuration.tls_server_name,
+            proxy=login.configuration.proxy,
+            proxy_headers=login.configuration.proxy_headers,
+            ssl=login.tls,
+            server_hostname=login.configuration.tls_server_name,
         )
 
 
@@ -290,6 +297,14 @@ def _leave(response: aiohttp.ClientResponse) -> None:
     if response.connection is not None and response.connection.transport is not None:
         response.connection.transport.abort()
     response.close()
+
+
+def identity(item: msgspec.Raw) -> Identity:
+    """Return which object this is, empty where not even that can be read."""
+    try:
+        return _decode_identity(item).metadata
+    except (msgspec.MsgspecError, RecursionError):
+        return Identity()
 
 
 def _decoded(kind: type[T], content: bytes | msgspec.Raw, verb: str, resource: Resource) -> T:

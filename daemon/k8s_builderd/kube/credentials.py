@@ -22,7 +22,7 @@ LOAD_TIMEOUT = 60.0
 """Seconds that loading the credentials may take; an exec plugin may have to ask somebody far away."""
 
 
-class Identity(msgspec.Struct, frozen=True, eq=False):
+class Login(msgspec.Struct, frozen=True, eq=False):
     """What one load has found. Every load makes another, so that two can be told apart."""
 
     configuration: Any
@@ -46,7 +46,7 @@ class Identity(msgspec.Struct, frozen=True, eq=False):
 
 
 class Credentials:
-    """The newest identity, and how to come by a newer one.
+    """The newest login, and how to come by a newer one.
 
     A load goes on in a task of its own: whoever waits for it may lose patience, and the others still get it.
     """
@@ -62,7 +62,7 @@ class Credentials:
         self._load_timeout = load_timeout
         self._configuration, self._config = slim.load()
         self._renewal: _Renewal | None = None
-        self.current: Identity
+        self.current: Login
 
     async def load(self) -> None:
         """Read the configuration, now.
@@ -91,10 +91,10 @@ class Credentials:
             raise SettingsError(
                 f"Not in a Kubernetes pod ({why}): set the KUBECONFIG_PATH environment variable to a kubeconfig"
             ) from error
-        self.current = Identity(configuration, _tls(configuration))
+        self.current = Login(configuration, _tls(configuration))
 
-    async def renewed(self, than: Identity) -> Identity:
-        """Return a newer identity than one that was refused; all who ask at the same time share one load.
+    async def renewed(self, than: Login) -> Login:
+        """Return a newer login than one that was refused; all who ask at the same time share one load.
 
         :raises Unauthorized: if it cannot be loaded.
         """

@@ -124,6 +124,14 @@ class Refusals:
             self._since = now
         return self._since is not None and now > self._since + FORBIDDEN_PATIENCE
 
+    def words(self, error: ApiError, now: float) -> str:
+        """Take in how an attempt has failed, and return what to tell of it: no remedy for what may pass by itself."""
+        if self.last(error, now) or not error.may_pass:
+            return str(error)
+        if error.verb:
+            return f"cannot {error.verb} {error.resource}: the Kubernetes API refuses it for the moment, trying again"
+        return str(error.args[0])
+
 
 _RBAC = re.compile(r'User ".*" cannot \S+ resource')
 
