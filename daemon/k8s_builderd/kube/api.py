@@ -18,6 +18,7 @@ import anyio
 import msgspec
 import structlog
 
+from k8s_builderd.kube.background import background
 from k8s_builderd.kube.credentials import Credentials, Login
 from k8s_builderd.kube.errors import ApiError, Unavailable, Unreachable, error_for_status
 from k8s_builderd.kube.objects import Identity, IdentityOnly, RawList, Status
@@ -105,18 +106,11 @@ class Api:
         :param patience: seconds that one request may take; watches and logs have no end.
         :raises SettingsError: if the configuration cannot be used.
         """
-        failure: Exception | None = None
-        async with anyio.create_task_group() as tasks:
-            try:
-                credentials = Credentials(kubeconfig, tasks)
-                await credentials.load()
-                async with _session() as session:
-                    yield cls(credentials, session, namespace, patience)
-            except Exception as error:  # noqa: BLE001 - raised below, as itself and not in a group
-                failure = error
-            tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        async with background() as tasks:
+            credentials = Credentials(kubeconfig, tasks)
+            await credentials.load()
+            async with _session() as session:
+                yield cls(credentials, session, namespace, patience)
 
     @property
     def server(self) -> str:
