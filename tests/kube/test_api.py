@@ -19,6 +19,7 @@ import pytest
 from anyio.abc import SocketAttribute
 
 from k8s_builderd.errors import SettingsError
+from k8s_builderd.kube import slim
 from k8s_builderd.kube.api import EVENTS, JOBS, PODS, SECRETS, Api
 from k8s_builderd.kube.credentials import Credentials
 from k8s_builderd.kube.errors import (
@@ -233,22 +234,23 @@ async def test_a_token_file_may_end_with_a_line_feed(kubeconfig: Path, tmp_path:
         await api.list(JOBS, ObjectOnly)
 
 
-SERVICE_ACCOUNT = "kubernetes_asyncio.config.incluster_config"
+@pytest.fixture
+def service_account() -> Any:
+    """The module that reads Kubernetes' files in a pod."""
+    _, config = slim.load()
+    return config.incluster_config
 
 
 @pytest.fixture
-def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Rogue], Path]:
+def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service_account: Any) -> Callable[[Rogue], Path]:
     """Pretend to be in a pod: Kubernetes' files lie elsewhere, as the library that reads them has them."""
-    from k8s_builderd.kube import slim
-
-    slim.load()
 
     def pretend(server: Rogue) -> Path:
         host, _, port = server.server.removeprefix("https://").rpartition(":")
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", port)
-        monkeypatch.setattr(f"{SERVICE_ACCOUNT}.SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
-        monkeypatch.setattr(f"{SERVICE_ACCOUNT}.SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+        monkeypatch.setattr(service_account, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+        monkeypatch.setattr(service_account, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
         (tmp_path / "token").write_text("first")
         return tmp_path / "token"
 
@@ -269,12 +271,16 @@ async def test_in_a_pod_its_service_accounts_files_are_used(pod: Callable[[Rogue
 
 @pytest.mark.parametrize("content", ["", None, "broken\ntoken"], ids=["empty", "missing", "two lines"])
 async def test_a_token_file_that_is_bad_for_a_moment_breaks_nothing_but_the_request(
-    pod: Callable[[Rogue], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+    pod: Callable[[Rogue], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    service_account: Any,
+    content: str | None,
 ) -> None:
     """The kubelet replaces it while we read; every minute it is read anew."""
     async with rogue(only_with("first"), Authority(tmp_path).server()) as server:
         token = pod(server)
-        monkeypatch.setattr(f"{SERVICE_ACCOUNT}.TOKEN_REFRESH_PERIOD", timedelta(0))
+        monkeypatch.setattr(service_account, "TOKEN_REFRESH_PERIOD", timedelta(0))
         async with Api.open("", "ns") as api:
             await api.list(JOBS, ObjectOnly)
             if content is None:
