@@ -47,8 +47,8 @@ async def serve(settings: Settings) -> None:
         )
         checks: dict[str, health.Check] = {
             "socket": lambda: None if listener.open else "not open yet",
-            "jobs": lambda: store.jobs.trouble,
-            "pods": lambda: store.pods.trouble,
+            "jobs": lambda: store.jobs.error,
+            "pods": lambda: store.pods.error,
             "owner": lambda: own_pod.trouble,
         }
         metrics.gauge("runs", "Runs known", lambda: store.count)

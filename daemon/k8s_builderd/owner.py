@@ -46,7 +46,8 @@ class OwnPod:
             except NotFound:
                 found = None
             except ApiError as error:
-                if self._is_news(f"the daemon's own pod cannot be looked up: {error}"):
+                words = refusals.words(error, anyio.current_time())
+                if self._is_news(f"the daemon's own pod cannot be looked up: {words}"):
                     _log.warning("own_pod_unknown", reason=self.trouble)
                 if refusals.last(error, anyio.current_time()):
                     known(None)  # launches go on without; where the Role is mended, later ones have it

@@ -37,6 +37,7 @@ ERRORS: dict[str, dict[str, Any]] = {
     "unavailable": {"times": 2, "action": {"do": "status", "code": 503, "reason": "ServiceUnavailable"}},
     "gateway time-out": {"times": 2, "action": {"do": "status", "code": 504, "reason": "Timeout"}},
     "forbidden for a moment": {"times": 2, "action": {"do": "status", "code": 403}},
+    "unauthorized for a moment": {"times": 3, "action": {"do": "status", "code": 401}},
 }
 LAUNCH = [{"verb": "create", "resource": "jobs"}, {"verb": "create", "resource": "secrets"}]
 

@@ -34,6 +34,7 @@ ANNOTATIONS = frozenset(
         names.PEER_ID_ANNOTATION,
         names.TOKEN_ANNOTATION,
         names.PEER_ANNOTATION,
+        names.HOST_ANNOTATION,
     }
 )
 ENVIRONMENT = frozenset(

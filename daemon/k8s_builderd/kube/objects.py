@@ -175,9 +175,31 @@ class ObjectOnly(_Read, frozen=True):
     metadata: Meta
 
 
+class Identity(_Read, frozen=True):
+    """The fields of `metadata` that tell which object and which state of it this is."""
+
+    name: str = ""
+    uid: str = ""
+    resource_version: str = ""
+
+
+class IdentityOnly(_Read, frozen=True):
+    """An object of which the rest cannot be read, such as one with a time after the year 9999."""
+
+    metadata: Identity
+
+
+class StatusCause(_Read, frozen=True):
+    """One entry of `details.causes` of a Status."""
+
+    reason: str | None = None
+
+
 class StatusDetails(_Read, frozen=True):
     """`details` of a Status."""
 
+    kind: str | None = None
+    causes: tuple[StatusCause, ...] | None = None
     retry_after_seconds: int | None = None
 
 

@@ -20,7 +20,7 @@ from k8s_builderd.fabric.objects import Job
 from k8s_builderd.fabric.plan import Owner, Plan
 from k8s_builderd.kube import logs
 from k8s_builderd.kube.api import EVENTS, JOBS, SECRETS, Api
-from k8s_builderd.kube.errors import AlreadyExists, ApiError, Forbidden, Invalid, NotFound, Refusals, Unauthorized
+from k8s_builderd.kube.errors import AlreadyExists, ApiError, Invalid, NotFound, Refusals
 from k8s_builderd.kube.loglines import Batch, Position
 from k8s_builderd.kube.objects import Event, ObjectOnly
 from k8s_builderd.metrics import Metrics
@@ -298,7 +298,7 @@ class Launch:
         async def gap() -> None:
             await self._audience.say("Some lines of the chaincode's log are missing here: its file was rotated away")
 
-        async def trouble(error: ApiError) -> None:
+        async def refused(error: ApiError) -> None:
             await self._audience.say(f"The chaincode's log cannot be read, trying again: {error}")
 
         try:
@@ -310,7 +310,7 @@ class Launch:
                 position,
                 deliver=deliver,
                 gap=gap,
-                trouble=trouble,
+                refused=refused,
             )
         except logs.LogIncomplete as error:
             # The log is for people: how the chaincode ended is told all the same.
@@ -352,7 +352,7 @@ class Launch:
                 return answer
             except ApiError as error:
                 last = refusals.last(error, anyio.current_time())
-                if last or not (error.transient or isinstance(error, Forbidden | Unauthorized)):
+                if last or not (error.transient or error.may_pass):
                     raise
                 self._last_error = str(error)
                 _log.info("api_retry", reason=str(error))

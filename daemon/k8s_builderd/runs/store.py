@@ -88,7 +88,7 @@ class Store:
     @property
     def watch_error(self) -> str | None:
         """Why a watch is interrupted, or None."""
-        return self.jobs.trouble or self.pods.trouble
+        return self.jobs.error or self.pods.error
 
     async def synced(self) -> None:
         """Wait until it is known what there is."""
