@@ -5,6 +5,7 @@ finds, and it is forgotten when its container has ended and nobody attends it. D
 and nowhere else, for one of the reasons of `Reason`; cancellation means that the daemon ends, and deletes nothing.
 """
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import StrEnum
@@ -31,6 +32,10 @@ LATE = 15.0
 """Seconds for which a deleted Job is watched for: a create request that was cut off may be carried out late."""
 
 _log = structlog.get_logger("k8s_builderd.runs.store")
+
+
+KNOCKED = 10.0
+"""Seconds for which a run is left after its client was last turned away; it comes again within 5."""
 
 
 class Reason(StrEnum):
@@ -70,6 +75,8 @@ class Run:
         self.attendance: Attendance | None = None
         self.absences = 0
         self.since = anyio.current_time()
+        self.knocked_at = -math.inf
+        """When its client was last turned away, to come again."""
         self.made: Plan | None = None
         """What its Job was made from, where this daemon has made it."""
         self.peer = ""
@@ -284,13 +291,21 @@ class Registry:
         self._tasks.start_soon(self._expire, run, seconds, reason, run.absences + (run.attendance is not None))
 
     async def _expire(self, run: Run, seconds: float, reason: Reason, absence: int) -> None:
-        await anyio.sleep(seconds)
+        rest = seconds
+        while rest > 0:
+            await anyio.sleep(rest)
+            rest = run.knocked_at + KNOCKED - anyio.current_time()
         if run.attendance is None and run.absences == absence and run.ending is None:
             if run.live:
                 _log.warning("job_unclaimed", job=run.job_name, seconds=seconds, reason=reason)
                 self.begin_deletion(run, reason)
             else:
                 self._forget(run)
+
+    def knocked(self, token_sha256: str) -> None:
+        """Put off the end of a run's grace: its client is there, but cannot be served now."""
+        if (run := self._by_token.get(token_sha256)) is not None:
+            run.knocked_at = anyio.current_time()
 
     def settle(self, run: Run) -> None:
         """Forget a run that is over and that nobody attends."""
