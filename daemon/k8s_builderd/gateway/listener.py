@@ -9,7 +9,7 @@ import socket
 import stat
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -78,7 +78,7 @@ class Listener:
         """
         path = self._settings.socket
         with (
-            _locked(path),
+            _locked(path, self._settings.socket_mode),
             _alone(api_server, self._settings.namespace, self._settings.instance),
             _bound(path, self._settings.socket_mode) as listening,
         ):
@@ -221,27 +221,79 @@ def _descriptors() -> int:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock beside the socket: whoever has it may remove a socket that a dead daemon has left."""
+def _locked(path: Path, mode: int) -> Iterator[None]:
+    """Hold the lock beside the socket: whoever has it may remove a socket that a dead daemon has left.
+
+    The lock's file has the socket's mode, so that who may use the one may lock the other: a daemon that comes back as
+    another user of the same group finds its predecessor's.
+    """
     beside = path.with_name(path.name + ".lock")
+    descriptor = _open_lock(path, beside, mode)
     try:
-        descriptor = os.open(beside, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _taken(f"{beside} is locked") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(path: Path, beside: Path, mode: int) -> int:
+    try:
+        try:
+            return _create_lock(beside, mode)
+        except PermissionError:
+            if not beside.exists():
+                raise
+            _remove_lock(path, beside)
+        return _create_lock(beside, mode)
     except OSError as error:
         raise SettingsError(
             f"The FABRIC_K8S_BUILDER_SOCKET environment variable must name a socket in a directory that can be"
             f" written: {beside}: {error.strerror}"
         ) from error
+
+
+def _remove_lock(path: Path, beside: Path) -> None:
+    """Remove a lock that a daemon of another user made for itself alone, unless that daemon may be there still."""
     try:
+        if _is_listened_on(path):
+            raise _taken("somebody listens on it")
+        beside.unlink()
+    except PermissionError as error:
+        raise SettingsError(
+            f"{beside} belongs to user id {beside.stat().st_uid}, and this k8s-builderd runs as {os.geteuid()}: if no"
+            f" daemon of that user runs, remove it and {path}, or give this one another FABRIC_K8S_BUILDER_SOCKET"
+        ) from error
+    _log.info("lock_replaced", path=str(beside))
+
+
+def _create_lock(beside: Path, mode: int) -> int:
+    descriptor = os.open(beside, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with suppress(PermissionError):  # another user's, which may be used all the same
+        os.fchmod(descriptor, mode & 0o666)
+    return descriptor
+
+
+def _is_listened_on(path: Path) -> bool:
+    """Say whether a process has this socket open; PermissionError where that cannot be told."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            probe.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
         except BlockingIOError:
-            raise SettingsError(
-                f"Another k8s-builderd has the socket of the FABRIC_K8S_BUILDER_SOCKET environment variable"
-                f" ({beside} is locked): end it, or give this one a socket of its own"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
+            return True  # its queue is full
+        return True
+
+
+def _taken(how: str) -> SettingsError:
+    return SettingsError(
+        f"Another k8s-builderd has the socket of the FABRIC_K8S_BUILDER_SOCKET environment variable ({how}): end it,"
+        " or give this one a socket of its own"
+    )
 
 
 @contextmanager
