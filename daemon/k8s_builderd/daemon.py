@@ -44,6 +44,7 @@ async def serve(settings: Settings) -> None:
                 "run": partial(run.serve, settings=settings, runs=runs),
             },
             metrics,
+            knocked=partial(run.knocked, runs=runs),
         )
         checks: dict[str, health.Check] = {
             "socket": lambda: None if listener.open else "not open yet",

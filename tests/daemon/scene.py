@@ -191,6 +191,7 @@ class Scene:
         self.socket = directory / "s" / "b.sock"
         self.socket.parent.mkdir()
         self.kubeconfig = kubeconfig
+        self.bin = BIN
         self._tasks = tasks
         self._packages = 0
 
@@ -238,7 +239,7 @@ class Scene:
             "FABRIC_K8S_BUILDER_PYTHON": sys.executable,
         }
         variables = {name: value for name, value in {**defaults, **environment}.items() if value}
-        return await self._start([str(BIN / program), *arguments], variables, read=read)
+        return await self._start([str(self.bin / program), *arguments], variables, read=read)
 
     async def said(self, program: str, package: Package, **environment: str) -> tuple[int, list[str]]:
         """Call a program to its end; return its exit code and its lines without the `<program> [<pid>]: `."""

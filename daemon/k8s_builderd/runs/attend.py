@@ -56,6 +56,10 @@ class Runs:
         self._owner = owner
         self._owner_known.set()
 
+    def knocked(self, token_sha256: str) -> None:
+        """Keep the claim of a run whose client is there but cannot be served now."""
+        self._store.knocked(token_sha256)
+
     async def attend(self, plan: Plan, cursor: Cursor | None, connection: Connection) -> int:
         """Serve one connection of a run until its chaincode ends, or it is stopped.
 

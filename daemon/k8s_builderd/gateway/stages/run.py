@@ -54,8 +54,7 @@ def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Pl
     launch = settings.for_launch(request.environment)
     image = decode_built_image(request.document(IMAGE_FILE))
     chaincode = decode_chaincode(request.document(CHAINCODE_FILE))
-    reused = cursor.token if cursor is not None else None
-    token = reused or Token(request.token.decode())
+    token = token_of(request, cursor)
     object_name = names.object_name(
         launch.object_name_prefix, launch.peer_id, chaincode.peer_address, chaincode.mspid, chaincode.chaincode_id
     )
@@ -75,6 +74,21 @@ def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Pl
         template=settings.pod_template,
         takeovers=cursor.takeovers if cursor is not None else 0,
     )
+
+
+def knocked(request: Request, runs: Runs) -> None:
+    """Take note that the client of a run is there, though it is turned away for now.
+
+    :param request: need not hold more than token and cursor.
+    :raises ProtocolError: if the cursor is none of ours.
+    """
+    runs.knocked(token_of(request, read_cursor(request)).sha256)
+
+
+def token_of(request: Request, cursor: Cursor | None) -> Token:
+    """Return the token of the run: the client's own, or of the earlier launch with whose Job it goes on."""
+    reused = cursor.token if cursor is not None else None
+    return reused or Token(request.token.decode())
 
 
 def read_cursor(request: Request) -> Cursor | None:
