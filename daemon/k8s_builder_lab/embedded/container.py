@@ -16,6 +16,9 @@ from k8s_builder_lab.embedded.objects import Object, seconds
 from k8s_builder_lab.embedded.podstatus import ContainerView, PodView
 from k8s_builder_lab.embedded.runtime import ContainerProcess, Ended, StartError, command_line, execute
 
+MINIMUM_GRACE = 2.0
+"""Seconds that processes get between SIGTERM and SIGKILL however short the pod's grace is, as measured."""
+
 
 class Keeper(Protocol):
     """What a container needs of its pod."""
@@ -114,7 +117,7 @@ class Container:
         directory = self._pod.directory / view.name
         home = directory / "work"
         home.mkdir(parents=True, mode=0o700)
-        log = self.log = ContainerLog(directory, image.clock, self._node.log_limit, self._node.now)
+        log = self.log = ContainerLog(directory, image.clock, self._node.log_limit, self._node.nanoseconds)
         env = {"PATH": self._node.path, "HOME": str(home), "TMPDIR": str(home), **env}
         view.container_id = f"embedded://{os.urandom(32).hex()}"
         self._pod.view.address = True
@@ -297,7 +300,7 @@ class Container:
         if not await probes.ask(probe, execute, failed, decided, first=first) and self.process is not None:
             self._event("Normal", "Killing", f"Stopping container {self.view.name}")
             self.process.terminate()
-            await anyio.sleep(self._pod.spec["spec"]["terminationGracePeriodSeconds"])
+            await anyio.sleep(max(self._pod.spec["spec"]["terminationGracePeriodSeconds"], MINIMUM_GRACE))
             await self._node.step()
             self.process.kill()
 

@@ -199,7 +199,6 @@ class _OneJob:
                 "name": name,
                 "generateName": f"{self._name[:_LONGEST_BASE]}-",
                 "namespace": self._namespace,
-                "generation": 1,
                 "finalizers": [TRACKING],
                 "ownerReferences": [
                     {

@@ -82,10 +82,8 @@ class Kubelet:
         init = [each["name"] for each in pod["spec"].get("initContainers") or []]
         if not container:
             if len(names) > 1:
-                others = f" or one of the init containers: [{' '.join(init)}]" if init else ""
-                raise bad_request(
-                    f"a container name must be specified for pod {name}, choose one of: [{' '.join(names)}]{others}"
-                )
+                every = " ".join(init + names)
+                raise bad_request(f"a container name must be specified for pod {name}, choose one of: [{every}]")
             container = names[0]
         if container not in names + init:
             raise bad_request(f"container {container} is not valid for pod {name}")

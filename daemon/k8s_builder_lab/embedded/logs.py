@@ -48,7 +48,7 @@ class ContainerLog:
         directory: Path,
         clock: Clock = "exact",
         limit: int = 10 * 1024 * 1024,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], int] = time.time_ns,
     ) -> None:
         self._directory = directory
         self._clock = clock
@@ -136,7 +136,7 @@ class ContainerLog:
         self._changed = anyio.Event()
 
     def _stamp(self) -> bytes:
-        now = int(self._now() * 1e9)
+        now = self._now()
         if self._clock == "jitter":
             now -= random.randrange(JITTER_NS)  # noqa: S311 (jitter)
         elif self._clock == "coarse":

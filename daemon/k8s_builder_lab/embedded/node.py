@@ -63,6 +63,10 @@ class Node(msgspec.Struct):
         """Return the time by the node's clock, in seconds since the epoch."""
         return time.time() + self.environment.node_clock
 
+    def nanoseconds(self) -> int:
+        """Return the time by the node's clock, in nanoseconds since the epoch."""
+        return time.time_ns() + int(self.environment.node_clock * 1_000_000_000)
+
     def stamp(self) -> str:
         """Return the time by the node's clock as metav1.Time writes it."""
         return seconds(self.now())

@@ -9,7 +9,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from k8s_builder_lab.embedded import podstatus, volumes
-from k8s_builder_lab.embedded.container import Container
+from k8s_builder_lab.embedded.container import MINIMUM_GRACE, Container
 from k8s_builder_lab.embedded.logs import ContainerLog
 from k8s_builder_lab.embedded.node import Node
 from k8s_builder_lab.embedded.objects import PODS, SECRETS, Object
@@ -17,9 +17,6 @@ from k8s_builder_lab.embedded.podstatus import ContainerView, Kind, PodView
 
 SECRET_PATIENCE = 0.2
 """Seconds, not scaled, that a Secret may come after its pod without a FailedMount: measured as free of cost."""
-
-MINIMUM_GRACE = 2.0
-"""Seconds that processes get between SIGTERM and SIGKILL however short the pod's grace is, as measured."""
 
 SHUTDOWN_GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL when the cluster itself ends."""

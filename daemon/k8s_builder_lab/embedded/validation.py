@@ -172,6 +172,7 @@ def with_defaults(resource: Resource, obj: Object) -> Object:
     if resource is PODS:
         return {
             **obj,
+            "metadata": {**obj["metadata"], "generation": 1},
             "spec": _pod_defaults(obj.get("spec") or {}, admitted=True),
             "status": {"phase": "Pending", "qosClass": "BestEffort"},
         }
