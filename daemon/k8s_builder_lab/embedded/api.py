@@ -315,6 +315,7 @@ class _Fault:
             case faults.Status(code=403, message=""):
                 raise forbidden(self._verb, self._resource, self._request.match_info["namespace"], self._name)
             case faults.Status(code=code, reason=reason, message=message, retry_after=retry_after):
+                reason = reason or faults.REASONS.get(code, "")
                 raise ApiError(code, reason, message or f"embedded fault {code}", retry_after=retry_after)
             case faults.Gone():
                 raise ApiError(410, "Expired", "too old resource version: 1 (2)")

@@ -15,7 +15,7 @@ with how often each has been met. A rule is
 
 | `do` of the action | what happens | its fields |
 | --- | --- | --- |
-| `status` | an HTTP error instead of the work; a 401 and a 403 as usual | `code`, `reason`, `message`, `retryAfter` |
+| `status` | an HTTP error instead of the work, with its usual words | `code`, `reason`, `message`, `retryAfter` |
 | `reset` | the connection is reset (RST) | `when`: `before` the work or `after` it was done (`before`) |
 | `hang` | no answer until the client goes; of a watch or a log not even the headers | `when`, as above |
 | `close` | the watch ends cleanly | `events`: so many are sent first (0) |
@@ -44,6 +44,9 @@ others: the next matching rule applies as well.
 from typing import Any, Literal
 
 import msgspec
+
+REASONS = {429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable", 504: "Timeout"}
+"""The reason of a status that names none."""
 
 Verb = Literal["get", "list", "watch", "create", "delete", "patch", "log", "evict"]
 
