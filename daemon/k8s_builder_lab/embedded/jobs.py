@@ -72,8 +72,8 @@ class JobController:
 
     def _close(self, uid: str, rooms: dict[str, anyio.CancelScope]) -> None:
         """Leave a Job that is being deleted: its pods are no longer counted."""
-        if uid in rooms:
-            rooms[uid].cancel()
+        if room := rooms.pop(uid, None):
+            room.cancel()
         for pod in self._store.everything(PODS):
             if _controller(pod) == uid:
                 self._release_orphan(pod)
