@@ -338,7 +338,7 @@ async def test_a_job_that_was_deleted_while_no_daemon_ran_before_its_pod_had_a_n
     ticking = await Ticking.make(scene)
     daemon = await scene.daemon(NODE_ROLE="chaincode")
     run = await scene.call("run", ticking.package)
-    await run.line("no node takes the pod")
+    await run.line("the pod cannot be scheduled")
     await kill(daemon)
     await scene.cluster.delete("jobs", (await scene.only("jobs"))["metadata"]["name"])
     await nothing_left(scene)

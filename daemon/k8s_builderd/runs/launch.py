@@ -23,12 +23,16 @@ from k8s_builderd.kube.api import EVENTS, JOBS, SECRETS, Api
 from k8s_builderd.kube.errors import AlreadyExists, ApiError, Forbidden, Invalid, NotFound, Refusals
 from k8s_builderd.kube.loglines import Batch, Position
 from k8s_builderd.kube.objects import Event, ObjectOnly
+from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import Cursor
-from k8s_builderd.runs.diagnosis import Diagnosis, diagnose, stage, verdict
+from k8s_builderd.runs.diagnosis import TAIL, Diagnosis, Verdict, diagnose, stage, verdict
 from k8s_builderd.runs.observed import Sightings
 
 EVENTS_FIRST, EVENTS_CAP = 0.4, 5.0
 """Seconds between two looks at the events of a launch that does not come up."""
+
+STAGE_AFTER = 3.0
+"""Seconds for which a launch stays where it is without a word."""
 
 _log = structlog.get_logger("k8s_builderd.runs.launch")
 
@@ -38,15 +42,21 @@ T = TypeVar("T")
 class LaunchFailed(BuilderError):
     """Raised when the chaincode does not run and will not; the text says what to change."""
 
+    def __init__(self, text: str, category: Category | None = None) -> None:
+        """Take the line, and its category where it has one."""
+        super().__init__(text)
+        self.category = category
+
 
 class TimedOut(LaunchFailed):
     """Raised when the container did not run within START_TIMEOUT."""
 
-    def __init__(self, plan: Plan, why: str) -> None:
+    def __init__(self, plan: Plan, why: str, category: Category | None = None) -> None:
         """Take what has held the launch up, as far as it is known; the rest is in the Go builder's words."""
         super().__init__(
             f"error waiting for chaincode job {plan.namespace}/{plan.job_name} to start for chaincode ID"
-            f" {plan.chaincode.chaincode_id}: timed out waiting for the condition" + (f"; {why}" if why else "")
+            f" {plan.chaincode.chaincode_id}: timed out waiting for the condition" + (f"; {why}" if why else ""),
+            category,
         )
 
 
@@ -95,6 +105,9 @@ class Launch:
         self._logged = logged
         self._blind = blind
         self._trouble = ""
+        self._held_up: Diagnosis | None = None
+        self._unread = ""
+        self._last_lines = b""
         self.uncertain = False
         """Whether a request was cut off, so that it may have been carried out."""
 
@@ -106,6 +119,7 @@ class Launch:
         :raises LaunchFailed: if it never ran, or is gone without a trace.
         :raises ApiError: if the API server refuses what the launch needs.
         """
+        job_uid = ""
         try:
             with anyio.fail_after(deadline - anyio.current_time()):
                 job_uid = await self._job(owner, cursor)
@@ -113,9 +127,20 @@ class Launch:
                 await self._secret(job_uid)
                 await self._started(job_uid)
         except TimeoutError:
-            raise TimedOut(self._plan, self._blind() or self._trouble or stage(self._sightings.pod)) from None
+            raise self._timed_out(created=bool(job_uid)) from None
         await self._log(job_uid, cursor)
         return await self._end(job_uid, knew_pod=cursor is not None and bool(cursor.pod))
+
+    @property
+    def _never_starts(self) -> bool:
+        pod = self._sightings.pod
+        return not self._sightings.started and pod is not None and pod.never_starts(CONTAINER)
+
+    def _timed_out(self, *, created: bool) -> TimedOut:
+        if why := self._blind() or self._trouble:
+            return TimedOut(self._plan, why, Category.API_UNAVAILABLE)
+        held_up = self._held_up or stage(self._sightings.pod, created=created)
+        return TimedOut(self._plan, held_up.text + self._unread, held_up.category)
 
     async def _job(self, owner: Owner | None, cursor: Cursor | None) -> str:
         """Return the uid of the run's Job, made now if this run has none yet."""
@@ -191,8 +216,17 @@ class Launch:
         pauses = delays(EVENTS_FIRST, EVENTS_CAP)
         events: list[Event] = []
         pause = next(pauses)
-        while not (sightings.started or sightings.ended):
-            await self._tell(diagnose(sightings.pod, events))
+        since = anyio.current_time()
+        while not (sightings.started or sightings.ended or self._never_starts):
+            diagnoses = diagnose(sightings.pod, events)
+            await self._tell(diagnoses)
+            here = stage(sightings.pod, events)
+            held_up = diagnoses[-1] if diagnoses else here
+            if self._held_up is None or self._held_up.cause != held_up.cause:
+                since = anyio.current_time()
+            elif not diagnoses and anyio.current_time() - since >= STAGE_AFTER:
+                await self._tell_once(here.cause, f"Waiting for chaincode to start: {here.text}")
+            self._held_up = held_up
             with anyio.move_on_after(pause) as waiting:
                 await sightings.changed()
             if waiting.cancelled_caught:
@@ -204,8 +238,7 @@ class Launch:
     async def _tell(self, diagnoses: list[Diagnosis]) -> None:
         for diagnosis in diagnoses:
             if diagnosis.hopeless:
-                raise LaunchFailed(diagnosis.text)
-            self._trouble = diagnosis.text
+                raise LaunchFailed(diagnosis.text, diagnosis.category)
             await self._tell_once(diagnosis.cause, f"Waiting for chaincode to start: {diagnosis.text}")
 
     async def _tell_once(self, cause: str, text: str) -> None:
@@ -223,14 +256,15 @@ class Launch:
                 found += (await self._api.list(EVENTS, Event, fieldSelector=f"involvedObject.uid={uid}")).items
             except ApiError as error:
                 _log.warning("events_unavailable", reason=str(error))
-                self._trouble = self._trouble or f"what holds it up cannot be read: {error}"
+                self._unread = f"; the events cannot be read: {error}"
                 return found
+        self._unread = ""
         return found
 
     async def _log(self, job_uid: str, cursor: Cursor | None) -> None:
         sightings = self._sightings
         pod = sightings.pod
-        if pod is None:
+        if pod is None or self._never_starts:
             return
         uid = pod.metadata.uid
         position = cursor.position if cursor is not None and cursor.pod == uid else None
@@ -238,6 +272,7 @@ class Launch:
         async def deliver(batch: Batch) -> None:
             await self._audience.log(self._cursor(job_uid, uid, batch.position), batch.lines)
             self._logged(len(batch.lines))
+            self._last_lines = (self._last_lines + batch.lines)[-TAIL:]
 
         async def gap() -> None:
             await self._audience.say("Some lines of the chaincode's log are missing here: its file was rotated away")
@@ -263,14 +298,25 @@ class Launch:
 
     async def _end(self, job_uid: str, *, knew_pod: bool) -> int:
         sightings = self._sightings
-        while not sightings.ended:
+        while not (sightings.ended or self._never_starts):
             await sightings.changed()
         if sightings.terminated is None and not sightings.job_gone:
             await self._look_for_job(job_uid)
-        how = verdict(sightings, await self._events(job_uid), knew_pod=knew_pod)
-        _log.info("chaincode_ended", code=how.code, reason=how.text)
+        while (how := await self._verdict(job_uid, knew_pod=knew_pod)) is None:
+            with anyio.move_on_after(EVENTS_CAP):
+                await sightings.changed()
+        _log.info("chaincode_ended", code=how.code, category=how.category, reason=how.text)
         await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {how.text}")
         return how.code
+
+    async def _verdict(self, job_uid: str, *, knew_pod: bool) -> Verdict | None:
+        return verdict(
+            self._sightings,
+            await self._events(job_uid),
+            pods_known=self._blind() is None,
+            knew_pod=knew_pod,
+            last_lines=self._last_lines,
+        )
 
     async def _look_for_job(self, job_uid: str) -> None:
         """Find out whether the Job went with its pod, where the watch of Jobs has not told yet."""

@@ -44,11 +44,13 @@ class Sightings:
         elif self.pod is None or self.pod.metadata.uid == item.metadata.uid:
             # One pod for each Job: with restartPolicy Never and backoffLimit 0 a second one would be Kubernetes'
             # mistake, and the first is the one whose chaincode the peer knows.
+            if self.terminated is None:
+                # Nobody's wish for the end of what has ended by itself. No clock is asked: the node has another one.
+                self.told_to_end = self.told_to_end or _asked(item.metadata)
             self.pod = item
             self.pod_gone = self.pod_gone or deleted
             self.started = self.started or container_started(item)
             self.terminated = item.container(CONTAINER).terminated or self.terminated
-            self.told_to_end = self.told_to_end or _asked(item.metadata)
         self._changed.set()
         self._changed = anyio.Event()
 
