@@ -762,6 +762,15 @@ def test_an_init_container_that_could_not_be_run_is_told_with_the_runtimes_words
     )
 
 
+def test_an_init_container_that_failed_is_the_cause_also_where_its_job_is_gone() -> None:
+    sightings = Sightings()
+    sightings.saw(Applied(initialising({"terminated": terminated(1)})))
+    sightings.job_gone = True
+    found = verdict(sightings, pods_known=True)
+    assert found is not None
+    assert found.category is Category.INIT_CONTAINER_FAILED
+
+
 def test_a_pod_that_is_deleted_while_its_init_container_runs_was_deleted() -> None:
     sightings = Sightings()
     body = msgspec.to_builtins(initialising({"terminated": terminated(137)}))

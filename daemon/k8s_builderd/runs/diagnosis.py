@@ -438,7 +438,9 @@ def _without_pod(seen: Seen, *, knew_pod: bool) -> Verdict | None:
 def _without_exit_code(seen: Seen, pod: Pod, cause: _Cause | None) -> Verdict:
     """Judge a pod that has ended or is gone without a word on how the chaincode's container ended."""
     failed = pod.failed_init
-    if cause is None and failed is not None and failed.state.terminated is not None:
+    # That the Job is gone is no cause while nobody has told the pod to end.
+    by_itself = cause is None or (cause.category is Category.JOB_DELETED and seen.told_to_end is None)
+    if by_itself and failed is not None and failed.state.terminated is not None:
         ended = failed.state.terminated
         how = f" ({ended.reason}): {ended.message}" if ended.message else f" with exit code {ended.exit_code}"
         text = f"init container {failed.name} failed{how}, so the chaincode never started"
