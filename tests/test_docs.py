@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import itertools
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from k8s_builderd.fabric.names import Token
 from k8s_builderd.fabric.package import DOCUMENT_SIZE, Chaincode, Image
 from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan, SecurityProfile
 from k8s_builderd.gateway.protocol import MAX_PATH_BYTES, MAX_PATHS
+from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.record import Reason
 from k8s_builderd.settings import FORWARDED, PEER_ID, Settings, launch_settings
 
@@ -265,7 +267,7 @@ def called(tree: ast.AST, names: set[str]) -> Iterator[ast.Call]:
 
 TREES = [ast.parse(path.read_text()) for path in [*SOURCES, *CLIENT.glob("k8s_builder_client/*.py")]]
 SHELL = (CLIENT / "bin" / "run").read_text()
-FROM_OUTSIDE = "No such file or directory\nConnection refused\nPermission denied\n"  # strerror
+FROM_OUTSIDE = "No such file or directory\nConnection refused\nPermission denied\nOperation not permitted\n"  # strerror
 # Where the code puts two texts together.
 JOINTS = "…|: |because |CORE_PEER_ID|(?<=denied) |(?<=the chaincode) (?=ended)"
 GERUNDS = ("detecting", "building", "releasing")
@@ -301,6 +303,41 @@ def test_every_line_that_is_said_is_explained() -> None:
         for text in literals(argument)
     }
     assert [part for part in sorted(parts) if len(part.split()) > 2 and part not in explained] == []
+
+
+def docstrings(tree: ast.AST) -> set[int]:
+    """Return which constants are docstrings, of attributes too."""
+    return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+
+
+def test_every_word_of_a_diagnosis_and_of_a_verdict_is_explained() -> None:
+    tree = ast.parse((DAEMON / "runs" / "diagnosis.py").read_text())
+    silent = docstrings(tree)
+    for call in called(tree, {"compile", "partition", "removeprefix"}):  # what is looked for in Kubernetes' words
+        silent |= {id(node) for argument in call.args for node in ast.walk(argument)}
+    explained = section("operations.md", "The launch") + section("operations.md", "The end")
+    said = {
+        sentence.strip(" .,;:()'")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in silent
+        for sentence in node.value.split(". ")
+    }
+    assert [part for part in sorted(said) if len(part.split()) > 1 and part not in explained] == []
+
+
+def test_every_category_is_explained_by_what_its_docstring_says() -> None:
+    (kind,) = (
+        node for node in ast.parse((DAEMON / "runs" / "category.py").read_text()).body if isinstance(node, ast.ClassDef)
+    )
+    members = [
+        (ast.literal_eval(name.value), ast.literal_eval(words.value))
+        for name, words in itertools.pairwise(kind.body)
+        if isinstance(name, ast.Assign) and isinstance(words, ast.Expr)
+    ]
+    assert [name for name, _ in members] == list(Category)
+    table = rows(section("operations.md", "Categories"))
+    assert [(code(row[0])[0], row[1]) for row in table] == members
+    assert all(row[2] for row in table)
 
 
 def test_every_event_of_the_daemons_log_is_explained_and_no_other() -> None:

@@ -27,7 +27,7 @@ from tests.embedded.cluster import running
 
 pytestmark = pytest.mark.anyio
 
-HELD_UP = "no node takes the pod"
+HELD_UP = "the pod cannot be scheduled"
 GOES_ON = "Reusing job"
 ROLE: Any = {"NODE_ROLE": "chaincode"}
 

@@ -338,7 +338,7 @@ async def test_a_job_that_was_deleted_while_no_daemon_ran_before_its_pod_had_a_n
     ticking = await Ticking.make(scene)
     daemon = await scene.daemon(NODE_ROLE="chaincode")
     run = await scene.call("run", ticking.package)
-    await run.line("no node takes the pod")
+    await run.line("the pod cannot be scheduled")
     await kill(daemon)
     await scene.cluster.delete("jobs", (await scene.only("jobs"))["metadata"]["name"])
     await nothing_left(scene)
@@ -361,7 +361,7 @@ async def test_a_pod_that_was_deleted_while_no_daemon_ran(scene: Scene) -> None:
     await scene.daemon()
     assert await run.wait() == 1
     assert b"without a pod" not in run.lines[-1]
-    assert b"its pod was" in run.lines[-1]
+    assert b"pod was removed before its exit code" in run.lines[-1]
     lines = chaincode_lines(run)
     assert lines == [b"line %d" % number for number in range(len(lines))]
     assert len(ticking.pids) == 1

@@ -38,7 +38,7 @@ async def test_a_chaincode_that_ends_with_3_ends_run_with_1_and_says_3(scene: Sc
 async def test_a_chaincode_that_is_killed_says_by_which_signal(scene: Scene, daemon: Running) -> None:
     code, lines, last = await outcome(scene, "echo one; kill -9 $$")
     assert (code, lines) == (1, [b"one"])
-    assert last.endswith(b"was ended by signal 9 (exit code 137)")
+    assert last.endswith(b"was killed by signal 9 (exit code 137)")
 
 
 async def test_a_log_stream_that_stays_open_and_silent_does_not_outlive_the_chaincode(

@@ -116,7 +116,7 @@ class Listener:
         except ClientGone:
             pass
         except Exception:  # noqa: BLE001 - one call that breaks takes no other along
-            _log.exception("call_broke")
+            _log.exception("call_crashed")
         finally:
             self.connections -= 1
 
@@ -162,6 +162,7 @@ class Listener:
                 _log.warning("claim_unreadable", reason=str(error))
 
     async def _serve(self, request: Request, connection: Connection) -> int:
+        category = None
         try:
             with anyio.fail_after(None if request.stage == "run" else CALL_TIMEOUT):
                 return await self._stages[request.stage](request, connection)
@@ -173,14 +174,15 @@ class Listener:
             text = f"The k8s-builderd daemon ends this call: {error}"
         except BuilderError as error:
             text = f"Error {_GERUNDS[request.stage]} chaincode: {error}"
+            category = error.category
         except ClientGone:
             raise
         except Exception:  # noqa: BLE001 - one call that breaks takes no other along
-            _log.exception("call_broke")
+            _log.exception("call_crashed")
             if request.stage == "run":
                 raise ClientGone from None  # it comes again: a mistake of ours ends no chaincode
-            text = f"Error {_GERUNDS[request.stage]} chaincode: the daemon made a mistake; its log says more"
-        _log.warning("call_failed", reason=text)
+            text = f"Error {_GERUNDS[request.stage]} chaincode: internal error in k8s-builderd: see call_crashed in its log"
+        _log.warning("call_failed", reason=text, category=category)
         with anyio.move_on_after(FAREWELL):
             await connection.say(text)
         return 1

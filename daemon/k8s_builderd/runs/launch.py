@@ -25,8 +25,9 @@ from k8s_builderd.kube.loglines import Batch, Position
 from k8s_builderd.kube.objects import Event, ObjectOnly
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.runs.beside import beside
+from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import Cursor
-from k8s_builderd.runs.diagnosis import Diagnosis, diagnose, stage, verdict
+from k8s_builderd.runs.diagnosis import TAIL, Diagnosis, diagnose, left_behind, stage, verdict
 from k8s_builderd.runs.record import Run
 from k8s_builderd.runs.store import Store
 
@@ -34,7 +35,10 @@ EVENTS_FIRST, EVENTS_CAP = 0.4, 5.0
 """Seconds between two looks at the events of a launch that does not come up."""
 
 QUIET = 5.0
-"""Seconds for which a launch waits without a word."""
+"""Seconds for which a run waits for the API without a word."""
+
+STAGE_AFTER = 3.0
+"""Seconds for which a launch stays where it is without a word."""
 
 LOOK = 2.0
 """Seconds that the API has to say whether a container has started after all, before its launch is ended."""
@@ -47,15 +51,21 @@ T = TypeVar("T")
 class LaunchFailed(BuilderError):
     """Raised when the chaincode does not run and will not; the text says what to change."""
 
+    def __init__(self, text: str, category: Category | None = None) -> None:
+        """Take the line, and its category where it has one."""
+        super().__init__(text)
+        self.category: str | None = category
+
 
 class TimedOut(LaunchFailed):
     """Raised when the container did not run within START_TIMEOUT."""
 
-    def __init__(self, plan: Plan, why: str) -> None:
+    def __init__(self, plan: Plan, why: str, category: Category | None = None) -> None:
         """Take what has held the launch up, as far as it is known; the rest is in the Go builder's words."""
         super().__init__(
             f"error waiting for chaincode job {plan.namespace}/{plan.job_name} to start for chaincode ID"
-            f" {plan.chaincode.chaincode_id}: timed out waiting for the condition" + (f"; {why}" if why else "")
+            f" {plan.chaincode.chaincode_id}: timed out waiting for the condition" + (f"; {why}" if why else ""),
+            category,
         )
 
 
@@ -90,6 +100,9 @@ class Launch:
         self._job_uid = ""
         self._last_error = ""
         self._may_exist = False
+        self._held_up: Diagnosis | None = None
+        self._events_error = ""
+        self._last_lines = b""
 
     async def to_end(self, owner: Owner | None, cursor: Cursor | None, deadline: float) -> int:
         """Create what is not there yet, wait until the container runs, pass on its log, and say how it ended.
@@ -104,14 +117,14 @@ class Launch:
                 await beside(lambda: self._start(owner, cursor), self._narrate)
         except TimeoutError:
             if not await self._started_after_all():
-                raise TimedOut(self._plan, self._held_up()) from None
+                raise self._timed_out() from None
         except BuilderError:
             if not await self._started_after_all():
                 raise
         await self._find_pod()
         knew_pod = cursor is not None and bool(cursor.pod)
         if self._seen.started or knew_pod:
-            await self._log(cursor)
+            await beside(lambda: self._log(cursor), self._notice_left_behind)
         return await self._end(knew_pod=knew_pod)
 
     async def _start(self, owner: Owner | None, cursor: Cursor | None) -> None:
@@ -220,35 +233,36 @@ class Launch:
 
         :raises LaunchFailed: if no waiting will help.
         """
-        begun = anyio.current_time()
         pauses = delays(EVENTS_FIRST, EVENTS_CAP)
         events: list[Event] = []
+        since = anyio.current_time()
         while True:
             version = self._seen.version
-            await self._tell(diagnose(self._seen.pod, events))
+            found = diagnose(self._seen.pod, events)
+            await self._tell(found)
+            here = stage(self._seen.pod, events, created=bool(self._job_uid))
+            held_up = found[-1] if found else here
+            if self._held_up is None or self._held_up.cause != held_up.cause:
+                since = anyio.current_time()
+            elif not found and anyio.current_time() >= since + STAGE_AFTER:
+                await self._tell_once(here.cause, f"Waiting for chaincode to start: {here.text}")
+            self._held_up = held_up
             with anyio.move_on_after(next(pauses)) as waiting:
-                await self._seen.until(lambda seen, version=version: seen.version != version)  # type: ignore[misc]
-            if not waiting.cancelled_caught:
-                continue
-            if self._job_uid:
+                await self._seen.changed_since(version)
+            if waiting.cancelled_caught and self._job_uid:
                 events = await self._events()
-            if anyio.current_time() >= begun + QUIET:
-                held_up = self._held_up()
-                await self._tell_once(held_up, f"Waiting for chaincode to start: {held_up}")
 
-    def _held_up(self) -> str:
-        """Say why the container does not run yet, as far as it is known."""
-        if not self._job_uid:
-            return self._last_error or "the Kubernetes API has not answered the creation of the job yet"
-        return self._store.watch_error or self._last_error or stage(self._seen.pod)
+    def _timed_out(self) -> TimedOut:
+        if why := self._store.watch_error or self._last_error:
+            return TimedOut(self._plan, why, Category.API_UNAVAILABLE)
+        held_up = self._held_up or stage(self._seen.pod, created=bool(self._job_uid))
+        return TimedOut(self._plan, held_up.text + self._events_error, held_up.category)
 
     async def _tell(self, diagnoses: list[Diagnosis]) -> None:
         for diagnosis in diagnoses:
             if diagnosis.hopeless:
-                raise LaunchFailed(diagnosis.text)
-            self._last_error = diagnosis.text
+                raise LaunchFailed(diagnosis.text, diagnosis.category)
             await self._tell_once(diagnosis.cause, f"Waiting for chaincode to start: {diagnosis.text}")
-            self._run.tells(diagnosis.text)  # nor is it told again as what holds the launch up
 
     async def _tell_once(self, cause: str, text: str) -> None:
         if self._run.tells(cause):
@@ -264,8 +278,9 @@ class Launch:
                 found += (await self._api.list(EVENTS, Event, fieldSelector=f"involvedObject.uid={uid}")).items
             except ApiError as error:
                 _log.warning("events_unavailable", reason=str(error))
-                self._last_error = self._last_error or f"the events of job and pod cannot be read: {error}"
+                self._events_error = f"; the events cannot be read: {error}"
                 return found
+        self._events_error = ""
         return found
 
     # The log and the end
@@ -294,6 +309,7 @@ class Launch:
         async def deliver(batch: Batch) -> None:
             await self._audience.log(self._cursor(uid, batch.position), batch.lines)
             self._metrics.logged(len(batch.lines))
+            self._last_lines = (self._last_lines + batch.lines)[-TAIL:]
 
         async def gap() -> None:
             await self._audience.say("Some lines of the chaincode's log are missing here: its file was rotated away")
@@ -317,12 +333,31 @@ class Launch:
             _log.warning("log_lost", reason=str(error))
             await self._audience.say(f"The end of the chaincode's log is missing: {error}")
 
+    async def _notice_left_behind(self) -> None:
+        """Tell once that somebody has deleted the Job without its pod: nothing of ours ends that chaincode any more."""
+        await self._seen.until(lambda seen: left_behind(seen) is not None or seen.ended)
+        if (found := left_behind(self._seen)) is not None:
+            await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {found.text}")
+
     async def _end(self, *, knew_pod: bool) -> int:
-        await self._seen.until(lambda seen: seen.ended)
-        if self._seen.terminated is None and not self._seen.job_gone:
-            await self._look_for_job()
-        how = verdict(self._seen, await self._events(), knew_pod=knew_pod)
-        _log.info("chaincode_ended", code=how.code, reason=how.text)
+        while True:
+            await self._seen.until(lambda seen: seen.ended)
+            await self._find_pod()
+            if self._seen.terminated is None and not self._seen.job_gone:
+                await self._look_for_job()
+            version = self._seen.version
+            how = verdict(
+                self._seen,
+                await self._events(),
+                pods_known=self._seen.certain,
+                knew_pod=knew_pod,
+                last_lines=self._last_lines,
+            )
+            if how is not None:
+                break
+            with anyio.move_on_after(EVENTS_CAP):
+                await self._seen.changed_since(version)
+        _log.info("chaincode_ended", code=how.code, category=how.category, reason=how.text)
         await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {how.text}")
         return how.code
 

@@ -9,9 +9,6 @@ from k8s_builderd.fabric.objects import Job, Pod
 from k8s_builderd.kube.objects import Terminated
 from k8s_builderd.kube.watch import Applied, Deleted
 
-STARTING = {None, "", "ContainerCreating", "PodInitializing"}
-"""Reasons for which a container waits while it starts normally."""
-
 
 class Observed:
     """The newest state of a Job and its pod, and what must not be forgotten once it was seen.
@@ -83,6 +80,11 @@ class Observed:
         while not holds(self):
             await self._changed.wait()
 
+    async def changed_since(self, version: int) -> None:
+        """Wait until something has changed since there was this version."""
+        while self.version == version:
+            await self._changed.wait()
+
     async def changed(self) -> None:
         """Wait for the next change."""
         await self._changed.wait()
@@ -117,7 +119,7 @@ class Observed:
         if self.job is None or self.job_gone or self.pod is None or self.started or self.ended:
             return False
         waiting = self.pod.container(CONTAINER).waiting
-        return self.pod.metadata.deletion_timestamp is None and (waiting is None or waiting.reason in STARTING)
+        return self.pod.metadata.deletion_timestamp is None and (waiting is None or waiting.normal)
 
     @property
     def grace(self) -> float:
@@ -141,4 +143,4 @@ def container_started(pod: Pod) -> bool:
 
 def container_ended(pod: Pod) -> bool:
     """Say whether the pod's chaincode has ended, or can never run, by this state of it."""
-    return pod.container(CONTAINER).terminated is not None or pod.ended
+    return pod.container(CONTAINER).terminated is not None or pod.ended or pod.never_starts(CONTAINER)
