@@ -202,7 +202,7 @@ async def test_a_stop_while_a_creation_is_not_answered(scene: Scene, resource: s
     await met(scene)
     assert await run.terminate() == 0
     await nothing_left(scene)
-    assert daemon.count("launch_broke") == 0
+    assert daemon.count("launch_crashed") == 0
 
 
 # What a launch and a stop ask besides

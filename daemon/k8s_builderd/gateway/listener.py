@@ -181,7 +181,8 @@ class Listener:
             _log.exception("call_crashed")
             if request.stage == "run":
                 raise ClientGone from None  # it comes again: a mistake of ours ends no chaincode
-            text = f"Error {_GERUNDS[request.stage]} chaincode: internal error in k8s-builderd: see call_crashed in its log"
+            gerund = _GERUNDS[request.stage]
+            text = f"Error {gerund} chaincode: internal error in k8s-builderd: see call_crashed in its log"
         _log.warning("call_failed", reason=text, category=category)
         with anyio.move_on_after(FAREWELL):
             await connection.say(text)
