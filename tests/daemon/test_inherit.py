@@ -206,6 +206,10 @@ async def test_an_older_heir_does_not_get_it_back(scene: Scene, daemons: str) ->
     assert_whole(runs[2])
 
 
+async def has_secret(scene: Scene) -> bool:
+    return await scene.count("secrets") == 1
+
+
 @pytest.mark.parametrize("action", [{"do": "hang"}, {"do": "status", "code": 503}, {"do": "status", "code": 403}])
 async def test_the_secret_that_is_there_is_not_asked_for_again(scene: Scene, action: Any) -> None:
     """Such as where a quota is used up by now: it is looked at before the name is."""
@@ -213,6 +217,7 @@ async def test_the_secret_that_is_there_is_not_asked_for_again(scene: Scene, act
     ticking = await Ticking.make(scene)
     old = await scene.call("run", ticking.package)
     await old.line(HELD_UP)
+    await eventually(lambda: has_secret(scene))
     await scene.fault(verb="create", resource="secrets", times=None, action=action)
     new = await scene.call("run", ticking.package)
     await new.line(GOES_ON)
