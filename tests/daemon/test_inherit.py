@@ -14,6 +14,7 @@ from tests.daemon.chaincodes import (
     assert_whole,
     chaincode_lines,
     ended,
+    eventually,
     forgotten,
     kill,
     met,
