@@ -64,7 +64,7 @@ class Package:
         """Write chaincode.json as one peer process would; `root_cert` tells one such process from the next."""
         document = {
             "chaincode_id": self.chaincode_id,
-            "peer_address": "127.0.0.1:7052",
+            "peer_address": "peer0.org1.example.com:7052",
             "client_cert": "-----BEGIN CERTIFICATE-----\nclient\n",
             "client_key": "-----BEGIN PRIVATE KEY-----\nsecret\n",
             "root_cert": "-----BEGIN CERTIFICATE-----\nroot\n",

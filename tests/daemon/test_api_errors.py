@@ -37,6 +37,7 @@ ERRORS: dict[str, dict[str, Any]] = {
     "unavailable": {"times": 2, "action": {"do": "status", "code": 503, "reason": "ServiceUnavailable"}},
     "gateway time-out": {"times": 2, "action": {"do": "status", "code": 504, "reason": "Timeout"}},
     "forbidden for a moment": {"times": 2, "action": {"do": "status", "code": 403}},
+    "unauthorized for a moment": {"times": 3, "action": {"do": "status", "code": 401}},
 }
 LAUNCH = [{"verb": "create", "resource": "jobs"}, {"verb": "create", "resource": "secrets"}]
 
@@ -201,7 +202,7 @@ async def test_a_stop_while_a_creation_is_not_answered(scene: Scene, resource: s
     await met(scene)
     assert await run.terminate() == 0
     await nothing_left(scene)
-    assert daemon.count("launch_broke") == 0
+    assert daemon.count("launch_crashed") == 0
 
 
 # What a launch and a stop ask besides

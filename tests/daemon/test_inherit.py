@@ -27,8 +27,8 @@ from tests.embedded.cluster import running
 
 pytestmark = pytest.mark.anyio
 
-HELD_UP = "no node takes the pod"
-GOES_ON = "this one goes on with its job"
+HELD_UP = "the pod cannot be scheduled"
+GOES_ON = "Reusing job"
 ROLE: Any = {"NODE_ROLE": "chaincode"}
 
 

@@ -40,5 +40,5 @@ async def test_a_run_is_closed_without_an_exit_and_comes_again() -> None:
 
 
 async def test_another_stage_ends() -> None:
-    text = b"detect [4242]: Error detecting chaincode: the daemon made a mistake; its log says more\n"
+    text = b"detect [4242]: Error detecting chaincode: internal error in k8s-builderd: see call_crashed in its log\n"
     assert await answer(DETECT) == SIGN_OF_LIFE + frame("W", text) + frame("X", b"1")

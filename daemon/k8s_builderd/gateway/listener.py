@@ -2,12 +2,10 @@
 
 import errno
 import fcntl
-import hashlib
 import os
 import resource
 import socket
 import stat
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +17,7 @@ from structlog.contextvars import bound_contextvars
 
 from k8s_builderd.errors import BuilderError, ClientGone, ProtocolError, SettingsError
 from k8s_builderd.gateway.connection import Connection
+from k8s_builderd.gateway.instance import addresses, held
 from k8s_builderd.gateway.protocol import Request
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.settings import Settings
@@ -79,7 +78,7 @@ class Listener:
         path = self._settings.socket
         with (
             _locked(path, self._settings.socket_mode),
-            _alone(api_server, self._settings.namespace, self._settings.instance),
+            held(await addresses(api_server), self._settings.namespace, self._settings.instance),
             _bound(path, self._settings.socket_mode) as listening,
         ):
             self.open = True
@@ -117,7 +116,7 @@ class Listener:
         except ClientGone:
             pass
         except Exception:  # noqa: BLE001 - one call that breaks takes no other along
-            _log.exception("call_broke")
+            _log.exception("call_crashed")
         finally:
             self.connections -= 1
 
@@ -163,6 +162,7 @@ class Listener:
                 _log.warning("claim_unreadable", reason=str(error))
 
     async def _serve(self, request: Request, connection: Connection) -> int:
+        category = None
         try:
             with anyio.fail_after(None if request.stage == "run" else CALL_TIMEOUT):
                 return await self._stages[request.stage](request, connection)
@@ -174,14 +174,16 @@ class Listener:
             text = f"The k8s-builderd daemon ends this call: {error}"
         except BuilderError as error:
             text = f"Error {_GERUNDS[request.stage]} chaincode: {error}"
+            category = error.category
         except ClientGone:
             raise
         except Exception:  # noqa: BLE001 - one call that breaks takes no other along
-            _log.exception("call_broke")
+            _log.exception("call_crashed")
             if request.stage == "run":
                 raise ClientGone from None  # it comes again: a mistake of ours ends no chaincode
-            text = f"Error {_GERUNDS[request.stage]} chaincode: the daemon made a mistake; its log says more"
-        _log.warning("call_failed", reason=text)
+            gerund = _GERUNDS[request.stage]
+            text = f"Error {gerund} chaincode: internal error in k8s-builderd: see call_crashed in its log"
+        _log.warning("call_failed", reason=text, category=category)
         with anyio.move_on_after(FAREWELL):
             await connection.say(text)
         return 1
@@ -294,29 +296,6 @@ def _taken(how: str) -> SettingsError:
         f"Another k8s-builderd has the socket of the FABRIC_K8S_BUILDER_SOCKET environment variable ({how}): end it,"
         " or give this one a socket of its own"
     )
-
-
-@contextmanager
-def _alone(api_server: str, namespace: str, instance: str) -> Iterator[None]:
-    """Hold the name of the instance on this host: two daemons of one name would delete each other's Jobs as orphans.
-
-    An abstract socket: it needs no directory that both can see, and the kernel frees it with the process.
-    """
-    if sys.platform != "linux":
-        yield
-        return
-    scope = hashlib.sha256("\0".join((api_server, namespace, instance)).encode()).hexdigest()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
-        try:
-            held.bind(f"\0k8s-builderd/{scope}")
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            raise SettingsError(
-                f"Another k8s-builderd on this host has the instance {instance}: give this one a name of its own with"
-                " the FABRIC_K8S_BUILDER_INSTANCE environment variable"
-            ) from None
-        yield
 
 
 @contextmanager
