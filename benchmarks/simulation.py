@@ -24,10 +24,11 @@ def draw(random: Random, without: frozenset[str]) -> list[Act]:
     """Return a play at random; every other act is a request or some time that goes by."""
     names = [name for name in Play.names() if name not in without]
     common = ["wait", "ask", "ask_and_wait"]
-    return [
-        (random.choice(common if random.random() < 0.5 else names), *(random.randrange(100) for _ in range(3)))
-        for _ in range(random.randint(3, LONGEST))
-    ]
+    acts: list[Act] = []
+    for _ in range(random.randint(3, LONGEST)):
+        name = random.choice(common if random.random() < 0.5 else names)
+        acts.append((name, random.randrange(100), random.randrange(100), random.randrange(100)))
+    return acts
 
 
 def failure(setting: Setting, seed: int, acts: Sequence[Act]) -> tuple[str, str]:

@@ -181,6 +181,7 @@ class PodWorker:
         self.node = node
         self.meta = pod["metadata"]
         self.secret = pod["spec"]["volumes"][0]["secret"]["secretName"]
+        self.job_uid = cluster.job_of[self.meta["uid"]]
         self.grace = float(pod["spec"]["terminationGracePeriodSeconds"])
         self.container: Container | None = None
         self._terminating = False
@@ -310,6 +311,8 @@ class Cluster:
         self.on_start: list[Callable[[Container], None]] = []
         self.abandoned: set[str] = set()
         """The uids of pods that were cut off from their Job by a person (`--cascade=orphan`)."""
+        self.job_of: dict[str, str] = {}
+        """The uid of the Job that each pod was made for, by the pod's."""
         self.told_running: dict[str, float] = {}
         """When the API was first told of each pod, by uid, that its container runs."""
         self._count = 0
@@ -441,6 +444,7 @@ class Cluster:
             "ownerReferences": [{"kind": "Job", "name": name, "uid": uid, "controller": True}],
         }
         pod = self.add("pods", {"metadata": meta, "spec": template["spec"], "status": {"phase": "Pending"}})
+        self.job_of[pod["metadata"]["uid"]] = uid
         self.update("jobs", {**job, "status": {"active": 1}})
         self.scheduler.later(0.02, lambda: self._bind(meta["name"], pod["metadata"]["uid"]))
 

@@ -261,6 +261,10 @@ class World:
         uid = job["metadata"]["uid"]
         return next((it for it in self.cluster.containers if _job_uid(it) == uid), None)
 
+    def _job(self, container: Container) -> Object | None:
+        uid = _job_uid(container)
+        return next((job for job in self.cluster.objects["jobs"].values() if job["metadata"]["uid"] == uid), None)
+
     def job_created(self, daemon: Daemon, job: Object) -> None:
         """Check that a Job may be created now."""
         self.note(f"{daemon} creates {job['metadata']['name']}")
@@ -273,7 +277,7 @@ class World:
 
     def _two_live(self, one: Container, other: Container) -> None:
         jobs = sorted((one, other), key=lambda it: self.made_by[_job_uid(it)][0])
-        newer = self.cluster.find("jobs", jobs[1].pod.meta["ownerReferences"][0]["name"])
+        newer = self._job(jobs[1])
         if newer is not None and jobs[0].started_at < self.now:
             self._unless_waited(jobs[0], newer)
 
@@ -299,9 +303,7 @@ class World:
         clients = self.clients_of(job)
         if any(client.stopped_at is not None for client in clients):
             return
-        newest = max((client.number for client in clients), default=0)
-        key = launch_key(meta)
-        if any(it.number > newest and it.key == key and it.asked_at is not None for it in self.clients):
+        if any(self._is_launched_again(client) for client in clients):
             return
         grace = daemon.settings.reconnect_grace
         knocked = max((client.knocks for client in clients), default=-1000.0)
@@ -310,6 +312,14 @@ class World:
             return
         why = "its run is there" if knocked > self.now - grace else "it is another daemon's"
         self.wrong(f"{daemon} deletes {name}, whose chaincode is healthy: {why}")
+
+    def _is_launched_again(self, client: Client) -> bool:
+        """Say whether a later launch of the same chaincode by the same peer has reached a daemon.
+
+        Which of two is the later one is told by their first requests: nobody but the peer knows more.
+        """
+        asked = client.asked_at or 0.0
+        return any(it.key == client.key and it.asked_at is not None and it.asked_at > asked for it in self.clients)
 
     def _is_of(self, daemon: Daemon, meta: Object) -> bool:
         owners = meta.get("ownerReferences") or ()
@@ -335,13 +345,11 @@ class World:
             uid = _job_uid(container)
             if uid not in client.jobs:
                 continue
-            newer = any(
-                it.number > client.number and it.key == client.key and it.asked_at is not None for it in self.clients
-            )
+            again = self._is_launched_again(client)
             since = self.cluster.seen_running_since(container)
-            job = self.cluster.find("jobs", container.pod.meta["ownerReferences"][0]["name"])
-            there = job is not None and job["metadata"]["uid"] == uid and "deletionTimestamp" not in job["metadata"]
-            if container.alive and since is not None and since < self.now - LOOK and there and not newer:
+            job = self._job(container)
+            there = job is not None and "deletionTimestamp" not in job["metadata"]
+            if container.alive and since is not None and since < self.now - LOOK and there and not again:
                 self.wrong(f"run {client.number} ends, and its chaincode {container.name} runs")
 
     def _check_lines(self, client: Client) -> None:
@@ -386,6 +394,9 @@ class World:
                 daemon.api.heal()
             for client in self.running():
                 client.thaw()
+            for name, pod in list(cluster.objects["pods"].items()):
+                if pod["metadata"]["uid"] in cluster.abandoned:
+                    cluster.delete("pods", name)  # by the person who has cut it off
 
         self.sim.call(heal)
 
@@ -480,7 +491,7 @@ class Asked:
 
 
 def _job_uid(container: Container) -> str:
-    return str(container.pod.meta["ownerReferences"][0]["uid"])
+    return container.pod.job_uid
 
 
 def _clock(world: World) -> Any:
