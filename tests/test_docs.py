@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import itertools
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -15,9 +16,11 @@ from k8s_builder_client.call import Call
 from k8s_builder_client.request import Request
 from k8s_builderd.fabric import manifests, names
 from k8s_builderd.fabric.names import Token
-from k8s_builderd.fabric.package import Chaincode, Image
-from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan
-from k8s_builderd.runs.store import Reason
+from k8s_builderd.fabric.package import DOCUMENT_SIZE, Chaincode, Image
+from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan, SecurityProfile
+from k8s_builderd.gateway.protocol import MAX_PATH_BYTES, MAX_PATHS
+from k8s_builderd.runs.category import Category
+from k8s_builderd.runs.record import Reason
 from k8s_builderd.settings import FORWARDED, PEER_ID, Settings, launch_settings
 
 yaml: Any = importlib.import_module("yaml")  # kubernetes_asyncio brings it, without type stubs
@@ -145,13 +148,27 @@ def test_what_a_client_forwards_is_listed_under_who_wins() -> None:
 
 def test_the_pod_template_of_the_example_can_be_used(tmp_path: Path) -> None:
     file = tmp_path / "template.json"
-    file.write_text(re.findall(r"```json\n(.*?)```", read("configuration.md"), re.DOTALL)[0])
+    file.write_text(re.findall(r"```json\n(.*?)```", section("configuration.md", "The pod template"), re.DOTALL)[0])
     settings = Settings.load({"FABRIC_K8S_BUILDER_POD_TEMPLATE": str(file)})
     body = manifests.job(msgspec.structs.replace(plan(), template=settings.pod_template), None)
     (container,) = body["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"memory": "256Mi"}
     assert container["image"] == plan().image.reference
     assert body["spec"]["template"]["metadata"]["labels"]["team"] == "ledger"
+
+
+def test_the_template_that_gives_capabilities_back_gives_no_more(tmp_path: Path) -> None:
+    file = tmp_path / "template.json"
+    text = section("configuration.md", "The security profile")
+    file.write_text(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[0])
+    settings = Settings.load({"FABRIC_K8S_BUILDER_POD_TEMPLATE": str(file)})
+    before, after = (
+        manifests.job(msgspec.structs.replace(plan(), template=template), None)["spec"]["template"]["spec"]
+        for template in ({}, settings.pod_template)
+    )
+    added = after["containers"][0]["securityContext"]["capabilities"].pop("add")
+    assert (added, after) == (["SETUID", "SETGID"], before)
+    assert [code(row[0])[0] for row in rows(text)] == list(SecurityProfile)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +179,12 @@ def test_a_constant_is_what_the_table_says(row: list[str]) -> None:
     package = "k8s_builder_client" if room.startswith("client.") else "k8s_builderd"
     module = importlib.import_module(f"{package}.{room.removeprefix('client.')}")
     assert float(row[1].split()[0]) == getattr(module, name)
+
+
+def test_the_bounds_of_a_package_are_those_of_the_code() -> None:
+    text = " ".join(section("packages.md", "The rules").split())
+    assert f"of at most {DOCUMENT_SIZE:,} bytes" in text
+    assert f"There can be {MAX_PATHS:,} paths at most, of {MAX_PATH_BYTES // 1024 // 1024} MiB together" in text
 
 
 # Objects
@@ -195,6 +218,7 @@ def plan() -> Plan:
         peer="0123456789abcdef" * 2,
         instance="peer0-org1-0",
         namespace="fabric",
+        host="0123456789abcdef",
     )
 
 
@@ -243,7 +267,7 @@ def called(tree: ast.AST, names: set[str]) -> Iterator[ast.Call]:
 
 TREES = [ast.parse(path.read_text()) for path in [*SOURCES, *CLIENT.glob("k8s_builder_client/*.py")]]
 SHELL = (CLIENT / "bin" / "run").read_text()
-FROM_OUTSIDE = "No such file or directory\nConnection refused\nPermission denied\n"  # strerror
+FROM_OUTSIDE = "No such file or directory\nConnection refused\nPermission denied\nOperation not permitted\n"  # strerror
 # Where the code puts two texts together.
 JOINTS = "…|: |because |CORE_PEER_ID|(?<=denied) |(?<=the chaincode) (?=ended)"
 GERUNDS = ("detecting", "building", "releasing")
@@ -279,6 +303,41 @@ def test_every_line_that_is_said_is_explained() -> None:
         for text in literals(argument)
     }
     assert [part for part in sorted(parts) if len(part.split()) > 2 and part not in explained] == []
+
+
+def docstrings(tree: ast.AST) -> set[int]:
+    """Return which constants are docstrings, of attributes too."""
+    return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+
+
+def test_every_word_of_a_diagnosis_and_of_a_verdict_is_explained() -> None:
+    tree = ast.parse((DAEMON / "runs" / "diagnosis.py").read_text())
+    silent = docstrings(tree)
+    for call in called(tree, {"compile", "partition", "removeprefix"}):  # what is looked for in Kubernetes' words
+        silent |= {id(node) for argument in call.args for node in ast.walk(argument)}
+    explained = section("operations.md", "The launch") + section("operations.md", "The end")
+    said = {
+        sentence.strip(" .,;:()'")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in silent
+        for sentence in node.value.split(". ")
+    }
+    assert [part for part in sorted(said) if len(part.split()) > 1 and part not in explained] == []
+
+
+def test_every_category_is_explained_by_what_its_docstring_says() -> None:
+    (kind,) = (
+        node for node in ast.parse((DAEMON / "runs" / "category.py").read_text()).body if isinstance(node, ast.ClassDef)
+    )
+    members = [
+        (ast.literal_eval(name.value), ast.literal_eval(words.value))
+        for name, words in itertools.pairwise(kind.body)
+        if isinstance(name, ast.Assign) and isinstance(words, ast.Expr)
+    ]
+    assert [name for name, _ in members] == list(Category)
+    table = rows(section("operations.md", "Categories"))
+    assert [(code(row[0])[0], row[1]) for row in table] == members
+    assert all(row[2] for row in table)
 
 
 def test_every_event_of_the_daemons_log_is_explained_and_no_other() -> None:

@@ -23,7 +23,7 @@ def breaks(plan, call):
 try:
     breaks(chaincode, request)
 except ValueError:
-    structlog.get_logger("test").exception("launch_broke")
+    structlog.get_logger("test").exception("launch_crashed")
 from rich.pretty import pretty_repr
 print(pretty_repr([chaincode, request]), file=sys.stderr)
 """

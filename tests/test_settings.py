@@ -1,6 +1,7 @@
 """Every variable of the daemon: what it takes, what it refuses, and in which words."""
 
 import json
+import math
 import os
 import re
 import socket
@@ -13,7 +14,7 @@ import pytest
 
 from k8s_builderd import settings as settings_module
 from k8s_builderd.errors import SettingsError
-from k8s_builderd.fabric.plan import LaunchSettings
+from k8s_builderd.fabric.plan import LaunchSettings, SecurityProfile
 from k8s_builderd.settings import FORWARDED, PREFIX, Settings, launch_settings
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +46,7 @@ def test_an_empty_environment_is_enough() -> None:
     assert found.health_address == ("0.0.0.0", 9480)
     assert (found.log_format, found.debug) == ("json", False)
     assert (found.kubeconfig, found.pod_name, found.pod_uid, found.pod_template) == ("", "", "", {})
-    assert not found.run_as_non_root
+    assert (found.security_profile, found.run_as_non_root) == (SecurityProfile.BASELINE, False)
     assert found.max_connections == 4096
     assert found.peer_patience == 5
     assert (found.request_timeout, found.reconnect_grace, found.orphan_grace, found.watch_silence) == (10, 10, 60, 130)
@@ -69,6 +70,7 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("NAMESPACE", "fabric", "namespace", "fabric"),
     ("NAMESPACE", "a" * 63, "namespace", "a" * 63),
     ("NAMESPACE", "0-9", "namespace", "0-9"),
+    ("POD_NAMESPACE", "peers", "pod_namespace", "peers"),
     ("INSTANCE", "peer0.org1_A", "instance", "peer0.org1_A"),
     ("INSTANCE", "x" * 63, "instance", "x" * 63),
     ("SOCKET", "/tmp/b.sock", "socket", Path("/tmp/b.sock")),
@@ -88,6 +90,9 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("DEBUG", "0", "debug", False),
     ("RUN_AS_NON_ROOT", "true", "run_as_non_root", True),
     ("RUN_AS_NON_ROOT", "FALSE", "run_as_non_root", False),
+    ("SECURITY_PROFILE", "restricted", "security_profile", SecurityProfile.RESTRICTED),
+    ("SECURITY_PROFILE", "baseline", "security_profile", SecurityProfile.BASELINE),
+    ("SECURITY_PROFILE", "compatible", "security_profile", SecurityProfile.COMPATIBLE),
     ("MAX_CONNECTIONS", "1", "max_connections", 1),
     ("REQUEST_TIMEOUT", "500ms", "request_timeout", 0.5),
     ("RECONNECT_GRACE", "1m30s", "reconnect_grace", 90.0),
@@ -111,7 +116,11 @@ LAUNCH_TAKEN: list[tuple[str, str, str, Any]] = [
     ("START_TIMEOUT", "1h", "start_timeout", 3600.0),
     ("START_TIMEOUT", "500ms", "start_timeout", 0.5),
     ("START_TIMEOUT", "1.5h", "start_timeout", 5400.0),
-    ("START_TIMEOUT", "0", "start_timeout", 0.0),
+    ("START_TIMEOUT", "1ns", "start_timeout", 1e-9),
+    # As in the Go builder: no limit.
+    ("START_TIMEOUT", "0", "start_timeout", math.inf),
+    ("START_TIMEOUT", "0s", "start_timeout", math.inf),
+    ("START_TIMEOUT", "-1s", "start_timeout", math.inf),
     ("DEBUG", "True", "debug", True),
 ]
 
@@ -179,6 +188,8 @@ REFUSED: list[tuple[str, str, str]] = [
     ("HEALTH_ADDRESS", "0.0.0.0:65536", ADDRESS_RULE + "'0.0.0.0:65536'"),
     ("HEALTH_ADDRESS", "0.0.0.0:-1", ADDRESS_RULE + "'0.0.0.0:-1'"),
     ("LOG_FORMAT", "JSON", "must be one of json, console; it is 'JSON'"),
+    ("SECURITY_PROFILE", "Restricted", "must be one of restricted, baseline, compatible; it is 'Restricted'"),
+    ("SECURITY_PROFILE", "privileged", "must be one of restricted, baseline, compatible; it is 'privileged'"),
     ("MAX_CONNECTIONS", "0", "must be a number above zero; it is '0'"),
     ("MAX_CONNECTIONS", "-5", "must be a number above zero; it is '-5'"),
     ("MAX_CONNECTIONS", "many", "must be a number above zero; it is 'many'"),
@@ -263,6 +274,14 @@ def test_a_pod_template_that_is_none_is_refused(tmp_path: Path, content: bytes, 
 def test_a_part_of_a_pod_template_that_is_no_object_is_refused_at_start(tmp_path: Path, content: bytes) -> None:
     """Not at the first launch, when nobody looks."""
     assert "must name a file with" in refused(POD_TEMPLATE=template(tmp_path, content))
+
+
+def test_a_field_of_a_pod_template_that_cannot_be_used_is_told_at_start(tmp_path: Path) -> None:
+    file = template(tmp_path, b'{"spec": {"restartPolicy": "Always"}}')
+    assert refused(POD_TEMPLATE=file).startswith(
+        f"The {PREFIX}POD_TEMPLATE environment variable must name a file with a pod template that can be used: {file}:"
+        " spec.restartPolicy cannot be set: "
+    )
 
 
 def test_a_pod_template_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

@@ -7,16 +7,17 @@ FIRST_WORDS = 2.0
 """How long the daemon may be away before a line says so; shorter ones are nobody's business."""
 MORE_WORDS = 60.0
 SETTLED = 1.0
-"""A connection that lasts this long, or brings a frame sooner, ends the absence."""
+"""Seconds after which a connection over which the daemon has taken the request may count, though nothing came yet."""
 STABLE = 5.0
 """One that lasted this long makes the delays short again: a daemon that accepts and closes must not be hammered."""
 
 
 class Absence:
-    """The daemon's absence, which begins with the program and again with each connection that is lost.
+    """The daemon's absence, which begins with the program, with each connection that is lost, and with a silence.
 
-    `deadline` is for those who may not wait for ever. A connection that lasted less than `patience` buys no new one,
-    so that a daemon that keeps closing connections cannot hold up the peer without end.
+    Only a sign of the daemon ends it: the kernel connects to one that is frozen, too. `deadline` is for those who may
+    not wait for ever. A connection that lasted less than `patience`, or brought nothing, buys no new one, so that a
+    daemon that keeps closing connections cannot hold up the peer without end.
     """
 
     def __init__(self, now: float, patience: float) -> None:
@@ -24,6 +25,7 @@ class Absence:
         self._delay = FIRST_DELAY
         self._connected_at = now
         self._since = now
+        self._heard = False
         self.over = False
         self.told = False
         self.deadline = now + patience
@@ -40,14 +42,24 @@ class Absence:
         self._delay = min(self._delay * 2, LONGEST_DELAY)
         self.retry_at = now + delay * (0.5 + spread / 2)
 
-    def connected(self, now: float) -> None:
-        """A connection came about; whether it is worth something is still to be seen."""
+    def connected(self, now: float, reason: str, remedy: str) -> None:
+        """A connection came about; whether somebody answers is still to be seen, and `reason` stands while not."""
+        self.reason, self.remedy = reason, remedy
+        self._heard = False
         self._connected_at = now
         self.settles_at = now + SETTLED
+
+    def silent(self, now: float, since: float, reason: str, remedy: str) -> None:
+        """The connection is there, but has brought nothing since then."""
+        self.reason, self.remedy = reason, remedy
+        self.over = False
+        self._since = since
+        self.tell_at = now
 
     def end(self, now: float) -> "float | None":
         """The daemon is there. Returns how long it was away where that was told, else None."""
         told = self.told and not self.over
+        self._heard = True
         self.over = True
         self.told = False
         return now - self._since if told else None
@@ -55,7 +67,7 @@ class Absence:
     def lost(self, now: float, reason: str, remedy: str, longest: float, spread: float) -> None:
         """The connection closed before its time."""
         held = now - self._connected_at
-        if held >= self._patience:
+        if self._heard and held >= self._patience:
             self.deadline = now + self._patience
         if held >= STABLE:
             self._delay = FIRST_DELAY

@@ -16,8 +16,20 @@ from .stderr import Stderr
 STOP_TIMEOUT = 2.5
 """Seconds for the daemon to answer a stop; the peer sends SIGKILL, or leaves, 5 s after SIGTERM."""
 
+SILENCE = 12.0
+"""Seconds without a frame after which a daemon that gives signs of life, one every 5 s, counts as away."""
+
+UNANSWERED = 30.0
+"""Seconds for which a daemon that has read the request of a `run` may say nothing: older ones give no signs of life,
+and their first line comes when the API has not answered for their FABRIC_K8S_BUILDER_REQUEST_TIMEOUT."""
+
+CALL_TIMEOUT = 60.0
+"""Seconds that the daemon has for a detect, build or release once it can be reached."""
+
 _READ = 1 << 16
+_SIOCOUTQ = 0x5411  # bytes sent that the other end has not read; see unix(7)
 _CLOSED = "It closed the connection before it had answered"
+_SILENT = "It does not answer", "Check that the daemon is not frozen and has CPU time: its log and its /livez"
 
 
 class Session:
@@ -31,10 +43,16 @@ class Session:
         self._copies = Copies(call.input, call.output, request.listed) if call.input is not None else None
         self._stderr = stderr
         self._signals = signals
-        self._absence = absence.Absence(time.monotonic(), self._patience)
+        now = time.monotonic()
+        self._absence = absence.Absence(now, self._patience)
+        self._call_deadline = None if call.stage == "run" else now + self._patience + CALL_TIMEOUT
         self._socket = None  # type: _socket.socket | None
         self._frames = wire.Frames()
         self._outgoing = bytearray()
+        self._connected_at = now
+        self._heard_at = now  # when the newest frame of this connection came
+        self._heard = False  # whether there was one
+        self._gives_signs = False  # whether there was an empty one, so that its silence says something
         self._broken = ""  # why nothing more comes; what came before is still to be delivered
         self._requested = False  # a whole request has left: the daemon may have begun
         self._cursor = None  # type: bytes | None # of the newest log frame; once there is one, the daemon is waited for
@@ -68,10 +86,21 @@ class Session:
         if self._stop_deadline is not None:
             if now >= self._stop_deadline:
                 self._end_unstopped()
-        elif self._socket is not None:
-            if now >= away.settles_at:
-                self._settle(now)
-        elif self._cursor is None and now >= away.deadline:
+            return
+        if self._call_deadline is not None and now >= self._call_deadline:
+            self._stderr.words(
+                "k8s-builderd at %s has not finished this call within %gs. Check its log"
+                % (os.fsdecode(self._path), self._patience + CALL_TIMEOUT)
+            )
+            self._end(1)
+            return
+        if self._socket is not None:
+            if not self._may_read():
+                return  # it is not listened to, so that its silence says nothing
+            self._look_for_signs(now)
+        if away.over:
+            return
+        if self._cursor is None and now >= self._gives_up_at():
             self._stderr.words(
                 "Could not reach k8s-builderd at %s within %gs: %s. %s"
                 % (os.fsdecode(self._path), self._patience, away.reason, away.remedy)
@@ -84,25 +113,73 @@ class Session:
                 text = "Waiting for k8s-builderd at %s, the chaincode goes on meanwhile: %s"
             self._stderr.words(text % (os.fsdecode(self._path), away.reason))
 
+    def _look_for_signs(self, now: float) -> None:
+        away = self._absence
+        silence = self._longest_silence()
+        if away.over:
+            if silence is not None and now >= self._heard_at + silence:
+                away.silent(now, self._heard_at, *_SILENT)
+        elif not self._heard and self._cursor is not None and now >= away.settles_at:
+            # An older daemon has nothing to say to a run that comes back, until its chaincode has.
+            if self._request_is_read():
+                self._settle(now)
+            else:
+                away.settles_at = now + absence.LONGEST_DELAY
+
+    def _longest_silence(self) -> "float | None":
+        """After how long without a frame the daemon counts as away; None where an older one may have nothing to say."""
+        if self._stage != "run":
+            return absence.FIRST_WORDS
+        return SILENCE if self._gives_signs else None
+
+    def _gives_up_at(self) -> float:
+        """When a call without a cursor is given up, while the daemon is away."""
+        if self._socket is None:
+            return self._absence.deadline
+        if self._heard:
+            return self._heard_at + max(self._patience, self._longest_silence() or 0)
+        waits = UNANSWERED if self._stage == "run" and self._request_is_read() else absence.FIRST_WORDS
+        return max(self._absence.deadline, self._connected_at + waits)
+
+    def _request_is_read(self) -> bool:
+        """Whether the daemon has read the request; one that is frozen leaves it in the socket."""
+        if self._socket is None or self._outgoing:
+            return False
+        try:
+            import fcntl  # only those who wait need it
+
+            unread = fcntl.ioctl(self._socket.fileno(), _SIOCOUTQ, bytes(4))
+        except (ImportError, OSError):
+            return True  # this system does not tell
+        return not any(unread)
+
     def _settle(self, now: float) -> None:
         seconds = self._absence.end(now)
         if seconds is not None:
             self._stderr.words("Connected to k8s-builderd after %.0fs" % seconds)
 
     def _next_time(self, *, reading: bool) -> "float | None":
-        times = []
+        away = self._absence
+        times = [] if self._socket is not None else [away.retry_at]
         if self._stop_deadline is not None:
             times.append(self._stop_deadline)
             if not reading:
                 times.append(self._stderr.stalls_at())
-        if self._socket is None:
-            times.append(self._absence.retry_at)
-            if not self.stopping:
-                times.append(self._absence.tell_at)
-                if self._cursor is None:
-                    times.append(self._absence.deadline)
-        elif not self._absence.over and not self.stopping:
-            times.append(self._absence.settles_at)
+            return min(times)
+        if self._call_deadline is not None:
+            times.append(self._call_deadline)
+        if self._socket is not None and not reading:
+            pass
+        elif away.over:
+            silence = self._longest_silence()
+            if silence is not None:
+                times.append(self._heard_at + silence)
+        else:
+            times.append(away.tell_at)
+            if self._cursor is None:
+                times.append(self._gives_up_at())
+            elif self._socket is not None and not self._heard:
+                times.append(away.settles_at)
         return min(times) if times else None
 
     def _wait(self) -> None:
@@ -116,6 +193,8 @@ class Session:
                 poll.register(self._socket.fileno(), events)
         due = self._next_time(reading=reading)
         ready = dict(poll.poll(None if due is None else max(0, (due - time.monotonic()) * 1000 + 1)))
+        if not reading:
+            self._heard_at = time.monotonic()
         if self._signals.fd in ready:
             self._stop(self._signals.take())
         self._stderr.write(ready)
@@ -139,8 +218,10 @@ class Session:
             self._absence.failed(now, *_explained(error), self._longest_delay(), _spread())
             return
         self._stderr.debug("Connected to %s" % os.fsdecode(self._path))
-        self._absence.connected(now)
+        self._absence.connected(now, *_SILENT)
         self._socket = connection
+        self._connected_at = self._heard_at = now
+        self._heard = self._gives_signs = False
         self._frames = wire.Frames()
         self._broken = ""
         self._outgoing = bytearray(self._request)
@@ -198,8 +279,10 @@ class Session:
                     if self._broken:
                         self._lost(self._broken)
                     return
+                self._heard = True
                 self._settle(now)
                 self._obey(*frame)
+                self._heard_at = time.monotonic()
         except wire.FrameError as error:
             self._misunderstood(now, str(error))
 
@@ -219,6 +302,8 @@ class Session:
 
     def _obey(self, kind: bytes, payload: bytes) -> None:
         if kind == wire.WORDS:
+            if not payload:
+                self._gives_signs = True
             self._put(payload)
         elif kind == wire.LOG:
             self._cursor, lines = wire.log(payload)
@@ -228,11 +313,14 @@ class Session:
         elif self._copies is None:
             raise wire.FrameError("a copy frame to a stage that copies nothing")
         else:
+            began = time.monotonic()
             try:
                 self._copies.copy(*wire.copy(payload))
             except CopyError as error:
                 self._stderr.words(str(error))
                 self._end(1)
+            if self._call_deadline is not None:  # the time for copying is ours
+                self._call_deadline += time.monotonic() - began
 
     def _put(self, data: bytes) -> None:
         # Through a full pipe only a stop is heard: the words are lost, not the stop.

@@ -1,12 +1,14 @@
 """`k8s-builder`: the operator's and developer's command. Each subcommand is a module of its own, loaded when called."""
 
 from importlib import import_module
+from importlib.util import find_spec
 
 import click
 
 _COMMANDS = {
     "demo": ("k8s_builder_lab.demo.command", "demo"),
     "embedded-cluster": ("k8s_builder_lab.embedded.command", "embedded_cluster"),
+    "install-client": ("k8s_builder.commands.install_client", "install_client"),
     "inspect": ("k8s_builder.commands.package", "inspect"),
     "package": ("k8s_builder.commands.package", "package"),
     "packageid": ("k8s_builder.commands.package", "packageid"),
@@ -23,8 +25,24 @@ class _Lazy(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, name = _COMMANDS[cmd_name]
+        package = module.partition(".")[0]
+        if find_spec(package) is None:
+            return _left_out(cmd_name, package)
         command: click.Command = getattr(import_module(module), name)
         return command
+
+
+def _left_out(name: str, package: str) -> click.Command:
+    """Return what stands for a command whose package a production image does not hold."""
+
+    def fail() -> None:
+        raise click.ClickException(
+            f"{name} needs the package {package}, which this installation leaves out: pip install 'k8s-builderd[demo]'"
+        )
+
+    anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+    text = f"Not in this installation: needs {package}."
+    return click.Command(name, callback=fail, help=text, add_help_option=False, context_settings=anything)
 
 
 @click.command(cls=_Lazy)

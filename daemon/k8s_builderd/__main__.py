@@ -39,7 +39,14 @@ def main(embedded: bool, images: Path | None) -> None:
 
 
 async def _serve_embedded(settings: Settings, images: Path | None) -> None:
-    from k8s_builder_lab.embedded.process import running  # the daemon proper knows nothing of it
+    try:
+        from k8s_builder_lab.embedded.process import running  # the daemon proper knows nothing of it
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "k8s_builder_lab":
+            raise
+        raise BuilderError(
+            "--embedded needs the package k8s_builder_lab, which this installation leaves out: pip install k8s-builderd"
+        ) from error
 
     async with running(settings.namespace, images) as kubeconfig:
         await daemon.serve(msgspec.structs.replace(settings, kubeconfig=str(kubeconfig)))

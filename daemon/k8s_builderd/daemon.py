@@ -15,7 +15,7 @@ from k8s_builderd.kube.api import Api
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.owner import OwnPod
 from k8s_builderd.runs.attend import Runs
-from k8s_builderd.runs.store import Registry
+from k8s_builderd.runs.store import Store
 from k8s_builderd.settings import Settings
 
 _log = structlog.get_logger("k8s_builderd.daemon")
@@ -32,8 +32,8 @@ async def serve(settings: Settings) -> None:
         anyio.create_task_group() as tasks,
     ):
         await tasks.start(_end_on_signal, tasks.cancel_scope)
-        registry = Registry(api, settings, metrics)
-        runs = Runs(api, registry, settings, metrics)
+        store = Store(api, settings, metrics)
+        runs = Runs(api, store, settings, metrics)
         own_pod = OwnPod()
         listener = Listener(
             settings,
@@ -44,22 +44,23 @@ async def serve(settings: Settings) -> None:
                 "run": partial(run.serve, settings=settings, runs=runs),
             },
             metrics,
+            knocked=partial(run.knocked, runs=runs),
         )
         checks: dict[str, health.Check] = {
             "socket": lambda: None if listener.open else "not open yet",
-            "jobs": lambda: registry.jobs.trouble,
-            "pods": lambda: registry.pods.trouble,
+            "jobs": lambda: store.jobs.error,
+            "pods": lambda: store.pods.error,
             "owner": lambda: own_pod.trouble,
         }
-        metrics.gauge("runs", "Runs known", lambda: registry.count)
+        metrics.gauge("runs", "Runs known", lambda: store.count)
         metrics.gauge("connections", "Connections open", lambda: listener.connections)
         metrics.gauge("tasks", "Tasks of the event loop", lambda: len(asyncio.all_tasks()))
         metrics.gauge("ready", "1 when /readyz says ok", lambda: not any(check() for check in checks.values()))
-        async with registry.open():
+        async with store.open():
             await tasks.start(listener.serve, api.server)
             await tasks.start(health.serve, settings.health_address, checks, metrics)
             _log.info("daemon_started", namespace=settings.namespace, instance=settings.instance)
-            tasks.start_soon(registry.expire_orphans)
+            tasks.start_soon(store.expire_orphans)
             await own_pod.confirm(api, settings, runs.set_owner)
             await anyio.sleep_forever()
 

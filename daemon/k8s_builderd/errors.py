@@ -8,6 +8,8 @@ class BuilderError(Exception):
     """
 
     remedy: str = ""
+    category: str | None = None
+    """The stable name of its kind, for alerts and scripts; None where it has none."""
 
     def __str__(self) -> str:
         """Return the message and the remedy, on one line."""

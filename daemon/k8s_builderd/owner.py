@@ -34,6 +34,10 @@ class OwnPod:
         if not name:
             known(None)
             return
+        if settings.pod_namespace not in {"", settings.namespace}:
+            _log.info("own_pod_elsewhere", reason=_elsewhere(settings))
+            known(None)
+            return
         pauses = delays(0.2, 10.0)
         refusals = Refusals()
         while True:
@@ -42,7 +46,8 @@ class OwnPod:
             except NotFound:
                 found = None
             except ApiError as error:
-                if self._is_news(f"the daemon's own pod cannot be looked up: {error}"):
+                words = refusals.words(error, anyio.current_time())
+                if self._is_news(f"the daemon's own pod cannot be looked up: {words}"):
                     _log.warning("own_pod_unknown", reason=self.trouble)
                 if refusals.last(error, anyio.current_time()):
                     known(None)  # launches go on without; where the Role is mended, later ones have it
@@ -64,3 +69,12 @@ class OwnPod:
     def _is_news(self, trouble: str) -> bool:
         before, self.trouble = self.trouble, trouble
         return trouble != before
+
+
+def _elsewhere(settings: Settings) -> str:
+    return (
+        f"this daemon's pod is in namespace {settings.pod_namespace}, chaincode in {settings.namespace}: owner"
+        " references do not cross namespaces, so a job does not go with the peer's pod. It goes when its `run` is told"
+        f" to stop, {settings.reconnect_grace:g} s after its `run` has gone away, or {settings.orphan_grace:g} s after"
+        f" the next start of a daemon of the instance {settings.instance}"
+    )

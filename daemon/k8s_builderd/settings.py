@@ -4,6 +4,8 @@ The names without `FABRIC_K8S_BUILDER_` and those of the Go builder mean what th
 (docs/configuration.md has them all). What the operator sets on the daemon wins over what a client forwards.
 """
 
+import hashlib
+import math
 import os
 import re
 import socket
@@ -16,7 +18,8 @@ from msgspec import Struct
 
 from k8s_builderd.errors import SettingsError
 from k8s_builderd.fabric.names import label_value_fault, name_prefix_fault
-from k8s_builderd.fabric.plan import LaunchSettings
+from k8s_builderd.fabric.plan import LaunchSettings, SecurityProfile
+from k8s_builderd.fabric.template import fault as template_fault
 from k8s_builderd.golang import parse_bool, parse_duration
 
 PREFIX = "FABRIC_K8S_BUILDER_"
@@ -29,6 +32,7 @@ FORWARDED = (
 """What a client's environment may fill in where the daemon's leaves it unset."""
 
 DEFAULT_SOCKET = "/run/k8s-builder/builder.sock"
+_MACHINE_ID_FILE = Path("/etc/machine-id")
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _DNS_1123_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _DNS_1123_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -44,15 +48,20 @@ class Settings(Struct, frozen=True):
     kubeconfig: str
     namespace: str
     instance: str
+    host: str = ""
+    """A hash of the machine that the daemon runs on: a Job that no pod owns is this daemon's only with this."""
     socket: Path = Path(DEFAULT_SOCKET)
     socket_mode: int = 0o660
     allowed_uids: frozenset[int] | None = None
     health_address: tuple[str, int] = ("0.0.0.0", 9480)  # noqa: S104 - the kubelet's probes come from outside the pod
     log_format: str = "json"
     debug: bool = False
+    security_profile: SecurityProfile = SecurityProfile.BASELINE
     run_as_non_root: bool = False
     pod_name: str = ""
     pod_uid: str = ""
+    pod_namespace: str = ""
+    """The namespace of the daemon's own pod; empty where it is not known, and taken for `namespace` then."""
     pod_template: Mapping[str, Any] = {}
     max_connections: int = 4096
     request_timeout: float = 10.0
@@ -78,17 +87,20 @@ class Settings(Struct, frozen=True):
         return cls(
             environment={name: read.environ[name] for name in FORWARDED if read.environ.get(name)},
             kubeconfig=read.environ.get("KUBECONFIG_PATH", ""),
-            namespace=read("NAMESPACE", _own_namespace(), _namespace),
+            namespace=read("NAMESPACE", _service_account_namespace() or "default", _namespace),
             instance=read("INSTANCE", _host_name(), _kubernetes_label_value),
+            host=_host_id(),
             socket=read("SOCKET", Path(DEFAULT_SOCKET), _socket_path),
             socket_mode=read("SOCKET_MODE", 0o660, _mode),
             allowed_uids=read("ALLOWED_UIDS", None, _uids),
             health_address=read("HEALTH_ADDRESS", ("0.0.0.0", 9480), _address),  # noqa: S104 - as above
             log_format=read("LOG_FORMAT", "json", _one_of("json", "console")),
             debug=read("DEBUG", False, parse_bool),
+            security_profile=read("SECURITY_PROFILE", SecurityProfile.BASELINE, _security_profile),
             run_as_non_root=read("RUN_AS_NON_ROOT", False, parse_bool),
             pod_name=read("POD_NAME", "", str),
             pod_uid=read("POD_UID", "", str),
+            pod_namespace=read("POD_NAMESPACE", _service_account_namespace(), _namespace),
             pod_template=read("POD_TEMPLATE", {}, _pod_template),
             max_connections=read("MAX_CONNECTIONS", 4096, _positive),
             request_timeout=read("REQUEST_TIMEOUT", 10.0, _positive_duration),
@@ -132,7 +144,7 @@ def launch_settings(environ: Mapping[str, str]) -> LaunchSettings:
         node_role=read("NODE_ROLE", "", _kubernetes_label_value),
         object_name_prefix=read("OBJECT_NAME_PREFIX", "hlfcc", _name_prefix),
         service_account=read("SERVICE_ACCOUNT", "default", _service_account),
-        start_timeout=read("START_TIMEOUT", 180.0, _go_duration),
+        start_timeout=read("START_TIMEOUT", 180.0, _time_limit),
         debug=read("DEBUG", False, parse_bool),
     )
 
@@ -174,6 +186,11 @@ def _go_duration(value: str) -> float:
         return parse_duration(value)
     except ValueError as error:
         raise _Rule(f"must be a valid Go duration string, e.g. 3m40s: {error}") from None
+
+
+def _time_limit(value: str) -> float:
+    seconds = _go_duration(value)
+    return seconds if seconds > 0 else math.inf  # as client-go's ContextWithOptionalTimeout, and so the Go builder
 
 
 def _duration(value: str) -> float:
@@ -242,6 +259,10 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+def _security_profile(value: str) -> SecurityProfile:
+    return SecurityProfile(_one_of(*SecurityProfile)(value))
+
+
 def _pod_template(value: str) -> Mapping[str, Any]:
     try:
         template = msgspec.json.decode(Path(value).read_bytes())
@@ -255,6 +276,8 @@ def _pod_template(value: str) -> Mapping[str, Any]:
         or not all(isinstance(part, dict) for part in template.values())
     ):
         raise _Rule(f"must name a file with a JSON object that holds the objects metadata, spec or both: {value}")
+    if fault := template_fault(template):
+        raise _Rule(f"must name a file with a pod template that can be used: {value}: {fault}")
     return template
 
 
@@ -263,8 +286,18 @@ def _host_name() -> str:
     return re.sub("[^-A-Za-z0-9_.]", "-", socket.gethostname())[:63].strip("-_.") or "k8s-builderd"
 
 
-def _own_namespace() -> str:
+def _host_id() -> str:
+    # machine-id(5): a hash with a name of ours in it, never the id itself. In a container there is none; its host name
+    # is its own, too.
     try:
-        return _NAMESPACE_FILE.read_text().strip() or "default"
+        machine = _MACHINE_ID_FILE.read_text().strip()
     except OSError:
-        return "default"
+        machine = ""
+    return hashlib.sha256(f"k8s-builderd {machine or socket.gethostname()}".encode()).hexdigest()[:16]
+
+
+def _service_account_namespace() -> str:
+    try:
+        return _NAMESPACE_FILE.read_text().strip()
+    except OSError:
+        return ""

@@ -1,6 +1,7 @@
 """How the programs can be called: from anywhere, by any interpreter, with any descriptors, with wrong arguments."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -88,8 +89,78 @@ def test_an_interpreter_is_found_in_path(peer: Peer, interpreter: str, tmp_path:
 def test_no_interpreter_is_told_in_one_line(peer: Peer) -> None:
     del peer.environment["FABRIC_K8S_BUILDER_PYTHON"]
     program = peer.call("run", PATH="/nowhere")
-    program.says("Found no python3 beside ")
+    program.says(f"Found no python3 that runs here, neither {peer.bin}/../python/bin/python3 nor one in PATH: set ")
     assert program.ends_saying() == 1
+
+
+BROKEN = {
+    "for another C library": b'#!/bin/sh\necho "$0: libc.so.6: version GLIBC_9 not found" >&2\necho more >&2\nexit 1\n',
+    "without its loader": b"#!/nowhere/ld-musl\n",
+    "for another processor": b"\x7fELF\2\1\1" + bytes(9) + b"\2\0\xf3\0\xff\xff",
+    "too old": b"#!/bin/sh\necho Python 3.7.16\n",
+    "much too old": b"#!/bin/sh\necho Python 2.7.18 >&2\n",
+    "no Python": b"#!/bin/sh\nexit 0\n",
+}
+
+
+def broken(path: Path, kind: str) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_bytes(BROKEN[kind])
+    path.chmod(0o755)
+
+
+@pytest.mark.usefixtures("daemon")
+@pytest.mark.parametrize("kind", BROKEN)
+def test_where_an_interpreter_cannot_run_the_next_is_tried(
+    peer: Peer, interpreter: str, tmp_path: Path, kind: str
+) -> None:
+    shutil.copytree(CLIENT, tmp_path / "copy")
+    broken(tmp_path / "copy/python/bin/python3", kind)
+    broken(tmp_path / "first/python3", kind)
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second/python3").symlink_to(interpreter)
+    del peer.environment["FABRIC_K8S_BUILDER_PYTHON"]
+    peer.environment["PATH"] = f"{tmp_path}/first:{tmp_path}/second"
+    peer.bin = tmp_path / "copy/bin"
+    assert answered(peer) == b""
+
+
+SHELLS = [shell for shell in (["dash"], ["bash", "--posix"], ["busybox", "sh"]) if shutil.which(shell[0])]
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=" ".join)
+@pytest.mark.parametrize("kind", [*BROKEN, "not there", "a directory", "not executable", "not in PATH"])
+def test_a_variable_that_names_no_interpreter_is_told_in_one_line(
+    peer: Peer, tmp_path: Path, kind: str, shell: list[str]
+) -> None:
+    path = str(tmp_path / "there/python3")
+    if kind in BROKEN:
+        broken(Path(path), kind)
+    elif kind == "a directory":
+        Path(path).mkdir(parents=True)
+    elif kind == "not executable":
+        broken(Path(path), "no Python")
+        Path(path).chmod(0o644)
+    elif kind == "not in PATH":
+        path = "python3"
+    done = subprocess.run(
+        [str(shutil.which(shell[0])), *shell[1:], BIN / "detect", *peer.arguments("detect")],
+        env={"FABRIC_K8S_BUILDER_PYTHON": path, "PATH": "/nowhere"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    rule = "The FABRIC_K8S_BUILDER_PYTHON environment variable must name a Python (3.8 or later) that runs here: "
+    why = re.fullmatch(rf"detect \[\d+\]: {re.escape(rule + path)}: (.+)\n", done.stderr.decode())
+    assert why, done.stderr
+    expected = {
+        "for another C library": "libc.so.6: version GLIBC_9 not found",
+        "too old": "Python 3.7.16",
+        "not there": "not found",
+        "not in PATH": "not found",
+    }
+    assert why[1] == expected.get(kind, why[1])
+    assert str(BIN) not in why[1]
 
 
 @pytest.mark.usefixtures("daemon")

@@ -81,7 +81,7 @@ def test_an_absence_is_told_after_two_seconds_and_then_every_minute() -> None:
 
 def test_a_short_absence_is_not_told() -> None:
     away = Absence(0, 30)
-    away.connected(1)
+    away.connected(1, "", "")
     assert away.end(1.5) is None
     away.lost(10, "", "", 5, 1)
     assert not away.tell(11.9)
@@ -91,7 +91,7 @@ def test_a_short_absence_is_not_told() -> None:
 def test_each_absence_is_told_by_itself() -> None:
     away = Absence(0, 30)
     assert away.tell(2)
-    away.connected(3)
+    away.connected(3, "", "")
     assert away.end(3) == 3
     away.lost(100, "", "", 5, 1)
     assert not away.tell(101.9)
@@ -102,10 +102,27 @@ def test_each_absence_is_told_by_itself() -> None:
 def test_short_connections_buy_no_time_and_long_ones_do() -> None:
     away = Absence(0, 30)
     for now in range(1, 29):
-        away.connected(now)
+        away.connected(now, "", "")
         away.end(now)
         away.lost(now + 0.5, "", "", 5, 1)
     assert away.deadline == 30
-    away.connected(29)
+    away.connected(29, "", "")
+    away.end(29)
     away.lost(60, "", "", 5, 1)
     assert away.deadline == 90
+
+
+def test_a_long_connection_that_brought_nothing_buys_no_time() -> None:
+    away = Absence(0, 30)
+    away.connected(1, "", "")
+    away.lost(40, "", "", 5, 1)
+    assert away.deadline == 30
+
+
+def test_a_silence_is_told_at_once_and_counted_from_the_last_sign() -> None:
+    away = Absence(0, 30)
+    away.connected(1, "", "")
+    away.end(1)
+    away.silent(112, 100, "It does not answer", "Check it")
+    assert [second for second in range(112, 240) if away.tell(second)] == [112, 172, 232]
+    assert away.end(240) == 140

@@ -64,7 +64,7 @@ class Package:
         """Write chaincode.json as one peer process would; `root_cert` tells one such process from the next."""
         document = {
             "chaincode_id": self.chaincode_id,
-            "peer_address": "127.0.0.1:7052",
+            "peer_address": "peer0.org1.example.com:7052",
             "client_cert": "-----BEGIN CERTIFICATE-----\nclient\n",
             "client_key": "-----BEGIN PRIVATE KEY-----\nsecret\n",
             "root_cert": "-----BEGIN CERTIFICATE-----\nroot\n",
@@ -191,6 +191,7 @@ class Scene:
         self.socket = directory / "s" / "b.sock"
         self.socket.parent.mkdir()
         self.kubeconfig = kubeconfig
+        self.bin = BIN
         self._tasks = tasks
         self._packages = 0
 
@@ -238,7 +239,7 @@ class Scene:
             "FABRIC_K8S_BUILDER_PYTHON": sys.executable,
         }
         variables = {name: value for name, value in {**defaults, **environment}.items() if value}
-        return await self._start([str(BIN / program), *arguments], variables, read=read)
+        return await self._start([str(self.bin / program), *arguments], variables, read=read)
 
     async def said(self, program: str, package: Package, **environment: str) -> tuple[int, list[str]]:
         """Call a program to its end; return its exit code and its lines without the `<program> [<pid>]: `."""

@@ -84,7 +84,7 @@ async def test_a_stale_chaincode_that_was_refused_and_a_node_that_is_still_to_co
         await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {}})
 
         async def node_comes() -> None:
-            await eventually(lambda: stage.run.count("no node takes the pod") > 0)
+            await eventually(lambda: stage.run.count("the pod cannot be scheduled") > 0)
             await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {"fabric-builder-k8s-role": "chaincode"}})
 
         async with anyio.create_task_group() as tasks:

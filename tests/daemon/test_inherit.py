@@ -14,6 +14,7 @@ from tests.daemon.chaincodes import (
     assert_whole,
     chaincode_lines,
     ended,
+    eventually,
     forgotten,
     kill,
     met,
@@ -27,8 +28,8 @@ from tests.embedded.cluster import running
 
 pytestmark = pytest.mark.anyio
 
-HELD_UP = "no node takes the pod"
-GOES_ON = "this one goes on with its job"
+HELD_UP = "the pod cannot be scheduled"
+GOES_ON = "Reusing job"
 ROLE: Any = {"NODE_ROLE": "chaincode"}
 
 
@@ -206,6 +207,10 @@ async def test_an_older_heir_does_not_get_it_back(scene: Scene, daemons: str) ->
     assert_whole(runs[2])
 
 
+async def has_secret(scene: Scene) -> bool:
+    return await scene.count("secrets") == 1
+
+
 @pytest.mark.parametrize("action", [{"do": "hang"}, {"do": "status", "code": 503}, {"do": "status", "code": 403}])
 async def test_the_secret_that_is_there_is_not_asked_for_again(scene: Scene, action: Any) -> None:
     """Such as where a quota is used up by now: it is looked at before the name is."""
@@ -213,6 +218,7 @@ async def test_the_secret_that_is_there_is_not_asked_for_again(scene: Scene, act
     ticking = await Ticking.make(scene)
     old = await scene.call("run", ticking.package)
     await old.line(HELD_UP)
+    await eventually(lambda: has_secret(scene))
     await scene.fault(verb="create", resource="secrets", times=None, action=action)
     new = await scene.call("run", ticking.package)
     await new.line(GOES_ON)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.chaincodes import Ticking, assert_whole, chaincode_lines, ended, eventually, nothing_left
+from tests.daemon.chaincodes import Ticking, assert_whole, chaincode_lines, ended, eventually, kill, nothing_left
 from tests.daemon.scene import Scene
 
 pytestmark = pytest.mark.anyio
@@ -144,12 +144,58 @@ async def test_a_second_daemon_of_one_instance_on_one_host_is_refused(scene: Sce
         socket = str(Path(directory) / "b.sock")
         second = await scene.daemon(ready=False, INSTANCE="", SOCKET=socket)
         assert await second.wait() == 1
-        assert b"give this one a name of its own with the FABRIC_K8S_BUILDER_INSTANCE" in second.lines[-1]
+        assert b"Give this one a name of its own: set the FABRIC_K8S_BUILDER_INSTANCE" in second.lines[-1]
         third = await scene.daemon(INSTANCE="another", SOCKET=socket)
         assert await third.terminate() == 0
         daemon.send(signal.SIGKILL)
         await daemon.wait()
         await scene.daemon(INSTANCE="", SOCKET=socket)
+
+
+async def test_a_second_daemon_that_calls_the_api_server_otherwise_is_refused(scene: Scene) -> None:
+    """Also by another name it is the same cluster; the chaincode of the first goes on."""
+    await scene.daemon()
+    ticking = await Ticking.make(scene)
+    run = await scene.call("run", ticking.package)
+    await run.line("line 2")
+    scene.kubeconfig.write_text(scene.kubeconfig.read_text().replace("127.0.0.1", "localhost"))
+    with tempfile.TemporaryDirectory(prefix="kb-") as directory:
+        second = await scene.daemon(ready=False, SOCKET=str(Path(directory) / "b.sock"), ORPHAN_GRACE="1ms")
+        assert await second.wait() == 1
+        assert b"Another k8s-builderd on this host has the instance scene" in second.lines[-1]
+    await run.line(b"line %d" % (len(chaincode_lines(run)) + 2))
+    assert await run.terminate() == 0
+
+
+async def test_a_job_of_another_host_or_pod_is_no_orphan(scene: Scene) -> None:
+    """A copied values file gives two daemons one instance: what one of them owns, the other leaves alone."""
+    first = await scene.daemon()
+    ticking = await Ticking.make(scene)
+    run = await scene.call("run", ticking.package)
+    await run.line("line 2")
+    job = await scene.only("jobs")
+    run.send(signal.SIGKILL)
+    await ended(run)
+    await kill(first)
+    await scene.cluster.delete("jobs", job["metadata"]["name"])
+    await scene.none("jobs", "pods")
+    meta = {name: job["metadata"][name] for name in ("labels", "annotations", "name")}
+    meta["annotations"]["fabric-builder-k8s-host"] = "another"
+    template = {
+        "metadata": job["spec"]["template"]["metadata"],
+        "spec": {**job["spec"]["template"]["spec"], "volumes": []},
+    }
+    template["spec"]["containers"][0]["volumeMounts"] = []
+    spec = {"template": template, "backoffLimit": 0}
+    await scene.cluster.create({"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": spec})
+    second = await scene.daemon(ORPHAN_GRACE="1ms")
+    await second.line("job_of_another_daemon")
+    mine = await Ticking.make(scene, "mine")
+    other = await scene.call("run", mine.package)
+    await other.line("line 2")
+    assert await other.terminate() == 0
+    assert second.count("job_unclaimed") == 0
+    assert await scene.count("jobs") == 1
 
 
 async def test_a_socket_that_a_dead_daemon_has_left_is_taken_over(scene: Scene) -> None:

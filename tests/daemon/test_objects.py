@@ -31,7 +31,7 @@ async def test_the_objects_are_those_of_the_go_builder(scene: Scene, daemon: Run
     job, pod, secret = await launched(scene, package)
     chaincode = json.loads((package.root / "run/chaincode.json").read_bytes())
 
-    name = object_name("hlfcc", PEER_ID, "127.0.0.1:7052", "Org1MSP", package.chaincode_id)
+    name = object_name("hlfcc", PEER_ID, "peer0.org1.example.com:7052", "Org1MSP", package.chaincode_id)
     assert re.fullmatch(re.escape(name) + "-[bcdfghjklmnpqrstvwxz2456789]{5}", job["metadata"]["name"])
     assert len(job["metadata"]["name"]) <= 63
 
@@ -53,7 +53,7 @@ async def test_the_objects_are_those_of_the_go_builder(scene: Scene, daemon: Run
             >= {
                 "fabric-builder-k8s-ccid": f"basic_1.0:{HASH}",
                 "fabric-builder-k8s-mspid": "Org1MSP",
-                "fabric-builder-k8s-peeraddress": "127.0.0.1:7052",
+                "fabric-builder-k8s-peeraddress": "peer0.org1.example.com:7052",
                 "fabric-builder-k8s-peerid": PEER_ID,
             }.items()
         )
@@ -66,7 +66,7 @@ async def test_the_objects_are_those_of_the_go_builder(scene: Scene, daemon: Run
     certs = "/etc/hyperledger/fabric"
     assert {entry["name"]: entry["value"] for entry in container["env"]} == {
         "CORE_CHAINCODE_ID_NAME": f"basic_1.0:{HASH}",
-        "CORE_PEER_ADDRESS": "127.0.0.1:7052",
+        "CORE_PEER_ADDRESS": "peer0.org1.example.com:7052",
         "CORE_PEER_LOCALMSPID": "Org1MSP",
         "CORE_PEER_TLS_ENABLED": "true",
         "CORE_PEER_TLS_ROOTCERT_FILE": f"{certs}/peer.crt",
@@ -198,6 +198,20 @@ async def test_a_start_that_takes_too_long_is_told_in_the_go_builders_words(scen
         lines[-1],
     )
     await scene.none("jobs", "pods", "secrets")
+
+
+@pytest.mark.parametrize("duration", ["0", "-1s"])
+async def test_a_start_timeout_of_zero_or_less_is_no_limit(scene: Scene, daemon: Running, duration: str) -> None:
+    """As in the Go builder."""
+    package = await scene.package(script="exit 0")
+    images: dict[str, object] = {package.image_name: {"digests": ["sha256:" + "0" * 64]}}
+    await scene.cluster.switch("PATCH", "environment", {"extraImages": images})
+    run = await scene.call("run", package, FABRIC_K8S_BUILDER_START_TIMEOUT=duration)
+    await run.line("Waiting for chaincode to start: the image cannot be pulled")
+    images[package.image_name] = {"command": ["/bin/sh", "-c", "exit 0"]}
+    await scene.cluster.switch("PATCH", "environment", {"extraImages": images})
+    assert await run.wait() == 0
+    assert run.count("timed out") == 0
 
 
 async def test_a_start_timeout_is_any_go_duration(scene: Scene, daemon: Running) -> None:

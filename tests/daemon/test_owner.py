@@ -1,5 +1,6 @@
 """The daemon's pod owns what it makes: when the peer's pod goes, Jobs and Secrets go, and the chaincode with them."""
 
+import signal
 from typing import Any
 
 import pytest
@@ -76,6 +77,23 @@ async def test_a_wrong_pod_is_noticed_and_owns_nothing(scene: Scene, wrong: str)
     await run.line("line 2")
     assert "ownerReferences" not in (await scene.only("jobs"))["metadata"]
     assert await run.terminate() == 0
+
+
+async def test_chaincode_in_another_namespace_than_the_peers_has_no_owner_and_that_is_no_fault(scene: Scene) -> None:
+    """Owner references do not cross namespaces. The Go builder is used like this, and its documentation says how."""
+    daemon = await scene.daemon(POD_NAME=NAME, POD_UID="uid", POD_NAMESPACE="peers", RECONNECT_GRACE="1s")
+    line = await daemon.line("own_pod_elsewhere")
+    assert b"this daemon's pod is in namespace peers, chaincode in default: owner references do not cross" in line
+    assert b"1 s after its `run` has gone away, or 60 s after the next start of a daemon of the instance scene" in line
+    ticking = await Ticking.make(scene)
+    run = await scene.call("run", ticking.package)
+    await run.line("line 2")
+    assert "ownerReferences" not in (await scene.only("jobs"))["metadata"]
+    assert (await scene.health(daemon, "/readyz"))[0] == 200
+    assert "get pods" not in (await scene.state())["requests"]  # the Role there is not asked for that
+    assert daemon.count("own_pod") == 1
+    run.send(signal.SIGKILL)
+    await scene.none("jobs", "pods", "secrets")
 
 
 async def test_a_launch_waits_until_it_is_known_whose_it_is(scene: Scene) -> None:

@@ -193,7 +193,7 @@ async def test_a_run_that_the_next_daemon_has_adopted_is_stopped_as_ever(scene: 
     await replaced(scene, run, claimed=claimed)
     await run.line(b"line %d" % (len(chaincode_lines(run)) + 2))
     assert await run.terminate() == 0
-    assert b"is deleted" in run.lines[-1]
+    assert b"is accepted" in run.lines[-1]
     await nothing_left(scene)
 
 
@@ -226,7 +226,7 @@ async def test_the_next_daemon_would_give_other_names(scene: Scene, claimed: str
     await replaced(scene, run, claimed=claimed, OBJECT_NAME_PREFIX="other")
     await run.line("line 5")
     assert await run.terminate() == 0
-    assert run.lines[-1].endswith(f"chaincode job default/{job} is deleted".encode())
+    assert run.lines[-1].endswith(f"chaincode job default/{job} is accepted".encode())
     await nothing_left(scene)
     assert len(ticking.pids) == 1
 
@@ -338,7 +338,7 @@ async def test_a_job_that_was_deleted_while_no_daemon_ran_before_its_pod_had_a_n
     ticking = await Ticking.make(scene)
     daemon = await scene.daemon(NODE_ROLE="chaincode")
     run = await scene.call("run", ticking.package)
-    await run.line("no node takes the pod")
+    await run.line("the pod cannot be scheduled")
     await kill(daemon)
     await scene.cluster.delete("jobs", (await scene.only("jobs"))["metadata"]["name"])
     await nothing_left(scene)
@@ -361,7 +361,7 @@ async def test_a_pod_that_was_deleted_while_no_daemon_ran(scene: Scene) -> None:
     await scene.daemon()
     assert await run.wait() == 1
     assert b"without a pod" not in run.lines[-1]
-    assert b"its pod was" in run.lines[-1]
+    assert b"pod was removed before its exit code" in run.lines[-1]
     lines = chaincode_lines(run)
     assert lines == [b"line %d" % number for number in range(len(lines))]
     assert len(ticking.pids) == 1

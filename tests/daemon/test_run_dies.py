@@ -267,7 +267,7 @@ async def test_a_run_that_is_frozen_during_its_launch_comes_up_with_all_of_its_l
     await scene.daemon(RECONNECT_GRACE="100ms", NODE_ROLE="chaincode")
     ticking = await Ticking.make(scene, code=3)
     run = await scene.call("run", ticking.package)
-    await run.line("no node takes the pod")
+    await run.line("the pod cannot be scheduled")
     run.send(signal.SIGSTOP)
     await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {"fabric-builder-k8s-role": "chaincode"}})
     await ticking.started()

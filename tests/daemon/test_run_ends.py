@@ -38,7 +38,17 @@ async def test_a_chaincode_that_ends_with_3_ends_run_with_1_and_says_3(scene: Sc
 async def test_a_chaincode_that_is_killed_says_by_which_signal(scene: Scene, daemon: Running) -> None:
     code, lines, last = await outcome(scene, "echo one; kill -9 $$")
     assert (code, lines) == (1, [b"one"])
-    assert last.endswith(b"was ended by signal 9 (exit code 137)")
+    assert last.endswith(b"was killed by signal 9 (exit code 137)")
+
+
+async def test_a_log_stream_that_stays_open_and_silent_does_not_outlive_the_chaincode(
+    scene: Scene, daemon: Running
+) -> None:
+    """A frozen kubelet, a node that is lost, a connection that lingers: `run` tells the rest, and how it ended."""
+    await scene.fault(verb="log", times=1, action={"do": "hang"})
+    code, lines, last = await outcome(scene, "echo one; sleep 1; echo two; exit 1")
+    assert (code, lines) == (1, [b"one", b"two"])
+    assert last.endswith(b"the chaincode ended with exit code 1")
 
 
 async def test_a_hundred_thousand_lines_arrive_once_and_in_order(scene: Scene, daemon: Running) -> None:

@@ -23,6 +23,7 @@ from tests.embedded.cluster import PATIENCE
 pytestmark = pytest.mark.anyio
 
 TOKEN = b"00112233445566778899aabbccddeeff"
+SIGN = ("W", b"")
 TICKS = "n=0; while :; do echo tick $n; n=$((n+1)); sleep 0.05; done"
 
 
@@ -56,7 +57,13 @@ class Raw:
         await self.stream.send(data)
 
     async def frame(self) -> tuple[str, bytes]:
-        """Return the next frame; EOFError where the daemon has closed the connection."""
+        """Return the next frame that is no sign of life; EOFError where the daemon has closed the connection."""
+        while (found := await self.any_frame()) == SIGN:
+            pass
+        return found
+
+    async def any_frame(self) -> tuple[str, bytes]:
+        """Return the next frame."""
         with anyio.fail_after(PATIENCE):
             while len(self._buffer) < 5 or len(self._buffer) < 5 + int.from_bytes(self._buffer[1:5], "big"):
                 try:
@@ -247,11 +254,14 @@ async def test_a_request_that_does_not_come_to_its_end_in_time_is_ended(scene: S
     daemon = await scene.daemon(REQUEST_TIMEOUT="1s")
     run = await bystander(scene)
     before = descriptors(daemon)
-    for data in (b"", b"H", hello(), DETECT[:-1]):
+    for data in (b"", b"H", hello("build"), DETECT[:-1]):
         async with Raw.open(scene) as raw:
             if data:
                 await raw.send(data)
             assert "the request was not complete within 1 s" in await raw.refused()
+    async with Raw.open(scene) as raw:
+        await raw.send(hello("run"))
+        assert await raw.rest() == []  # its chaincode may be running: it is to come again
     await undisturbed(run)
     await settled(scene, daemon, 1)
     assert descriptors(daemon) <= before
@@ -286,6 +296,16 @@ async def test_the_daemon_ends_at_once_while_requests_are_half_sent(scene: Scene
     assert not scene.socket.exists()
 
 
+async def test_a_daemon_that_has_nothing_to_say_gives_signs_of_life(scene: Scene, daemon: Running) -> None:
+    """The first at once, the others every few seconds: by them a client knows one that is frozen."""
+    async with Raw.open(scene) as raw:
+        await raw.send(hello())
+        assert await raw.any_frame() == SIGN
+        assert await raw.any_frame() == SIGN
+        await raw.send(request((await scene.package(script="echo hello")).root).removeprefix(hello()))
+        assert (await raw.rest())[-1] == ("X", b"0")
+
+
 # Numbers
 
 
@@ -303,7 +323,7 @@ async def test_more_connections_than_allowed_are_turned_away_until_one_closes(sc
                 line = await raw.refused()
             assert "more than 2 connections (FABRIC_K8S_BUILDER_MAX_CONNECTIONS)" in line
         async with Raw.open(scene) as raw:
-            await raw.send(hello("run"))
+            await raw.send(hello("run") + frame("D", b"image.json", bytes(1 << 19)) + frame("T", TOKEN) + END)
             assert await raw.rest() == []  # its chaincode may be running: it is to come again
         code, lines = await scene.said("detect", await scene.package())
         assert code == 1
@@ -416,7 +436,8 @@ async def test_without_free_file_descriptors_the_daemon_waits_for_some(scene: Sc
     finally:
         for connection in held:
             connection.close()
-    assert await scene.said("detect", await scene.package("after")) == (0, ["Detected k8s chaincode: after"])
+    code, lines = await scene.said("detect", await scene.package("after"))
+    assert (code, lines[-1]) == (0, "Detected k8s chaincode: after")  # it may have waited for the daemon, and said so
     # One line a try at most, and tries with pauses: not as many as a processor can make.
     assert daemon.count("accept_failed") < 100
     await undisturbed(run)

@@ -6,6 +6,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from tests.daemon.chaincodes import Ticking, chaincode_lines
 from tests.daemon.scene import ARGUMENTS, DIGEST, Package, Running, Scene, open_scene
 
 pytestmark = pytest.mark.anyio
@@ -104,7 +105,7 @@ async def test_build_refuses_a_label_that_kubernetes_refuses(shared: Scene, labe
         ({"digest": DIGEST}, "image.json: field 'name' is missing or empty"),
         ({"name": "localhost/cc", "digest": "sha256:12"}, "image.json: field 'digest' must"),
         ({"name": "localhost/cc", "digest": DIGEST.upper()}, "image.json: field 'digest' must"),
-        ({"name": "localhost/cc:latest", "digest": DIGEST}, "image.json: field 'name' must"),
+        ({"name": "localhost/cc:", "digest": DIGEST}, "image.json: field 'name' must"),
         ({"name": "localhost/CC", "digest": DIGEST}, "image.json: field 'name' must"),
         ({"name": f"localhost/cc@{DIGEST}", "digest": DIGEST}, "image.json: field 'name' must"),
     ],
@@ -223,6 +224,41 @@ async def test_what_the_go_builder_left_is_released_and_run(scene: Scene, daemon
     assert files(package.root / "release") == ["statedb/couchdb/indexes/a.json"]
     code, lines = await scene.said("run", package)
     assert (code, lines[1]) == (0, "hello")
+
+
+async def test_a_tag_beside_the_digest_is_refused_by_build_and_run_as_the_go_builder_does(
+    scene: Scene, daemon: Running
+) -> None:
+    """That builder's `build` has taken it, and the package id cannot change without a new approval of the channel."""
+    package = await scene.package()
+    image = f"{package.image_name}:1.0"
+    await scene.cluster.switch(
+        "PATCH", "environment", {"extraImages": {image: {"command": ["/bin/sh", "-c", "echo hello"]}}}
+    )
+    package.image({"name": image, "digest": DIGEST})
+    code, [line] = await scene.said("build", package)
+    assert (code, "image.json: field 'name' must not hold a tag" in line) == (1, True)
+    code, lines = await scene.said("run", package)
+    assert (code, lines[2]) == (0, "hello")
+    assert lines[0] == (
+        "image.json names the tag '1.0' and a digest. Kubernetes runs the image of the digest; the tag means nothing"
+    )
+    [container] = (await scene.only("jobs"))["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"{image}@{DIGEST}"
+
+
+async def test_an_address_of_the_peer_that_no_pod_can_reach_is_told_once(scene: Scene, daemon: Running) -> None:
+    ticking = await Ticking.make(scene)
+    ticking.package.connect(peer_address="0.0.0.0:7052")
+    run = await scene.call("run", ticking.package)
+    line = await run.line("CORE_PEER_CHAINCODEADDRESS")
+    assert b"The chaincode is told to connect to 0.0.0.0:7052. That works only on the peer's own machine" in line
+    await run.line("line 2")
+    assert await daemon.terminate() == 0
+    await scene.daemon()
+    await run.line("line ", len(chaincode_lines(run)) + 5)  # which the second daemon passes on
+    assert await run.terminate() == 0
+    assert run.count("CORE_PEER_CHAINCODEADDRESS") == 1
 
 
 async def test_a_package_without_meta_inf_releases_nothing(shared: Scene) -> None:

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.anyio
 
 TLS = pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 AGAIN = b"the peer has launched this chaincode again"
-DROPPED = b"the next request starts the chaincode"
+DROPPED = b"the peer cancelled this launch because the previous chaincode disconnected"
 
 
 def connect(package: Package, *, tls: bool, peer: str = "root") -> None:
@@ -551,7 +551,7 @@ async def test_a_container_that_never_ends_is_not_waited_for_for_ever(scene: Sce
     connect(ticking.package, tls=True, peer="second")
     new = await scene.call("run", ticking.package)
     await new.line("line 1")
-    assert daemon.count("pods_do_not_end") == 1
+    assert daemon.count("pod_does_not_end") == 1
     assert len(await live_pods(scene)) == 2
     assert await old.wait() == 1
     os.kill(ticking.pids[1], signal.SIGKILL)

@@ -61,7 +61,7 @@ def used() -> set[tuple[str, str, str]]:
 def granted() -> set[tuple[str, str, str]]:
     return {
         (group, resource, verb)
-        for rule in load("base/role.yaml")["rules"]
+        for rule in load("role/role.yaml")["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
@@ -79,14 +79,34 @@ def test_operations_gives_a_reason_for_each_right() -> None:
 
 def test_the_binding_binds_the_service_account_to_the_role() -> None:
     binding = load("base/role-binding.yaml")
-    assert binding["roleRef"]["name"] == load("base/role.yaml")["metadata"]["name"]
+    assert binding["roleRef"]["name"] == load("role/role.yaml")["metadata"]["name"]
     assert [subject["name"] for subject in binding["subjects"]] == [
         load("base/service-account.yaml")["metadata"]["name"]
     ]
     assert pod()["serviceAccountName"] == binding["subjects"][0]["name"]
 
 
-@pytest.mark.parametrize("folder", ["base", "sidecar", "example"])
+def test_chaincode_in_another_namespace_has_the_same_role_there() -> None:
+    """The binding is in the chaincode's namespace, its subject in the peer's."""
+    kustomization, binding = load("namespace/kustomization.yaml"), load("namespace/role-binding.yaml")
+    assert "../role" in kustomization["resources"]
+    assert "../role" in load("base/kustomization.yaml")["resources"]
+    assert "namespace" not in load("role/role.yaml")["metadata"]
+    assert binding["roleRef"] == load("base/role-binding.yaml")["roleRef"]
+    [subject] = binding["subjects"]
+    assert subject == {
+        "kind": "ServiceAccount",
+        "name": load("base/service-account.yaml")["metadata"]["name"],
+        "namespace": load("example/kustomization.yaml")["namespace"],
+    }
+    assert kustomization["namespace"] != subject["namespace"]
+    # The daemon reads where its own pod is from what the sidecar mounts.
+    [volume] = [volume for volume in pod()["volumes"] if volume["name"] == "k8s-builder-token"]
+    [downward] = [source["downwardAPI"] for source in volume["projected"]["sources"] if "downwardAPI" in source]
+    assert downward["items"] == [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]
+
+
+@pytest.mark.parametrize("folder", ["role", "base", "namespace", "sidecar", "example"])
 def test_a_kustomization_names_files_that_are_there(folder: str) -> None:
     kustomization = load(f"{folder}/kustomization.yaml")
     named = kustomization.get("resources", []) + kustomization.get("components", [])

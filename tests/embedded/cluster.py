@@ -1,6 +1,7 @@
 """A client with few words for the tests: it talks to an embedded cluster or to a real API server alike."""
 
 import json
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from k8s_builder_lab.embedded.address import Address
 from k8s_builder_lab.embedded.objects import BY_KIND, RESOURCES, Object
 from k8s_builder_lab.embedded.server import Options, serve
 
-PATIENCE = 60
+PATIENCE = float(os.environ.get("TEST_PATIENCE", "60"))
 """Seconds after which what a test waits for is taken not to come."""
 
 IMAGE = "localhost/busybox"

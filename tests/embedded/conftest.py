@@ -53,8 +53,8 @@ async def api(request: pytest.FixtureRequest, anyio_backend: str) -> AsyncIterat
         async with Cluster(server.server, TOKEN, name, tls=server.tls) as cluster:
             yield cluster
     else:
-        # Nothing runs pods on a bare API server, so nothing does here: the node takes none.
-        async with embedded(
-            Options(namespaces=(name,), images=OPTIONS.images, node_taints=("bare=true:NoSchedule",), pace=0)
-        ) as cluster:
+        async with embedded(Options(namespaces=(name,), images=OPTIONS.images, pace=0)) as cluster:
+            # Nothing runs beside a bare API server, so nothing does here.
+            away = dict.fromkeys(await cluster.switch("GET", "components"), False)
+            await cluster.switch("PATCH", "components", away)
             yield cluster

@@ -14,6 +14,8 @@ from typing import Any
 
 Facts = dict[str, list[list[Any]]]
 
+STATUSES = {"initContainerStatuses": "init container", "containerStatuses": "container"}
+
 _DIGEST = re.compile(r'"[^" ]+@sha256:[0-9a-f]{64}"')
 _VAGUE = (
     # Where the registry is, and what it said; which syntax rule the name broke.
@@ -79,12 +81,11 @@ def _pod(pod: dict[str, Any], job: str) -> list[Any]:
         for c in status.get("conditions") or []
         if c["type"] != "PodReadyToStartContainers"  # whether the time before it is seen is chance
     ]
-    containers = [_container(each) for each in status.get("containerStatuses") or []]
     return [
         status["phase"],
         "nodeName" in pod["spec"],
         conditions,
-        json.loads(_plain(json.dumps(containers), job).replace('\\"IMAGE', "IMAGE")),
+        *([_container(each) for each in status.get(field) or []] for field in STATUSES),
         metadata.get("deletionGracePeriodSeconds"),
         [status.get("reason", ""), status.get("message", "")],
     ]
@@ -102,8 +103,8 @@ def _pod_turns(kind: str, pod: dict[str, Any]) -> list[str]:
     conditions = pod["status"].get("conditions") or []
     told = [each for each in conditions if each["type"] in {"PodScheduled", "DisruptionTarget"}]
     turns = ["pod", *(f"pod {each['type']}={each['status']}" for each in told)]
-    for status in pod["status"].get("containerStatuses") or []:
-        turns += [f"container {state}" for state in status["state"]]
+    for field, name in STATUSES.items():
+        turns += [f"{name} {state}" for status in pod["status"].get(field) or [] for state in status["state"]]
     if pod["status"]["phase"] in {"Failed", "Succeeded"}:
         turns.append(f"pod {pod['status']['phase']}")
     if "deletionTimestamp" in pod["metadata"]:

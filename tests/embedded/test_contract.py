@@ -8,6 +8,8 @@ import base64
 import anyio
 import pytest
 
+from k8s_builder_lab.embedded.objects import Object
+
 from .cluster import DIGEST, IMAGE, Cluster, certs, job, owner_reference, secret
 
 pytestmark = pytest.mark.anyio
@@ -21,7 +23,7 @@ def status(code: int, reason: str, message: str, **details: object) -> dict[str,
     return body | {"reason": reason, "code": code} | ({"details": details} if details else {})
 
 
-def pod(name: str, **labels: str) -> dict[str, object]:
+def pod(name: str, **labels: str) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -187,6 +189,113 @@ async def test_a_deletion_may_be_bound_to_a_uid(api: Cluster) -> None:
     assert answer.body["details"] == {"name": "j1", "group": "batch", "kind": "Job"}
     right = {"preconditions": {"uid": created["metadata"]["uid"]}, "propagationPolicy": "Background"}
     assert (await api.request("DELETE", api.path("jobs", "j1"), right)).status == 200
+
+
+async def test_what_has_a_finalizer_stays_until_it_is_taken_away(api: Cluster) -> None:
+    kept = job("j1")
+    kept["metadata"]["finalizers"] = ["example.com/wait"]
+    await api.create(kept)
+    version = (await api.list("jobs"))["metadata"]["resourceVersion"]
+    answer = await api.delete("jobs", "j1")
+    assert (answer.status, answer.body["kind"]) == (200, "Job"), "the object, as it is not gone"
+    metadata = answer.body["metadata"]
+    assert (metadata["deletionGracePeriodSeconds"], metadata["generation"]) == (0, 2)
+    assert metadata["deletionTimestamp"].endswith("Z")
+    again = await api.delete("jobs", "j1")
+    assert (again.status, again.body["metadata"]["resourceVersion"]) == (200, metadata["resourceVersion"])
+    assert (await api.patch("jobs", "j1", {"metadata": {"finalizers": None}})).status == 200
+    assert (await api.request("GET", api.path("jobs", "j1"))).status == 404
+    async with api.watch("jobs", resourceVersion=version) as watch:
+        marked, deleted = [await watch.next() for _ in range(2)]
+    assert [event["type"] for event in (marked, deleted)] == ["MODIFIED", "DELETED"]
+    assert deleted["object"]["metadata"]["finalizers"] == ["example.com/wait"], "as it was before"
+
+
+@pytest.mark.parametrize(
+    ("policy", "finalizers"),
+    [("Orphan", ["orphan"]), ("Foreground", ["foregroundDeletion"]), (None, ["orphan"])],
+)
+async def test_a_policy_that_wants_something_done_about_dependants_is_a_finalizer(
+    api: Cluster, policy: str | None, finalizers: list[str]
+) -> None:
+    await api.create(job("j1"))
+    query = {"propagationPolicy": policy} if policy else {}
+    answer = await api.request("DELETE", api.path("jobs", "j1"), params=query)
+    assert (answer.status, answer.body["metadata"]["finalizers"]) == (200, finalizers)
+    assert (await api.get("jobs", "j1"))["metadata"]["deletionGracePeriodSeconds"] == 0
+
+
+async def test_a_policy_that_there_is_not_is_a_422(api: Cluster) -> None:
+    await api.create(job("j1"))
+    answer = await api.request("DELETE", api.path("jobs", "j1"), params={"propagationPolicy": "Sometimes"})
+    assert (answer.status, answer.body["reason"]) == (422, "Invalid")
+    assert 'propagationPolicy: Unsupported value: "Sometimes": supported values: ' in answer.body["message"]
+    await api.get("jobs", "j1")
+
+
+async def test_a_pod_goes_through_a_deletion_timestamp_also_with_no_grace(api: Cluster) -> None:
+    await api.create(pod("p1"))
+    version = (await api.list("pods"))["metadata"]["resourceVersion"]
+    await api.delete("pods", "p1")
+    async with api.watch("pods", resourceVersion=version) as watch:
+        events = await watch.until(lambda event: event["type"] == "DELETED")
+    assert [event["type"] for event in events] == ["MODIFIED", "DELETED"]
+    assert events[0]["object"]["metadata"]["deletionGracePeriodSeconds"] == 0
+
+
+async def test_a_pod_with_a_node_is_only_marked_and_its_grace_only_gets_shorter(api: Cluster) -> None:
+    placed = pod("p1")
+    placed["spec"] = {**placed["spec"], "nodeName": "node1", "terminationGracePeriodSeconds": 20}
+    await api.create(placed)
+
+    async def grace(**query: int) -> int:
+        answer = await api.request("DELETE", api.path("pods", "p1"), params=query)
+        assert answer.status == 200
+        return int(answer.body["metadata"]["deletionGracePeriodSeconds"])
+
+    graces = [await grace(), await grace(gracePeriodSeconds=5), await grace(gracePeriodSeconds=10), await grace()]
+    assert graces == [20, 5, 5, 5]
+    assert (await api.get("pods", "p1"))["metadata"]["generation"] == 2
+    assert await grace(gracePeriodSeconds=0) == 0
+    assert (await api.request("GET", api.path("pods", "p1"))).status == 404
+
+
+async def test_a_pods_finalizer_keeps_it_also_when_its_deletion_is_forced(api: Cluster) -> None:
+    tracked = pod("p1")
+    tracked["metadata"] = {"name": "p1", "finalizers": ["batch.kubernetes.io/job-tracking"]}
+    await api.create(tracked)
+    answer = await api.request("DELETE", api.path("pods", "p1"), {"gracePeriodSeconds": 0})
+    assert (answer.status, answer.body["metadata"]["deletionGracePeriodSeconds"]) == (200, 0)
+    await api.get("pods", "p1")
+    assert (await api.patch("pods", "p1", {"metadata": {"finalizers": []}})).status == 200
+    assert (await api.request("GET", api.path("pods", "p1"))).status == 404
+
+
+async def test_init_containers_and_probes_get_their_defaults(api: Cluster) -> None:
+    probe = {"exec": {"command": ["true"]}}
+    made = job("j1", "true", container={"readinessProbe": probe, "livenessProbe": {**probe, "periodSeconds": 3}})
+    made["spec"]["template"]["spec"]["initContainers"] = [
+        {"name": "init", "image": f"{IMAGE}@{DIGEST}"},
+        {"name": "proxy", "image": f"{IMAGE}@{DIGEST}", "restartPolicy": "Always", "startupProbe": probe},
+    ]
+    spec = (await api.create(made))["spec"]["template"]["spec"]
+    filled = {"timeoutSeconds": 1, "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3, **probe}
+    (container,), (init, proxy) = spec["containers"], spec["initContainers"]
+    assert container["readinessProbe"] == filled
+    assert container["livenessProbe"] == {**filled, "periodSeconds": 3}
+    assert proxy["startupProbe"] == filled
+    for each in (init, proxy):
+        assert (each["resources"], each["imagePullPolicy"]) == ({}, "IfNotPresent")
+        assert each["terminationMessagePath"] == "/dev/termination-log"
+
+
+async def test_an_init_container_wants_a_name_and_an_image(api: Cluster) -> None:
+    for field in ("name", "image"):
+        bad = job("j1", initContainers=[{"name": "init", "image": f"{IMAGE}@{DIGEST}", field: ""}])
+        answer = await api.request("POST", api.path("jobs"), bad)
+        assert answer.status == 422
+        (cause, *_) = answer.body["details"]["causes"]
+        assert cause["field"] == f"spec.template.spec.initContainers[0].{field}"
 
 
 async def test_a_pod_without_a_node_is_deleted_at_once_and_comes_back_as_it_was(api: Cluster) -> None:
@@ -436,12 +545,21 @@ async def test_a_log_is_asked_for_with_good_words(api: Cluster) -> None:
 
 async def test_a_pod_with_several_containers_wants_one_named(api: Cluster) -> None:
     two = pod("p1")
-    two["spec"] = {"containers": [{"name": name, "image": f"{IMAGE}@{DIGEST}"} for name in ("a", "b")]}
+    containers = {name: {"name": name, "image": f"{IMAGE}@{DIGEST}"} for name in ("a", "b", "init", "other")}
+    two["spec"] = {"containers": [containers["a"], containers["b"]]}
     await api.create(two)
     answer = await api.request("GET", api.path("pods", "p1", "log"))
     assert answer.status == 400
     message = "a container name must be specified for pod p1, choose one of: [a b]"
     assert answer.body == status(400, "BadRequest", message)
+    two["metadata"] = {"name": "p2"}
+    two["spec"] = {**two["spec"], "initContainers": [containers["init"], containers["other"]]}
+    await api.create(two)
+    answer = await api.request("GET", api.path("pods", "p2", "log"))
+    assert answer.body["message"] == "a container name must be specified for pod p2, choose one of: [init other a b]"
+    assert (await api.request("GET", api.path("pods", "p2", "log"), params={"container": "init"})).status == 204
+    unknown = await api.request("GET", api.path("pods", "p2", "log"), params={"container": "none"})
+    assert (unknown.status, unknown.body["message"]) == (400, "container none is not valid for pod p2")
 
 
 async def test_an_eviction_of_a_pod_without_a_node_deletes_it(api: Cluster) -> None:

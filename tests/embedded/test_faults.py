@@ -1,6 +1,8 @@
 """The switches: each misbehaves exactly as its row of the table in faults.py or control.py says."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from k8s_builder_lab.embedded.objects import Object
 
-from .cluster import PATIENCE, Cluster, Watch, embedded, ended, job, running, secret
+from .cluster import PATIENCE, Cluster, Watch, container_state, embedded, ended, job, running, secret
 from .conftest import OPTIONS
 
 pytestmark = pytest.mark.anyio
@@ -37,6 +39,66 @@ async def test_a_status_instead_of_the_work(cluster: Cluster, code: int, reason:
         assert (answer.status, answer.body["reason"], answer.body["code"]) == (code, reason, code)
     assert (await cluster.switch("GET", "faults"))[0]["met"] == 2
     assert (await cluster.request("POST", cluster.path("jobs"), job("j1"))).status == 201
+
+
+REQUESTS = {
+    "list": ("GET", "", {}),
+    "watch": ("GET", "", {"watch": "true"}),
+    "get": ("GET", "j1", {}),
+    "create": ("POST", "", {}),
+    "delete": ("DELETE", "j1", {"propagationPolicy": "Background"}),
+}
+
+
+async def ask(cluster: Cluster, verb: str) -> int:
+    """Return the status of a request about Jobs; of a watch, once it is open."""
+    method, name, query = REQUESTS[verb]
+    if verb == "watch":
+        async with cluster.open(cluster.path("jobs"), **query) as response:
+            return response.status
+    body = job("j2") if verb == "create" else None
+    return (await cluster.request(method, cluster.path("jobs", name), body, params=query)).status
+
+
+@pytest.mark.parametrize("verb", REQUESTS)
+@pytest.mark.parametrize(("code", "reason"), [(401, "Unauthorized"), (403, "Forbidden"), (503, "ServiceUnavailable")])
+async def test_each_verb_is_refused_so_many_times_and_then_served(
+    cluster: Cluster, verb: str, code: int, reason: str
+) -> None:
+    await cluster.create(job("j1", "sleep", "3600"))
+    await fault(cluster, {"do": "status", "code": code}, verb=verb, resource="jobs", times=3)
+    assert [await ask(cluster, verb) for _ in range(3)] == [code] * 3
+    assert await ask(cluster, verb) == {"create": 201}.get(verb, 200)
+    await fault(cluster, {"do": "status", "code": code}, verb="get")
+    answer = await cluster.request("GET", cluster.path("secrets", "s1"))
+    assert (answer.status, answer.body["reason"]) == (code, reason)
+
+
+async def is_silent(read: Callable[[], Awaitable[Any]], seconds: float = 0.2) -> bool:
+    """Whether nothing comes for a while."""
+    with anyio.move_on_after(seconds):
+        await read()
+        return False
+    return True
+
+
+@pytest.mark.parametrize("verb", [*REQUESTS, "log"])
+async def test_each_verb_can_be_left_without_an_answer(cluster: Cluster, verb: str) -> None:
+    await cluster.create(job("j1", "sleep", "3600"))
+    name = (await cluster.pod_when("j1", running))["metadata"]["name"]
+    await fault(cluster, {"do": "hang"}, verb=verb, times=None)
+
+    async def request() -> None:
+        if verb == "log":
+            async with cluster.open(cluster.path("pods", name, "log"), follow="true"):
+                pass
+        else:
+            await ask(cluster, verb)
+
+    assert await is_silent(request)
+    assert (await cluster.switch("GET", "faults"))[0]["met"] == 1
+    await cluster.switch("DELETE", "faults")
+    await request()
 
 
 async def test_a_429_says_when_to_come_back(cluster: Cluster) -> None:
@@ -114,6 +176,15 @@ async def test_a_watch_ends_cleanly_after_so_many_events(cluster: Cluster, count
             await cluster.create(secret(f"s{i}"))
         assert await names(watch, count) == [f"s{i}" for i in range(count)]
         assert await watch.ends() == b""
+
+
+async def test_every_watch_can_end_after_its_first_event(cluster: Cluster) -> None:
+    await fault(cluster, {"do": "close", "events": 1}, verb="watch", times=None)
+    await cluster.create(secret("s0"))
+    for _ in range(3):
+        async with cluster.watch("secrets") as watch:
+            assert await names(watch, 1) == ["s0"]
+            assert await watch.ends() == b""
 
 
 @pytest.mark.parametrize(("action", "code", "reason"), [("expire", 410, "Expired"), ("error", 500, "InternalError")])
@@ -219,6 +290,229 @@ async def test_a_log_is_cut_after_so_many_bytes(cluster: Cluster) -> None:
             await log.content.read()
 
 
+async def until_ended(cluster: Cluster, tmp_path: Path) -> str:
+    """Return the pod of a Job that prints two lines and ends once `tmp_path` holds `go`."""
+    await cluster.create(job("j1", "sh", "-c", f"echo one; until [ -e {tmp_path}/go ]; do sleep 0.05; done; echo two"))
+    return str((await cluster.pod_when("j1", running))["metadata"]["name"])
+
+
+async def finished(cluster: Cluster) -> None:
+    """Wait until the Job has finished: by then each log of its pod has ended."""
+    async with cluster.watch("jobs", fieldSelector="metadata.name=j1") as watch:
+        await watch.until(lambda event: event["object"]["status"].get("completionTime"))
+
+
+async def test_a_log_can_open_and_stay_silent_also_after_the_end(cluster: Cluster, tmp_path: Path) -> None:
+    name = await until_ended(cluster, tmp_path)
+    await fault(cluster, {"do": "silent"}, verb="log")
+    await fault(cluster, {"do": "silent", "bytes": 4}, verb="log")
+    path = cluster.path("pods", name, "log")
+    async with cluster.open(path, follow="true") as nothing, cluster.open(path, follow="true") as first:
+        assert (nothing.status, first.status) == (200, 200)
+        assert await first.content.readline() == b"one\n"
+        (tmp_path / "go").touch()
+        await finished(cluster)
+        assert await cluster.log(name) == b"one\ntwo\n"
+        assert await is_silent(nothing.content.read)
+        assert await is_silent(first.content.read)
+
+
+async def test_a_log_can_be_told_whole_and_stay_open_after_the_end(cluster: Cluster, tmp_path: Path) -> None:
+    name = await until_ended(cluster, tmp_path)
+    await fault(cluster, {"do": "linger"}, verb="log")
+    async with cluster.open(cluster.path("pods", name, "log"), follow="true") as log:
+        (tmp_path / "go").touch()
+        assert [await log.content.readline() for _ in range(2)] == [b"one\n", b"two\n"]
+        await finished(cluster)
+        assert await is_silent(log.content.read)
+
+
+async def switch(cluster: Cluster, component: str, up: bool) -> None:
+    assert (await cluster.switch("PATCH", "components", {component: up}))[component] is up
+
+
+async def test_without_a_controller_manager_jobs_get_no_pods_until_it_is_back(cluster: Cluster) -> None:
+    await switch(cluster, "kube-controller-manager", up=False)
+    await cluster.create(job("j1", "true"))
+    async with cluster.watch("pods") as watch:
+        assert await is_silent(watch.next)
+    assert (await cluster.get("jobs", "j1"))["status"] == {}
+    await switch(cluster, "kube-controller-manager", up=True)
+    await finished(cluster)
+
+
+async def test_without_a_controller_manager_nothing_is_collected_and_nothing_counted(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    name = await until_ended(cluster, tmp_path)
+    owner = await cluster.create(job("j2", "sleep", "3600"))
+    await cluster.create(secret("s2", owner=owner))
+    other = (await cluster.pod_when("j2", running))["metadata"]["name"]
+    await switch(cluster, "kube-controller-manager", up=False)
+    (tmp_path / "go").touch()
+    await cluster.pod_when("j1", lambda pod: pod["status"]["phase"] == "Succeeded")
+    assert (await cluster.delete("jobs", "j2")).body["status"] == "Success"
+    assert (await cluster.delete("pods", name)).body["metadata"]["deletionGracePeriodSeconds"] == 0
+    async with cluster.watch("pods", resourceVersion=await version(cluster)) as watch:
+        assert await is_silent(watch.next)
+    for plural, kept in (("pods", other), ("secrets", "s2"), ("pods", name)):
+        await cluster.get(plural, kept)
+    assert "conditions" not in (await cluster.get("jobs", "j1"))["status"]
+    assert len((await cluster.switch("GET", "state"))["processes"]) == 1
+    await switch(cluster, "kube-controller-manager", up=True)
+    await finished(cluster)
+    for plural, gone in (("pods", other), ("secrets", "s2"), ("pods", name)):
+        await cluster.gone(plural, gone)
+
+
+async def test_without_a_controller_manager_a_deletion_that_needs_it_only_begins(cluster: Cluster) -> None:
+    await cluster.create(job("j1", "sleep", "3600"))
+    await cluster.pod_when("j1", running)
+    await switch(cluster, "kube-controller-manager", up=False)
+    answer = await cluster.request("DELETE", cluster.path("jobs", "j1"), {"propagationPolicy": "Foreground"})
+    assert answer.body["metadata"]["finalizers"] == ["foregroundDeletion"]
+    async with cluster.watch("jobs", resourceVersion=answer.body["metadata"]["resourceVersion"]) as watch:
+        assert await is_silent(watch.next)
+    assert len((await cluster.switch("GET", "state"))["processes"]) == 1
+    await switch(cluster, "kube-controller-manager", up=True)
+    await cluster.gone("jobs", "j1")
+    state = await cluster.switch("GET", "state")
+    assert (state["objects"]["pods"], state["processes"]) == (0, []), "dependants first"
+
+
+async def test_a_controller_manager_that_comes_back_knows_what_is_left_to_do(cluster: Cluster, tmp_path: Path) -> None:
+    name = await until_ended(cluster, tmp_path)
+    await switch(cluster, "kube-controller-manager", up=False)
+    await cluster.delete("pods", name)
+    await cluster.pod_when("j1", lambda pod: pod["metadata"].get("deletionGracePeriodSeconds") == 0)
+    for up in (True, False, True):
+        await switch(cluster, "kube-controller-manager", up=up)
+    async with cluster.watch("jobs", fieldSelector="metadata.name=j1") as watch:
+        await watch.until(lambda event: len(event["object"]["status"].get("conditions") or []) == 2)
+    assert (await cluster.list("pods"))["items"] == [], "no second pod, and the first is not kept"
+
+
+async def test_an_orphaned_pod_runs_on_with_its_secret_and_without_an_owner(cluster: Cluster) -> None:
+    owner = await cluster.create(job("j1", "sleep", "3600"))
+    await cluster.create(secret("s1", owner=owner))
+    name = (await cluster.pod_when("j1", running))["metadata"]["name"]
+    assert (await cluster.request("DELETE", cluster.path("jobs", "j1"), {"propagationPolicy": "Orphan"})).status == 200
+    await cluster.gone("jobs", "j1")
+    pod = (await cluster.pod_when("j1", lambda pod: not pod["metadata"].get("finalizers")))["metadata"]
+    assert (pod["name"], pod["ownerReferences"]) == (name, [])
+    assert (await cluster.get("secrets", "s1"))["metadata"]["ownerReferences"] == []
+    assert len((await cluster.switch("GET", "state"))["processes"]) == 1
+    await cluster.delete("pods", name)
+    await cluster.gone("pods", name)
+
+
+async def test_without_a_scheduler_a_pod_waits_without_a_word(cluster: Cluster) -> None:
+    await switch(cluster, "kube-scheduler", up=False)
+    await cluster.create(job("j1", "true"))
+    pod = await cluster.pod_of("j1")
+    async with cluster.watch("pods", resourceVersion=pod["metadata"]["resourceVersion"]) as watch:
+        assert await is_silent(watch.next)
+        assert (pod["status"]["phase"], "conditions" in pod["status"], "nodeName" in pod["spec"]) == (
+            "Pending",
+            False,
+            False,
+        )
+        await switch(cluster, "kube-scheduler", up=True)
+        assert (await watch.next())["object"]["status"]["conditions"][0]["type"] == "PodScheduled"
+    await cluster.pod_when("j1", ended)
+
+
+async def test_a_frozen_kubelet_tells_nothing_and_its_containers_go_on(cluster: Cluster, tmp_path: Path) -> None:
+    name = await until_ended(cluster, tmp_path)
+    path = cluster.path("pods", name, "log")
+    async with (
+        cluster.open(path, follow="true") as log,
+        cluster.watch("pods", resourceVersion=await version(cluster)) as watch,
+    ):
+        assert await log.content.readline() == b"one\n"
+        await switch(cluster, "kubelet", up=False)
+        (tmp_path / "go").touch()
+        with anyio.fail_after(PATIENCE):
+            while (await cluster.switch("GET", "state"))["processes"]:
+                pass
+        assert await is_silent(watch.next)
+        assert await is_silent(log.content.readline)
+        assert await is_silent(partial(cluster.log, name))
+        await switch(cluster, "kubelet", up=True)
+        assert await log.content.read() == b"two\n"
+        await watch.until(lambda event: event["object"]["status"]["phase"] == "Succeeded")
+
+
+async def test_a_lost_nodes_process_goes_on_when_its_pod_is_gone(cluster: Cluster) -> None:
+    await cluster.create(job("j1", "sh", "-c", "echo up; exec sleep 3600"))
+    name = (await cluster.pod_when("j1", running))["metadata"]["name"]
+    (pid,) = (await cluster.switch("GET", "state"))["processes"]
+    async with cluster.open(cluster.path("pods", name, "log"), follow="true") as log:
+        assert await log.content.readline() == b"up\n"
+        await switch(cluster, "kubelet", up=False)
+        await cluster.request("DELETE", cluster.path("pods", name), {"gracePeriodSeconds": 0})
+        await cluster.gone("pods", name)
+        assert await is_silent(log.content.read)
+        assert (await cluster.switch("GET", "state"))["processes"] == [pid]
+        await switch(cluster, "kubelet", up=True)
+        assert await log.content.read() == b""
+    with anyio.fail_after(PATIENCE):
+        while (await cluster.switch("GET", "state"))["processes"]:
+            pass
+
+
+async def test_a_component_that_there_is_not_is_refused(cluster: Cluster) -> None:
+    everything = {"kube-controller-manager": True, "kube-scheduler": True, "kubelet": True}
+    assert await cluster.switch("GET", "components") == everything
+    for wrong in ({"kube-proxy": False}, {"kubelet": "frozen"}):
+        async with (
+            aiohttp.ClientSession(headers={"Authorization": f"Bearer {cluster.token}"}) as session,
+            session.patch(f"{cluster.control}/embedded/components", json=wrong) as response,
+        ):
+            assert response.status == 400
+    assert await cluster.switch("GET", "components") == everything
+
+
+@pytest.mark.parametrize("ahead", [3600, -3600])
+async def test_a_nodes_clock_is_in_all_that_its_kubelet_writes_and_in_nothing_else(
+    cluster: Cluster, ahead: float
+) -> None:
+    await cluster.switch("PATCH", "environment", {"nodeClock": ahead})
+    await cluster.create(job("j1", "sh", "-c", "echo hello; exec sleep 3600"))
+    await cluster.pod_when("j1", running)
+    now = datetime.now(UTC)
+    name = (await cluster.pod_of("j1"))["metadata"]["name"]
+    path = cluster.path("pods", name, "log")
+    async with cluster.open(path, follow="true", timestamps="true") as log:
+        stamp, _, text = (await log.content.readline()).decode().partition(" ")
+    assert text == "hello\n"
+    assert await cluster.log(name, sinceSeconds="3000") == b"hello\n", "an age is by the node's clock as well"
+    await cluster.delete("pods", name)
+    pod = await cluster.pod_when("j1", lambda pod: ended(pod) and "deletionTimestamp" in pod["metadata"])
+    events = (await cluster.list("events", fieldSelector=f"involvedObject.name={name}"))["items"]
+    terminated = container_state(pod)["terminated"]
+    conditions = {each["type"]: each["lastTransitionTime"] for each in pod["status"]["conditions"]}
+    node = [
+        stamp,
+        pod["status"]["startTime"],
+        terminated["startedAt"],
+        terminated["finishedAt"],
+        conditions["Ready"],
+        *(each["lastTimestamp"] for each in events if each["source"].get("component") == "kubelet"),
+    ]
+    server = [
+        pod["metadata"]["creationTimestamp"],
+        pod["metadata"]["deletionTimestamp"],
+        (await cluster.get("jobs", "j1"))["status"]["startTime"],
+        *(each["eventTime"] for each in events if each["reportingComponent"] == "default-scheduler"),
+        *(each["metadata"]["creationTimestamp"] for each in events),
+    ]
+    off = [[(datetime.fromisoformat(each) - now).total_seconds() for each in times] for times in (node, server)]
+    assert all(abs(each - ahead) < 600 for each in off[0]), node
+    assert all(abs(each) < 600 for each in off[1]), server
+    assert len(node) > 7
+
+
 async def test_an_outage_drops_streams_and_refuses_connections_while_pods_live_on(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -264,9 +558,14 @@ async def test_after_a_compaction_what_was_known_is_too_old(cluster: Cluster) ->
         assert await names(watch, 1) == ["s1"]
 
 
-async def test_a_restart_is_an_outage_a_compaction_and_403s_for_a_moment(cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    ("refusals", "seen"), [({"forbidden": 1}, [403]), ({"unauthorized": 1, "forbidden": 1}, [401, 403])]
+)
+async def test_a_restart_is_an_outage_a_compaction_and_refusals_for_a_moment(
+    cluster: Cluster, refusals: dict[str, float], seen: list[int]
+) -> None:
     old = await version(cluster)
-    await cluster.switch("POST", "restart", {"seconds": 0.1, "forbidden": 1})
+    await cluster.switch("POST", "restart", {"seconds": 0.1, **refusals})
     statuses: list[int] = []
     with anyio.fail_after(PATIENCE):
         while statuses[-1:] != [200]:
@@ -279,7 +578,7 @@ async def test_a_restart_is_an_outage_a_compaction_and_403s_for_a_moment(cluster
             status = 0 if answer is None else answer.status
             if statuses[-1:] != [status]:
                 statuses.append(status)
-    assert statuses[-2:] == [403, 200]
+    assert [status for status in statuses if status] == [*seen, 200]
     assert answer is not None
     assert answer.body["object"]["code"] == 410
 

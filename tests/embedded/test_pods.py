@@ -7,6 +7,8 @@ from pathlib import Path
 import anyio
 import pytest
 
+from k8s_builder_lab.embedded.objects import Object
+
 from .cluster import (
     DIGEST,
     IMAGE,
@@ -177,17 +179,18 @@ async def test_a_process_that_ignores_sigterm_is_killed_after_its_grace(cluster:
     assert not alive(pid)
 
 
-async def test_grace_0_removes_the_object_at_once_and_the_process_a_little_later(cluster: Cluster) -> None:
+async def test_grace_0_removes_the_object_before_the_process_is_gone(cluster: Cluster) -> None:
     await cluster.create(job("j1", "sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done"))
     pid = await process_of(cluster, "j1")
     name = (await cluster.pod_of("j1"))["metadata"]["name"]
     async with cluster.open(cluster.path("pods", name, "log"), follow="true") as log:
         assert await log.content.readline() == b"ready\n"
+        began = anyio.current_time()
         answer = await cluster.request("DELETE", cluster.path("pods", name), {"gracePeriodSeconds": 0})
-        assert answer.status == 200
-        assert (await cluster.request("GET", cluster.path("pods", name))).status == 404
-        assert alive(pid)
+        assert (answer.status, answer.body["metadata"]["deletionGracePeriodSeconds"]) == (200, 0)
+        await cluster.gone("pods", name)  # as soon as its Job has counted it
         await until_dead(pid)
+        assert anyio.current_time() - began >= 2, "the time that a kubelet gives the process of any pod"
 
 
 async def test_a_pending_pod_of_a_deleted_job_goes(cluster: Cluster) -> None:
@@ -353,3 +356,189 @@ async def test_a_process_that_somebody_kills_is_told_as_killed(cluster: Cluster)
     os.kill(await process_of(cluster, "j1"), signal.SIGKILL)
     state = await exit_state(cluster, "j1")
     assert (state["exitCode"], state["reason"]) == (137, "Error")
+
+
+TERM = "trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done"
+
+
+def container(name: str, script: str, **fields: object) -> Object:
+    return {"name": name, "image": f"{IMAGE}@{DIGEST}", "command": ["sh", "-c", script], **fields}
+
+
+def states(pod: Object) -> dict[str, str]:
+    """Return what each container of the pod does: waiting, running or terminated."""
+    statuses = [
+        each for field in ("initContainerStatuses", "containerStatuses") for each in pod["status"].get(field, [])
+    ]
+    return {each["name"]: next(iter(each["state"])) for each in statuses}
+
+
+def ready(pod: Object) -> bool:
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", []))
+
+
+async def test_init_containers_run_one_after_another_before_the_rest(cluster: Cluster, tmp_path: Path) -> None:
+    steps = [
+        container("first", f"sleep 0.1; echo first >> {tmp_path}/order; echo from first"),
+        container("second", f"echo second >> {tmp_path}/order"),
+    ]
+    await cluster.create(job("j1", "sh", "-c", f"echo main >> {tmp_path}/order", initContainers=steps))
+    pod = await cluster.pod_when("j1", lambda pod: pod["status"]["phase"] == "Succeeded")
+    assert (tmp_path / "order").read_text() == "first\nsecond\nmain\n"
+    assert await cluster.log(pod["metadata"]["name"], container="first") == b"from first\n"
+    assert [each["ready"] for each in pod["status"]["initContainerStatuses"]] == [True, True]
+
+
+async def test_after_a_failed_init_container_the_rest_never_begins_and_has_no_log(cluster: Cluster) -> None:
+    await cluster.create(job("j1", "true", initContainers=[container("init", "echo no luck; exit 3")]))
+    pod = await cluster.pod_when("j1", lambda pod: pod["status"]["phase"] == "Failed")
+    assert states(pod) == {"init": "terminated", "chaincode": "waiting"}
+    name = pod["metadata"]["name"]
+    assert await cluster.log(name, container="init", follow="true") == b"no luck\n"
+    answer = await cluster.request("GET", cluster.path("pods", name, "log"), params={"container": "chaincode"})
+    message = f'container "chaincode" in pod "{name}" is waiting to start: PodInitializing'
+    assert (answer.status, answer.body["message"]) == (400, message)
+
+
+async def test_a_pod_that_is_deleted_while_it_initializes_goes_without_having_begun(cluster: Cluster) -> None:
+    await cluster.create(job("j1", "true", initContainers=[container("init", TERM)]))
+    pod = await cluster.pod_when("j1", lambda pod: states(pod).get("init") == "running")
+    async with cluster.watch("pods", resourceVersion=pod["metadata"]["resourceVersion"]) as watch:
+        await cluster.delete("jobs", "j1")
+        deleted = (await watch.until(lambda event: event["type"] == "DELETED"))[-1]["object"]
+    assert deleted["status"]["phase"] in {"Failed", "Succeeded"}
+    assert states(deleted)["init"] == "terminated"
+    assert (await cluster.switch("GET", "state"))["processes"] == []
+
+
+async def test_each_containers_log_ends_with_that_container(cluster: Cluster) -> None:
+    both = [container("chaincode", "echo short; exit 1"), container("proxy", TERM)]
+    await cluster.create(job("j1", containers=both))
+    pod = await cluster.pod_when("j1", lambda pod: states(pod) == {"chaincode": "terminated", "proxy": "running"})
+    name = pod["metadata"]["name"]
+    assert pod["status"]["phase"] == "Running"
+    async with cluster.open(cluster.path("pods", name, "log"), follow="true", container="proxy") as proxy:
+        assert await cluster.log(name, container="chaincode", follow="true") == b"short\n"
+        assert await proxy.content.readline() == b"up\n"
+        with anyio.move_on_after(0.2) as scope:
+            await proxy.content.read()
+        assert scope.cancelled_caught
+    assert "conditions" not in (await cluster.get("jobs", "j1"))["status"], "and so its TTL does not begin"
+    await cluster.delete("jobs", "j1")
+    await cluster.gone("pods", name)
+
+
+async def test_a_container_whose_image_is_missing_does_not_keep_the_others(cluster: Cluster) -> None:
+    missing = {**container("proxy", TERM), "image": f"localhost/later@{DIGEST}"}
+    await cluster.create(job("j1", containers=[missing, container("chaincode", TERM)]))
+    pod = await cluster.pod_when("j1", lambda pod: states(pod) == {"proxy": "waiting", "chaincode": "running"})
+    assert pod["status"]["phase"] == "Pending", "as long as one waits"
+    await cluster.switch("PATCH", "environment", {"extraImages": {"localhost/later": {}}})
+    pod = await cluster.pod_when("j1", lambda pod: states(pod) == {"proxy": "running", "chaincode": "running"})
+    assert pod["status"]["phase"] == "Running"
+
+
+async def test_a_sidecar_starts_before_and_ends_after_the_containers(cluster: Cluster, tmp_path: Path) -> None:
+    script = f"trap 'echo proxy ends >> {tmp_path}/order; exit 0' TERM; sleep 0.2; touch {tmp_path}/up; {TERM[22:]}"
+    probe = {"exec": {"command": ["test", "-e", f"{tmp_path}/up"]}, "periodSeconds": 1, "failureThreshold": 60}
+    proxy = container("proxy", script, restartPolicy="Always", startupProbe=probe)
+    main = f"test -e {tmp_path}/up && echo main >> {tmp_path}/order"
+    await cluster.create(job("j1", "sh", "-c", main, initContainers=[proxy]))
+    pod = await cluster.pod_when("j1", lambda pod: states(pod).get("proxy") == "running")
+    (status,) = pod["status"]["initContainerStatuses"]
+    assert (status["started"], status["ready"], states(pod)["chaincode"]) == (False, False, "waiting")
+    await cluster.pod_when("j1", lambda pod: pod["status"]["phase"] == "Succeeded")
+    assert (tmp_path / "order").read_text() == "main\nproxy ends\n"
+
+
+async def test_a_sidecar_that_ignores_sigterm_is_killed_after_the_pods_grace(cluster: Cluster) -> None:
+    proxy = container("proxy", "trap '' TERM; while :; do sleep 0.05; done", restartPolicy="Always")
+    await cluster.create(job("j1", "true", initContainers=[proxy]))
+    pod = await cluster.pod_when("j1", lambda pod: pod["status"]["phase"] == "Succeeded")
+    (status,) = pod["status"]["initContainerStatuses"]
+    assert status["state"]["terminated"]["exitCode"] == 137
+
+
+async def test_readiness_comes_and_goes_with_its_probe(cluster: Cluster, tmp_path: Path) -> None:
+    probe = {"exec": {"command": ["test", "-e", f"{tmp_path}/ready"]}, "periodSeconds": 1, "failureThreshold": 1}
+    await cluster.create(job("j1", "sh", "-c", TERM, container={"readinessProbe": probe}))
+    await cluster.pod_when("j1", lambda pod: running(pod) and not ready(pod))
+    (tmp_path / "ready").touch()
+    await cluster.pod_when("j1", ready)
+    (tmp_path / "ready").unlink()
+    await cluster.pod_when("j1", lambda pod: not ready(pod))
+
+
+@pytest.mark.parametrize("kind", ["startup", "liveness"])
+async def test_an_unhealthy_container_is_killed_and_only_events_say_why(cluster: Cluster, kind: str) -> None:
+    command = ["sh", "-c", "echo not well >&2; exit 1"]
+    probe = {"exec": {"command": command}, "periodSeconds": 1, "failureThreshold": 1}
+    script = "trap '' TERM; while :; do sleep 0.05; done"
+    await cluster.create(job("j1", "sh", "-c", script, container={f"{kind}Probe": probe}))
+    state = await exit_state(cluster, "j1")
+    assert (state["exitCode"], state["reason"]) == (137, "Error")
+    events = (await cluster.list("events"))["items"]
+    messages = {each["reason"]: each["message"] for each in events if each["involvedObject"]["kind"] == "Pod"}
+    assert messages["Unhealthy"] == f"{kind.capitalize()} probe failed: not well\n"
+    assert messages["Killing"] == "Stopping container chaincode"
+
+
+@pytest.mark.parametrize("command", [["/no/such/program"], ["sleep", "3600"]])
+async def test_a_probe_that_cannot_run_or_takes_too_long_has_failed(cluster: Cluster, command: list[str]) -> None:
+    probe = {"exec": {"command": command}, "periodSeconds": 1}
+    await cluster.create(job("j1", "sh", "-c", TERM, container={"readinessProbe": probe}))
+    async with cluster.watch("events", fieldSelector="reason=Unhealthy") as watch:
+        assert (await watch.next())["object"]["message"].startswith("Readiness probe failed: ")
+    assert len((await cluster.switch("GET", "state"))["processes"]) == 1
+
+
+async def test_a_probe_of_another_kind_succeeds(cluster: Cluster) -> None:
+    probe = {"tcpSocket": {"port": 1}}
+    await cluster.create(job("j1", "sh", "-c", TERM, container={"readinessProbe": probe}))
+    await cluster.pod_when("j1", ready)
+
+
+async def test_the_environment_comes_from_secrets_too(cluster: Cluster) -> None:
+    await cluster.create(secret("s1", {"a": "from a", "b": "from b"}))
+    environment = [
+        {"name": "ONE", "valueFrom": {"secretKeyRef": {"name": "s1", "key": "a"}}},
+        {"name": "NONE", "valueFrom": {"secretKeyRef": {"name": "s1", "key": "c", "optional": True}}},
+        {"name": "NOWHERE", "valueFrom": {"configMapKeyRef": {"name": "c1", "key": "c", "optional": True}}},
+    ]
+    sources = [{"prefix": "ALL_", "secretRef": {"name": "s1"}}, {"configMapRef": {"name": "c1", "optional": True}}]
+    script = 'echo "$ONE ${NONE-none} ${NOWHERE-nowhere} $ALL_b"'
+    await cluster.create(job("j1", "sh", "-c", script, container={"env": environment, "envFrom": sources}))
+    assert await log_of(cluster, "j1") == b"from a none nowhere from b\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"secretKeyRef": {"name": "s1", "key": "b"}}, "couldn't find key b in Secret default/s1"),
+        ({"secretKeyRef": {"name": "s2", "key": "b"}}, 'secret "s2" not found'),
+        ({"configMapKeyRef": {"name": "c1", "key": "b"}}, 'configmap "c1" not found'),
+    ],
+)
+async def test_what_the_environment_lacks_is_told_and_waited_for(
+    cluster: Cluster, source: Object, message: str
+) -> None:
+    await cluster.create(secret("s1", {"a": "x"}))
+    await cluster.create(job("j1", "true", container={"env": [{"name": "X", "valueFrom": source}]}))
+    pod = await cluster.pod_when("j1", lambda pod: "message" in container_state(pod).get("waiting", {}))
+    waiting = {"reason": "CreateContainerConfigError", "message": message}
+    assert container_state(pod)["waiting"] == waiting
+    if "s2" in message:
+        await cluster.create(secret("s2", {"b": "y"}))
+        await cluster.pod_when("j1", ended)
+
+
+async def test_a_node_holds_as_many_cores_as_it_has(cluster: Cluster) -> None:
+    await cluster.switch("PATCH", "environment", {"nodeCpu": 2})
+    resources = {"resources": {"requests": {"cpu": "1500m"}}}
+    await cluster.create(job("first", "sh", "-c", TERM, container=resources))
+    await cluster.pod_when("first", running)
+    await cluster.create(job("second", "true", container=resources))
+    pod = await cluster.pod_when("second", lambda pod: pod["status"].get("conditions"))
+    assert pod["status"]["conditions"][0]["message"].startswith("0/1 nodes are available: 1 Insufficient cpu.")
+    await cluster.delete("jobs", "first")
+    await cluster.pod_when("second", ended)

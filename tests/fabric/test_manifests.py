@@ -10,10 +10,11 @@ from msgspec.structs import replace
 from k8s_builderd.fabric import manifests
 from k8s_builderd.fabric.names import Token
 from k8s_builderd.fabric.package import Image, decode_chaincode
-from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan
+from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan, SecurityProfile
 
 DIGEST = "sha256:" + "5e" * 32
 HASH = "6f98c4bb29414771312eddd1a813eef583df2121c235c4797792f141a46d4b45"
+FIELD = "terminationGracePeriodSeconds"
 PEM = "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n"
 
 
@@ -170,6 +171,51 @@ def test_chaincode_is_other_peoples_code() -> None:
     assert pod(replace(plan(), run_as_non_root=True))["securityContext"]["runAsNonRoot"] is True
 
 
+def violations(spec: dict[str, Any]) -> list[str]:
+    """Return what Pod Security 'restricted' has against a pod (kubernetes.io, Pod Security Standards, v1.36).
+
+    As far as our pods have such fields at all: that they have no others is asserted as well.
+    """
+    pod_context = spec.get("securityContext", {})
+    found = [f"spec.{key}" for key in ("hostNetwork", "hostPID", "hostIPC", "hostUsers") if key in spec]
+    found += [f"volume {volume}" for volume in spec["volumes"] if volume.keys() != {"name", "secret"}]
+    found += [f"pod {key}" for key in pod_context.keys() - {"runAsNonRoot", "seccompProfile"}]
+    for each in spec["containers"]:
+        context = each.get("securityContext", {})
+        profile = context.get("seccompProfile", pod_context.get("seccompProfile", {}))
+        known = {"allowPrivilegeEscalation", "capabilities", "privileged"}
+        found += [f"container {key}" for key in context.keys() - known]
+        found += [f"container {key}" for key in ("ports", "lifecycle", "livenessProbe") if key in each]
+        found += ["privileged"] * bool(context.get("privileged"))
+        found += ["allowPrivilegeEscalation"] * (context.get("allowPrivilegeEscalation") is not False)
+        found += ["runAsNonRoot"] * (pod_context.get("runAsNonRoot") is not True)
+        found += ["seccompProfile"] * (profile.get("type") not in {"RuntimeDefault", "Localhost"})
+        found += ["capabilities"] * (context.get("capabilities") != {"drop": ["ALL"]})
+    return found
+
+
+def test_the_profiles_are_pod_securitys_levels() -> None:
+    def of(profile: SecurityProfile) -> list[str]:
+        return violations(pod(replace(plan(), security_profile=profile)))
+
+    assert of(SecurityProfile.RESTRICTED) == []
+    assert of(SecurityProfile.BASELINE) == ["runAsNonRoot"]
+    assert violations(pod(replace(plan(), run_as_non_root=True))) == []
+
+
+def test_the_compatible_profile_makes_the_go_builders_pod() -> None:
+    made = replace(plan(), security_profile=SecurityProfile.COMPATIBLE)
+    assert set(pod(made)) == {
+        "serviceAccountName",
+        "restartPolicy",
+        "terminationGracePeriodSeconds",
+        "containers",
+        "volumes",
+    }
+    assert set(container(made)) == {"name", "image", "env", "volumeMounts"}
+    assert pod(replace(made, run_as_non_root=True))["securityContext"] == {"runAsNonRoot": True}
+
+
 def test_a_node_role_is_required_and_its_taint_tolerated() -> None:
     spec = pod(plan(node_role="chaincode"))
     [term] = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
@@ -202,8 +248,8 @@ def test_a_template_adds_to_lists_of_named_things() -> None:
             "containers": [
                 {
                     "name": "chaincode",
-                    "env": [{"name": "CHAINCODE_LOG", "value": "debug"}, {"name": "CORE_PEER_ADDRESS", "value": "x"}],
-                    "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+                    "env": [{"name": "CHAINCODE_LOG", "value": "debug"}],
+                    "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, {"name": "tmp", "mountPath": "/cache"}],
                 },
                 {"name": "sidecar", "image": "x"},
             ],
@@ -214,10 +260,10 @@ def test_a_template_adds_to_lists_of_named_things() -> None:
     made = plan(template=template)
     spec = pod(made)
     chaincode, sidecar = spec["containers"]
-    environment = {entry["name"]: entry["value"] for entry in chaincode["env"]}
-    assert (environment["CHAINCODE_LOG"], environment["CORE_PEER_ADDRESS"]) == ("debug", "x")
+    assert chaincode["env"][-1] == {"name": "CHAINCODE_LOG", "value": "debug"}
     assert len(chaincode["env"]) == 10
-    assert [mount["name"] for mount in chaincode["volumeMounts"]] == ["certs", "tmp"]
+    mounts = [(mount["name"], mount["mountPath"]) for mount in chaincode["volumeMounts"]]
+    assert mounts == [("certs", "/etc/hyperledger/fabric"), ("tmp", "/tmp"), ("tmp", "/cache")]
     assert sidecar == {"name": "sidecar", "image": "x"}
     assert [volume["name"] for volume in spec["volumes"]] == ["certs", "tmp"]
     assert spec["imagePullSecrets"] == [{"name": "registry"}]
@@ -243,6 +289,13 @@ def test_a_template_may_loosen_what_is_strict() -> None:
         "capabilities": {"drop": [], "add": ["NET_RAW"]},
         "privileged": False,
     }
+
+
+def test_the_grace_of_the_pod_is_the_plans() -> None:
+    for template, grace in (({}, 2), ({"spec": {}}, 2), *(({"spec": {FIELD: it}}, it or 2) for it in (30, None))):
+        made = plan(template=template)
+        assert (made.grace, pod(made)[FIELD]) == (grace, grace)
+    assert pod(plan(template={"spec": {"restartPolicy": None}}))["restartPolicy"] == "Never"
 
 
 def test_one_launchs_manifest_does_not_change_the_next_ones() -> None:

@@ -15,6 +15,7 @@ from k8s_builderd.fabric.package import (
     Image,
     Metadata,
     check_label,
+    decode_built_image,
     decode_chaincode,
     decode_image,
     decode_metadata,
@@ -170,6 +171,59 @@ def test_an_image_that_cannot_be_used_is_told_with_field_and_rule(
     with pytest.raises(PackageError, match=re.escape(said)) as caught:
         decode_image(json.dumps(document).encode())
     assert (caught.value.file, caught.value.field) == ("image.json", field)
+
+
+@pytest.mark.parametrize(
+    ("name", "digest", "tag"),
+    [
+        ("ghcr.io/org/cc", DIGEST, ""),
+        ("ghcr.io/org/cc:1.0", DIGEST, "1.0"),
+        ("localhost:5000/cc", "sha384:" + "a" * 96, ""),
+        ("cc:latest", "sha512:" + "a" * 128, "latest"),
+    ],
+)
+def test_what_a_build_has_left_may_be_all_that_kubernetes_runs(name: str, digest: str, tag: str) -> None:
+    image = decode_built_image(json.dumps({"name": name, "digest": digest}).encode())
+    assert (image.reference, image.tag) == (f"{name}@{digest}", tag)
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"name": "cc:1"}, "field 'digest' is missing or empty"),
+        ({"name": "cc:1", "digest": DIGEST.upper()}, "field 'digest' must begin with"),
+        ({"name": "cc:1", "digest": "sha256:" + "A" * 64}, "field 'digest' must be lower case"),
+        ({"name": "CC:1", "digest": DIGEST}, "field 'name' must be lower case"),
+        ({"name": "cc:", "digest": DIGEST}, "field 'name' must have a tag that is at most 128"),
+        ({"name": f"cc@{DIGEST}", "digest": DIGEST}, "field 'name' must not hold a digest"),
+    ],
+)
+def test_what_kubernetes_would_not_run_is_refused_all_the_same(document: dict[str, Any], said: str) -> None:
+    """Kubernetes says InvalidImageName to upper-case letters, so it never ran under the Go builder either."""
+    with pytest.raises(PackageError, match=re.escape(said)):
+        decode_built_image(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize(
+    ("address", "reachable"),
+    [
+        ("peer0.org1.example.com:7052", True),
+        ("10.0.0.1:7052", True),
+        ("[2001:db8::1]:7052", True),
+        ("localhost.example.com:7052", True),
+        ("0.0.0.0:7052", False),
+        ("127.0.0.1:7052", False),
+        ("127.1.2.3:7052", False),
+        ("[::]:7052", False),
+        ("[::1]:7052", False),
+        ("[::ffff:127.0.0.1]:7052", False),
+        ("localhost:7052", False),
+        ("peer.localhost:7052", False),
+        (":7052", False),
+    ],
+)
+def test_an_address_that_leads_each_machine_to_itself_is_known(address: str, reachable: bool) -> None:
+    assert Chaincode("a:b", address, "", "", "", "Org1MSP").reachable is reachable
 
 
 def test_chaincode_json_is_read() -> None:

@@ -1,12 +1,15 @@
 """Whoever we are to the API server, and whatever it answers: a failure is one of our errors, with verb and resource."""
 
+import asyncio
 import base64
 import json
+import os
 import socket
 import struct
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,13 +19,17 @@ import pytest
 from anyio.abc import SocketAttribute
 
 from k8s_builderd.errors import SettingsError
+from k8s_builderd.kube import slim
 from k8s_builderd.kube.api import EVENTS, JOBS, PODS, SECRETS, Api
+from k8s_builderd.kube.credentials import Credentials
 from k8s_builderd.kube.errors import (
     AlreadyExists,
     ApiError,
     Expired,
     Forbidden,
     Invalid,
+    NamespaceNotFound,
+    NamespaceTerminating,
     NotFound,
     Unauthorized,
     Unavailable,
@@ -227,22 +234,23 @@ async def test_a_token_file_may_end_with_a_line_feed(kubeconfig: Path, tmp_path:
         await api.list(JOBS, ObjectOnly)
 
 
-SERVICE_ACCOUNT = "kubernetes_asyncio.config.incluster_config"
+@pytest.fixture
+def service_account() -> Any:
+    """The module that reads Kubernetes' files in a pod."""
+    _, config = slim.load()
+    return config.incluster_config
 
 
 @pytest.fixture
-def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Rogue], Path]:
+def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service_account: Any) -> Callable[[Rogue], Path]:
     """Pretend to be in a pod: Kubernetes' files lie elsewhere, as the library that reads them has them."""
-    from k8s_builderd.kube import slim
-
-    slim.load()
 
     def pretend(server: Rogue) -> Path:
         host, _, port = server.server.removeprefix("https://").rpartition(":")
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", port)
-        monkeypatch.setattr(f"{SERVICE_ACCOUNT}.SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
-        monkeypatch.setattr(f"{SERVICE_ACCOUNT}.SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+        monkeypatch.setattr(service_account, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+        monkeypatch.setattr(service_account, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
         (tmp_path / "token").write_text("first")
         return tmp_path / "token"
 
@@ -263,12 +271,16 @@ async def test_in_a_pod_its_service_accounts_files_are_used(pod: Callable[[Rogue
 
 @pytest.mark.parametrize("content", ["", None, "broken\ntoken"], ids=["empty", "missing", "two lines"])
 async def test_a_token_file_that_is_bad_for_a_moment_breaks_nothing_but_the_request(
-    pod: Callable[[Rogue], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+    pod: Callable[[Rogue], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    service_account: Any,
+    content: str | None,
 ) -> None:
     """The kubelet replaces it while we read; every minute it is read anew."""
     async with rogue(only_with("first"), Authority(tmp_path).server()) as server:
         token = pod(server)
-        monkeypatch.setattr(f"{SERVICE_ACCOUNT}.TOKEN_REFRESH_PERIOD", timedelta(0))
+        monkeypatch.setattr(service_account, "TOKEN_REFRESH_PERIOD", timedelta(0))
         async with Api.open("", "ns") as api:
             await api.list(JOBS, ObjectOnly)
             if content is None:
@@ -335,6 +347,138 @@ async def test_a_kubeconfig_that_names_what_is_not_there_is_refused(
             pass
 
 
+# Many at once
+
+
+class Loads:
+    """Counts how often the credentials are loaded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        load = Credentials.load
+
+        async def counted(credentials: Credentials) -> None:
+            self.count += 1
+            await load(credentials)
+
+        monkeypatch.setattr(Credentials, "load", counted)
+
+
+@pytest.mark.parametrize("how", ["exec", "tokenFile"])
+async def test_many_requests_refused_at_once_load_the_credentials_once(
+    kubeconfig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("first")
+    user = plugin(tmp_path / "plugin.py", file) if how == "exec" else {"tokenFile": str(file)}
+    loads, refused, all_refused = Loads(monkeypatch), 0, anyio.Event()
+
+    async def answer(request: Request, reply: Reply) -> None:
+        nonlocal refused
+        if request.headers["authorization"] == "Bearer second":
+            await reply.whole(200, EMPTY)
+            return
+        refused += 1
+        if refused == 50:
+            all_refused.set()
+        await all_refused.wait()
+        await reply.whole(401, status(401, "Unauthorized", "Unauthorized"))
+
+    async with rogue(answer) as server, opened(server, kubeconfig, patience=PATIENCE, **user) as api:
+        file.write_text("second")
+        async with anyio.create_task_group() as tasks:
+            for _ in range(50):
+                tasks.start_soon(api.list, JOBS, ObjectOnly)
+    assert loads.count == 2  # at the start, and now
+    assert len(server.asked) == 100
+
+
+async def test_who_was_refused_with_older_credentials_takes_the_newer_ones(
+    kubeconfig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer is late: others have loaded them meanwhile."""
+    file = tmp_path / "token"
+    file.write_text("first")
+    loads, held, go_on = Loads(monkeypatch), anyio.Event(), anyio.Event()
+
+    async def answer(request: Request, reply: Reply) -> None:
+        if request.headers["authorization"] == "Bearer second":
+            await reply.whole(200, EMPTY)
+            return
+        if request.path.endswith("/pods"):
+            held.set()
+            await go_on.wait()
+        await reply.whole(401, status(401, "Unauthorized", "Unauthorized"))
+
+    async with (
+        rogue(answer) as server,
+        opened(server, kubeconfig, patience=PATIENCE, tokenFile=str(file)) as api,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(api.list, PODS, ObjectOnly)
+        await held.wait()
+        file.write_text("second")
+        await api.list(JOBS, ObjectOnly)
+        go_on.set()
+    assert loads.count == 2
+
+
+def waiting_plugin(directory: Path) -> dict[str, Any]:
+    """Return a user whose exec plugin notes its start, and reads the token from a pipe after that."""
+    (directory / "plugin.py").write_text(
+        "import json, os\n"
+        f"print(os.getpid(), file=open({str(directory / 'started')!r}, 'a'))\n"
+        f"token = open({str(directory / 'pipe')!r}).read()\n"
+        "print(json.dumps({'apiVersion': 'client.authentication.k8s.io/v1', 'kind': 'ExecCredential',"
+        " 'status': {'token': token}}))\n"
+    )
+    os.mkfifo(directory / "pipe")
+    user = plugin(directory / "unused.py", directory / "unused")
+    user["exec"]["args"] = [str(directory / "plugin.py")]
+    return user
+
+
+async def test_a_plugin_that_is_slower_than_a_request_is_waited_for_by_the_next(
+    kubeconfig: Path, tmp_path: Path
+) -> None:
+    user, answer = waiting_plugin(tmp_path), only_with("first")
+    pipe = anyio.Path(tmp_path / "pipe")
+    async with rogue(answer) as server, anyio.create_task_group() as tasks:
+        tasks.start_soon(pipe.write_text, "first")
+        async with opened(server, kubeconfig, patience=0.3, **user) as api:
+            answer.accepted[:] = ["second"]  # type: ignore[attr-defined]
+            with anyio.fail_after(PATIENCE):
+                for _ in range(3):
+                    with pytest.raises(Unreachable, match="no answer in time"):
+                        await api.list(JOBS, ObjectOnly)
+                await pipe.write_text("second")
+                while True:
+                    with suppress(Unreachable):
+                        await api.list(JOBS, ObjectOnly)
+                        break
+    assert len((tmp_path / "started").read_text().split()) == 2
+
+
+async def test_a_plugin_that_never_ends_is_killed_and_told(
+    kubeconfig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = waiting_plugin(tmp_path)
+    path = Rogue("http://127.0.0.1:1").kubeconfig(kubeconfig, **user)
+    async with anyio.create_task_group() as tasks:
+        credentials = Credentials(str(path), tasks, load_timeout=2.0)
+        with anyio.fail_after(PATIENCE), pytest.raises(SettingsError, match="no answer within 2 s"):
+            await credentials.load()
+    (pid,) = (tmp_path / "started").read_text().split()
+    with anyio.fail_after(PATIENCE):
+        while exists(pid) or any("waitpid" in thread.name for thread in threading.enumerate()):
+            await anyio.lowlevel.checkpoint()
+    await anyio.wait_all_tasks_blocked()
+
+
+def exists(pid: str) -> bool:
+    return Path("/proc", pid).exists()
+
+
 # Answers
 
 REQUESTS: dict[str, Callable[[Api], Awaitable[Any]]] = {
@@ -354,6 +498,7 @@ async def _opens(stream: Any) -> None:
             pass
 
 
+STREAMS = ("watch pods", "get pods/log")
 requests = pytest.mark.parametrize("what", REQUESTS)
 
 
@@ -370,10 +515,60 @@ async def test_a_refusal_is_told_with_verb_and_resource(kubeconfig: Path, what: 
     assert f"{refused.value.verb} {refused.value.resource}" == what
     assert str(refused.value) == (
         f"cannot {what}: {message}. Check the Role of the daemon's service account (docs/operations.md lists the"
-        " rights it needs)"
+        " rights it needs), and that the namespace still exists: a Role is deleted with its namespace"
     )
     assert refused.value.reason == "Forbidden"
     assert not refused.value.transient
+    assert refused.value.may_pass
+
+
+async def test_a_namespace_that_is_not_there_is_named(kubeconfig: Path) -> None:
+    """As recorded: the API server says so to a creation, where RBAC lets it come that far."""
+    body = status(404, "NotFound", 'namespaces "nowhere" not found', name="nowhere", kind="namespaces")
+
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.whole(404, body)
+
+    async with rogue(answer) as server, opened(server, kubeconfig) as api:
+        with pytest.raises(NamespaceNotFound) as refused:
+            await api.create(JOBS, ObjectOnly, {})
+    assert str(refused.value) == (
+        'cannot create jobs.batch: namespaces "nowhere" not found. Create the namespace, with the daemon\'s Role and'
+        " RoleBinding, or let the daemon work in another one"
+    )
+    assert not refused.value.may_pass
+
+
+async def test_a_namespace_that_is_being_deleted_is_no_matter_of_the_role(kubeconfig: Path) -> None:
+    message = 'jobs.batch "j" is forbidden: unable to create new content in namespace ns because it is being terminated'
+    causes = [{"reason": "NamespaceTerminating", "message": "namespace ns is being terminated", "field": "x"}]
+
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.whole(403, status(403, "Forbidden", message, kind="jobs", causes=causes))
+
+    async with rogue(answer) as server, opened(server, kubeconfig) as api:
+        with pytest.raises(NamespaceTerminating) as refused:
+            await api.create(JOBS, ObjectOnly, {})
+    assert str(refused.value).endswith(
+        "The namespace is being deleted: create it again, with the daemon's Role and RoleBinding"
+    )
+    assert "Check the Role" not in str(refused.value)
+    assert not refused.value.may_pass
+
+
+async def test_an_error_that_comes_in_pieces_is_told_whole(kubeconfig: Path) -> None:
+    data = json.dumps(status(403, "Forbidden", "quota" + "." * 5000)).encode()
+
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.raw(b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n" % len(data))
+        for start in range(0, len(data), 1000):
+            await reply.raw(data[start : start + 1000])
+            await anyio.wait_all_tasks_blocked()
+
+    async with rogue(answer) as server, opened(server, kubeconfig) as api:
+        for what in STREAMS:
+            with pytest.raises(Forbidden, match=f"cannot {what}: quota"):
+                await REQUESTS[what](api)
 
 
 @pytest.mark.parametrize(
@@ -567,3 +762,132 @@ async def test_any_number_of_streams_leaves_room_for_requests(kubeconfig: Path) 
             await all_open.wait()
             await api.list(JOBS, ObjectOnly)
         tasks.cancel_scope.cancel()
+
+
+# Waits that depend on the other side
+
+
+FOLLOWED: dict[str, Callable[[Api], Awaitable[Any]]] = {
+    **REQUESTS,
+    "get pods/log": lambda api: _opens(api.log("p", {"follow": "true"})),
+}
+
+
+@asynccontextmanager
+async def silent_port() -> AsyncIterator[int]:
+    """Accept connections, and say nothing."""
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+
+    async def hold(stream: Any) -> None:
+        async with stream:
+            with suppress(anyio.BrokenResourceError, anyio.EndOfStream):
+                while True:
+                    await stream.receive()
+
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, hold)
+        yield listener.extra(SocketAttribute.local_port)
+        tasks.cancel_scope.cancel()
+
+
+async def ends_in_time(api: Api, what: str) -> None:
+    with anyio.fail_after(PATIENCE / 3), pytest.raises(Unreachable):
+        await FOLLOWED[what](api)
+
+
+@requests
+async def test_a_tls_handshake_that_is_not_answered_ends(kubeconfig: Path, what: str) -> None:
+    async with (
+        silent_port() as port,
+        opened(Rogue(f"https://127.0.0.1:{port}"), kubeconfig, patience=0.3) as api,
+    ):
+        await ends_in_time(api, what)
+
+
+@requests
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_proxy_that_does_not_answer_ends(kubeconfig: Path, what: str, scheme: str) -> None:
+    if (scheme, what) == ("http", "get pods/log"):
+        return  # such a proxy takes the request as the API server does, and the head may come late
+    async with silent_port() as port:
+        proxy = {"proxy-url": f"http://127.0.0.1:{port}"}
+        async with opened(Rogue(f"{scheme}://127.0.0.1:1"), kubeconfig, patience=0.3, cluster=proxy) as api:
+            await ends_in_time(api, what)
+
+
+@requests
+async def test_a_name_server_that_does_not_answer_ends(
+    kubeconfig: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*arguments: Any, **options: Any) -> None:
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", never)
+    async with opened(Rogue("http://api.example:6443"), kubeconfig, patience=0.3) as api:
+        await ends_in_time(api, what)
+
+
+@requests
+@pytest.mark.parametrize("code", [403, 429])
+async def test_an_error_whose_body_does_not_end_is_told_in_time(kubeconfig: Path, what: str, code: int) -> None:
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.raw(b'HTTP/1.1 %d Whatever\r\nContent-Length: 500\r\n\r\n{"message"' % code)
+        await anyio.sleep_forever()
+
+    async with rogue(answer) as server, opened(server, kubeconfig, patience=0.3) as api:
+        with anyio.fail_after(PATIENCE / 3), pytest.raises(ApiError) as refused:
+            await FOLLOWED[what](api)
+    if what in STREAMS:
+        assert str(refused.value).startswith(f"cannot {what}: HTTP {code}")
+
+
+@pytest.mark.parametrize("what", [what for what in REQUESTS if what != "watch pods"])
+async def test_an_answer_that_stops_in_its_middle_ends_in_time(kubeconfig: Path, what: str) -> None:
+    """Of the streams, a watch may be silent, and a log that is followed; one that is read to its end may not."""
+
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.chunked(b'{"metadata"', end=False)
+        await anyio.sleep_forever()
+
+    async with rogue(answer) as server, opened(server, kubeconfig, patience=0.3) as api:
+        with anyio.fail_after(PATIENCE / 3), pytest.raises(Unreachable, match="no answer in time"):
+            await REQUESTS[what](api)
+
+
+async def test_a_reader_that_takes_its_time_is_no_silence(kubeconfig: Path) -> None:
+    async def answer(request: Request, reply: Reply) -> None:
+        for _ in range(4):
+            await (reply.chunked(b"x", end=False) if not sent else reply.chunk(b"x"))
+            sent.append(1)
+            await taken.wait()
+        await reply.raw(b"0\r\n\r\n")
+
+    sent: list[int] = []
+    taken = anyio.Event()
+    async with rogue(answer) as server, opened(server, kubeconfig, patience=0.3) as api, api.log("p", {}) as chunks:
+        data = await anext(chunks)
+        await anyio.sleep(0.6)
+        taken.set()
+        async for chunk in chunks:
+            data += chunk
+    assert data == b"xxxx"
+
+
+async def test_the_end_waits_for_no_farewell(kubeconfig: Path, tmp_path: Path) -> None:
+    """TLS says one and waits for the other side's; one that is frozen says nothing."""
+    authority, open_streams = Authority(tmp_path), 0
+
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.chunked(b"x", end=False)
+        await anyio.sleep_forever()
+
+    ca = {"certificate-authority": str(authority.file)}
+    async with rogue(answer, authority.server()) as server:
+        with anyio.fail_after(PATIENCE / 3):
+            async with opened(server, kubeconfig, cluster=ca, token="t") as api:
+                for _ in range(5):
+                    async with api.watch(JOBS, {}) as chunks:
+                        assert await anext(chunks) == b"x"
+                        open_streams += 1
+            assert [task for task in asyncio.all_tasks() if "close" in repr(task.get_coro())] == []
+    assert open_streams == 5

@@ -1,8 +1,9 @@
 """A followed log comes whole and once, whatever becomes of the streams that bring it."""
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Self
@@ -11,14 +12,16 @@ import anyio
 import pytest
 from anyio.abc import TaskGroup
 
+from k8s_builderd.backoff import delays
 from k8s_builderd.fabric.manifests import CONTAINER
 from k8s_builderd.fabric.objects import Pod
 from k8s_builderd.kube import logs
 from k8s_builderd.kube.api import PODS, Api
+from k8s_builderd.kube.background import background
 from k8s_builderd.kube.errors import ApiError
 from k8s_builderd.kube.loglines import Batch, Position, Reader
 from k8s_builderd.kube.watch import Reflector
-from k8s_builderd.runs.observed import Sightings
+from k8s_builderd.runs.observed import Observed
 from tests.embedded.cluster import DIGEST, PATIENCE, Cluster, job
 from tests.kube.rogue import Reply, Request, rogue
 
@@ -38,7 +41,7 @@ class Follower:
     def __init__(self) -> None:
         self.lines = b""
         self.gaps = 0
-        self.troubles: list[str] = []
+        self.refusals: list[str] = []
         self.position: Position | None = None
         self.ended = anyio.Event()
         self._changed = anyio.Event()
@@ -50,6 +53,7 @@ class Follower:
         container: logs.Container,
         after: Position | None = None,
         drain: float = logs.DRAIN_TIMEOUT,
+        silence: float = logs.SILENCE,
     ) -> None:
         await logs.follow(
             api,
@@ -59,8 +63,9 @@ class Follower:
             after,
             deliver=self._deliver,
             gap=self._gap,
-            trouble=self._trouble,
+            refused=self._refused,
             drain=drain,
+            silence=silence,
             rng=Soon(),
         )
         self.ended.set()
@@ -75,8 +80,8 @@ class Follower:
         self.gaps += 1
         self._pulse()
 
-    async def _trouble(self, error: ApiError) -> None:
-        self.troubles.append(str(error))
+    async def _refused(self, error: ApiError) -> None:
+        self.refusals.append(str(error))
         self._pulse()
 
     def _pulse(self) -> None:
@@ -100,7 +105,7 @@ class Follower:
 class Printer:
     """A running container that prints what it is told to, through a pipe."""
 
-    def __init__(self, cluster: Cluster, api: Api, pod: str, sightings: Sightings, pipe: int, tasks: TaskGroup) -> None:
+    def __init__(self, cluster: Cluster, api: Api, pod: str, sightings: Observed, pipe: int, tasks: TaskGroup) -> None:
         self.cluster = cluster
         self.pod = pod
         self.sightings = sightings
@@ -114,11 +119,11 @@ class Printer:
     async def open(cls, cluster: Cluster, api: Api, fifo: Path, clock: str = "exact") -> AsyncIterator[Self]:
         os.mkfifo(fifo)
         pipe = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)  # both, so that neither end waits for the other
-        sightings = Sightings()
+        sightings = Observed()
         body = job("printer", "cat", str(fifo), container={"image": f"localhost/{clock}@{DIGEST}"})
         await cluster.create(body)
         async with anyio.create_task_group() as tasks:
-            reflector = Reflector(api, PODS, Pod, "app=printer", sightings.saw, rng=Soon())
+            reflector = Reflector(api, PODS, Pod, "app=printer", lambda change: sightings.fold(change, 0.0), rng=Soon())
             tasks.start_soon(reflector.run)
             with anyio.fail_after(PATIENCE):
                 while not sightings.started:
@@ -143,9 +148,11 @@ class Printer:
         if pipe >= 0:
             os.close(pipe)
 
-    def follow(self, after: Position | None = None) -> Follower:
+    def follow(
+        self, after: Position | None = None, drain: float = logs.DRAIN_TIMEOUT, silence: float = logs.SILENCE
+    ) -> Follower:
         follower = Follower()
-        self._tasks.start_soon(follower.run, self._api, self.pod, self.sightings, after)
+        self._tasks.start_soon(follower.run, self._api, self.pod, self.sightings, after, drain, silence)
         return follower
 
     async def fault(self, **rule: Any) -> None:
@@ -286,8 +293,8 @@ async def test_a_log_that_is_refused_is_told_once_and_asked_for_again(printer: P
     said = await printer.say(numbered(0, 10))
     await printer.fault(times=None, action={"do": "status", "code": code})
     follower = printer.follow()
-    await follower.until(lambda: follower.troubles)
-    assert "cannot get pods/log" in follower.troubles[0]
+    await follower.until(lambda: follower.refusals)
+    assert "cannot get pods/log" in follower.refusals[0]
     await printer.poke()
     await printer.met(4)
     await printer.back()
@@ -295,7 +302,7 @@ async def test_a_log_that_is_refused_is_told_once_and_asked_for_again(printer: P
     await follower.until(b"line 9\n")
     printer.close()
     assert await follower.end() == said
-    assert (follower.gaps, len(follower.troubles)) == (0, 1)
+    assert (follower.gaps, len(follower.refusals)) == (0, 1)
 
 
 async def test_an_outage_of_the_api_loses_nothing(printer: Printer) -> None:
@@ -453,6 +460,30 @@ async def test_a_slow_reader_gets_everything_in_the_end(printer: Printer) -> Non
     said = await printer.say(numbered(0, 100_000))
     printer.close()
     assert await follower.end() == said
+
+
+async def test_a_followed_stream_that_stays_open_and_silent_does_not_outlive_the_container(printer: Printer) -> None:
+    """As with a frozen kubelet: not even its head comes."""
+    await printer.fault(action={"do": "hang"})
+    follower = printer.follow(drain=6.0)
+    await printer.met(1)
+    said = await printer.say(numbered(0, 10))
+    printer.close()
+    assert await follower.end() == said
+    assert follower.gaps == 0
+
+
+async def test_a_followed_stream_that_stands_still_is_asked_for_anew(printer: Printer) -> None:
+    """The container goes on and prints; a dead connection to its kubelet brings nothing, and does not end."""
+    await printer.fault(action={"do": "hang"})
+    follower = printer.follow(drain=3.0, silence=0.1)
+    await printer.met(1)
+    said = await printer.say(numbered(0, 10))
+    await follower.until(b"line 9\n")
+    said += await printer.say(numbered(10, 20))
+    await follower.until(b"line 19\n")
+    assert (follower.lines, follower.gaps) == (said, 0)
+    assert not follower.ended.is_set()
 
 
 # Servers that are worse
@@ -651,3 +682,254 @@ async def test_what_is_asked_for_is_asked_in_the_apis_words(kubeconfig: Path) ->
     assert other.query == {"container": "chaincode", "timestamps": "true", "sinceTime": "2026-11-23T06:57:07+00:00"}
     assert second.lines == b""
     assert second.gaps == 0
+
+
+# Streams that fall silent
+
+
+class Silent:
+    """A log of so many lines, whose followed streams fall silent after so many of them."""
+
+    def __init__(self, there: int, brought: int) -> None:
+        self.there = there
+        self.brought = brought
+        self.followed = 0
+        self.looks: list[float] = []
+        self.streams: list[Reply] = []
+        self.away = False
+        self._changed = anyio.Event()
+
+    async def until(self, wanted: Callable[[], Any]) -> None:
+        """Wait until a request has made this so."""
+        with anyio.fail_after(PATIENCE):
+            while not wanted():
+                await self._changed.wait()
+
+    async def looked(self, times: int) -> None:
+        await self.until(lambda: len(self.looks) >= times)
+
+    def pulse(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def answer(self, request: Request, reply: Reply) -> None:
+        if self.away:
+            await anyio.sleep_forever()
+        if not request.path.endswith("/log"):
+            await reply.whole(200, {"metadata": {"name": "pod"}})
+        elif "follow" in request.query:
+            self.followed += 1
+            self.streams.append(reply)
+            self.pulse()
+            first = 1 if "sinceTime" not in request.query else max(1, int(request.query["sinceTime"][17:19]))
+            if self.brought:
+                await reply.chunked(stamped(*range(first, self.brought + 1)), end=False)
+            await anyio.sleep_forever()
+        else:
+            self.looks.append(anyio.current_time())
+            self.pulse()
+            await reply.chunked(stamped(*range(1, self.there + 1)))
+
+
+@asynccontextmanager
+async def following(
+    kubeconfig: Path, served: Any, container: Running, patience: float = 10.0, **options: Any
+) -> AsyncIterator[Follower]:
+    async with (
+        rogue(served.answer) as server,
+        Api.open(str(server.kubeconfig(kubeconfig)), "default", patience=patience) as api,
+    ):
+        follower = options.pop("follower", None) or Follower()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(follower.run, api, "pod", container, **options))
+            yield follower
+            tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("brought", [0, 2], ids=["no head", "some lines"])
+async def test_the_rest_is_read_where_the_stream_does_not_end(kubeconfig: Path, brought: int) -> None:
+    served, container = Silent(4, brought), Running()
+    async with following(kubeconfig, served, container, drain=3.0) as follower:
+        await served.until(lambda: served.followed)
+        await follower.until(lambda: len(follower.lines) == brought * len("line 1\n"))
+        container.end()
+        assert await follower.end() == b"line 1\nline 2\nline 3\nline 4\n"
+    assert (served.followed, follower.gaps) == (1, 0)
+
+
+class Frozen:
+    """A kubelet that answers nobody, behind an API server that is well."""
+
+    def __init__(self, how: str = "hangs") -> None:
+        self.tries = 0
+        self.how = how
+        self.away = False
+
+    async def answer(self, request: Request, reply: Reply) -> None:
+        if self.away or request.path.endswith("/log"):
+            self.tries += "follow" not in request.query
+            if self.how == "hangs":
+                await anyio.sleep_forever()
+        else:
+            await reply.whole(200, {"metadata": {"name": "pod"}})
+
+
+@pytest.mark.parametrize("how", ["hangs", "breaks off"])
+async def test_a_rest_that_a_node_keeps_back_is_given_up_after_more_than_one_try(kubeconfig: Path, how: str) -> None:
+    """The API server is there: so it is not waited for as long as it takes."""
+    served, container = Frozen(how), Running()
+    async with (
+        rogue(served.answer) as server,
+        Api.open(str(server.kubeconfig(kubeconfig)), "default") as api,
+        background() as tasks,
+    ):
+        tasks.start_soon(ends_soon, container)
+        with anyio.fail_after(PATIENCE), pytest.raises(logs.LogIncomplete, match="it could not be read"):
+            await Follower().run(api, "pod", container, drain=0.9)
+    assert served.tries > 1
+
+
+async def ends_soon(container: Running) -> None:
+    await anyio.sleep(0.1)
+    container.end()
+
+
+async def test_a_rest_is_not_given_up_while_the_api_server_is_away(kubeconfig: Path) -> None:
+    served, container = Silent(4, 2), Running()
+    async with following(kubeconfig, served, container, patience=0.3, drain=0.9) as follower:
+        await follower.until(b"line 2\n")
+        served.away = True
+        container.end()
+        await anyio.sleep(1.5)
+        assert not follower.ended.is_set()
+        served.away = False
+        assert await follower.end() == b"line 1\nline 2\nline 3\nline 4\n"
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["ended", "silent"])
+async def test_a_log_that_went_with_its_pod_is_missing_where_its_stream_did_not_end(
+    kubeconfig: Path, cut: bool
+) -> None:
+    class Gone(Silent):
+        async def answer(self, request: Request, reply: Reply) -> None:
+            if container.ended:
+                await reply.whole(404)
+            elif cut:
+                await super().answer(request, reply)
+            else:
+                await reply.chunked(stamped(1, 2), end=False)
+                brought.set()
+                await container.changed()
+                await reply.raw(b"0\r\n\r\n")
+
+    brought, container = anyio.Event(), Running()
+    async with rogue(Gone(4, 2).answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "default") as api:
+        follower, missing = Follower(), False
+        with anyio.fail_after(PATIENCE):
+            async with background() as tasks:
+                tasks.start_soon(end_after, follower, b"line 2\n", container)
+                try:
+                    await follower.run(api, "pod", container, drain=0.9)
+                except logs.LogIncomplete:
+                    missing = True
+    assert (follower.lines, missing) == (b"line 1\nline 2\n", cut)
+
+
+async def end_after(follower: Follower, lines: bytes, container: Running) -> None:
+    await follower.until(lines)
+    container.end()
+
+
+@pytest.mark.parametrize("brought", [0, 2], ids=["no head", "some lines"])
+async def test_a_silent_stream_is_replaced_where_the_log_has_more(kubeconfig: Path, brought: int) -> None:
+    served, container = Silent(4, brought), Running()
+    async with following(kubeconfig, served, container, drain=3.0, silence=0.05) as follower:
+        await follower.until(b"line 4\n")
+        served.there = served.brought = 6
+        await follower.until(b"line 6\n")
+        container.end()
+        assert await follower.end() == b"".join(b"line %d\n" % number for number in range(1, 7))
+    assert follower.gaps == 0
+
+
+async def test_a_quiet_stream_is_kept_and_looked_after_ever_more_seldom(kubeconfig: Path) -> None:
+    """A thousand quiet chaincodes are no storm."""
+    served, container, silence = Silent(2, 2), Running(), 0.05
+    async with following(kubeconfig, served, container, silence=silence) as follower:
+        await follower.until(b"line 2\n")
+        since = anyio.current_time() - silence  # of the wait that began about now
+        await served.looked(6)
+        assert served.looks[5] - since >= silence * (0.5 + 1 + 2 + 4 + 8 + 16)
+    assert (served.followed, follower.lines) == (1, b"line 1\nline 2\n")
+
+
+async def test_a_line_begins_the_time_of_a_silence_anew(kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[float] = []
+
+    def counted(first: float, cap: float, rng: Random | None = None) -> Iterator[float]:
+        begun.append(first)
+        return delays(first, cap, rng)
+
+    monkeypatch.setattr(logs, "delays", counted)
+    served, container = Silent(2, 2), Running()
+    async with following(kubeconfig, served, container, silence=0.05) as follower:
+        await follower.until(b"line 2\n")
+        await served.looked(4)
+        before = begun.count(0.05)
+        served.there = 3
+        await served.streams[0].chunk(stamped(3))
+        await follower.until(b"line 3\n")
+        await served.looked(len(served.looks) + 2)
+        assert begun.count(0.05) == before + 1
+    assert (served.followed, follower.lines) == (1, b"line 1\nline 2\nline 3\n")
+
+
+async def test_what_is_on_its_way_is_waited_for(kubeconfig: Path) -> None:
+    """A look has seen a line that the stream brings a moment later: it is well, and is kept."""
+    served, container = Silent(3, 2), Running()
+    async with following(kubeconfig, served, container, silence=0.05) as follower:
+        await follower.until(b"line 2\n")
+        await served.looked(1)
+        await served.streams[0].chunk(stamped(3))
+        await follower.until(b"line 3\n")
+        await served.looked(len(served.looks) + 2)
+    assert (served.followed, follower.lines, follower.gaps) == (1, b"line 1\nline 2\nline 3\n", 0)
+
+
+async def test_a_reader_that_takes_its_time_is_no_silence_of_the_stream(kubeconfig: Path) -> None:
+    """Nor is it interrupted: what it has half taken would come twice."""
+
+    class Slow(Follower):
+        async def _deliver(self, batch: Batch) -> None:
+            began.set()
+            await go_on.wait()
+            await super()._deliver(batch)
+
+    began, go_on, slow = anyio.Event(), anyio.Event(), Slow()
+    served, container = Silent(4, 2), Running()
+    async with following(kubeconfig, served, container, drain=3.0, silence=0.05, follower=slow) as follower:
+        await began.wait()
+        await anyio.sleep(0.3)
+        container.end()
+        await anyio.sleep(0.5)
+        assert served.looks == []
+        go_on.set()
+        assert await follower.end() == b"line 1\nline 2\nline 3\nline 4\n"
+    assert (served.followed, follower.gaps) == (1, 0)
+
+
+async def test_a_look_that_fails_says_nothing(kubeconfig: Path) -> None:
+    class Refusing(Silent):
+        async def answer(self, request: Request, reply: Reply) -> None:
+            if "follow" in request.query:
+                await super().answer(request, reply)
+            else:
+                self.looks.append(0)
+                self.pulse()
+                await reply.whole(500)
+
+    served, container = Refusing(2, 2), Running()
+    async with following(kubeconfig, served, container, silence=0.05) as follower:
+        await follower.until(b"line 2\n")
+        await served.looked(3)
+    assert served.followed == 1

@@ -1,6 +1,7 @@
 """A reflector has in the end what the API server has, and tells each change once, whatever becomes of its watches."""
 
 import json
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+import structlog
 
 from k8s_builderd.kube.api import SECRETS, Api
 from k8s_builderd.kube.objects import ObjectOnly
@@ -20,6 +22,9 @@ from tests.kube.rogue import Reply, Request, rogue
 pytestmark = pytest.mark.anyio
 
 SELECTOR = "watched=yes"
+
+
+KIND_OF_BUG = OverflowError("date value out of range")
 
 
 class Soon(Random):
@@ -39,11 +44,14 @@ class Soon(Random):
 class Watched:
     """A reflector at work, and what it has told."""
 
-    def __init__(self, api: Api, silence: float = 130.0) -> None:
+    def __init__(self, api: Api, silence: float = 130.0, interval: float = 0.0) -> None:
         self.told: list[tuple[str, str, str]] = []
         self.asked: list[Request] = []
+        self.poison = ""
         self.rng = Soon()
-        self.reflector = Reflector(api, SECRETS, ObjectOnly, SELECTOR, self._saw, silence=silence, rng=self.rng)
+        self.reflector = Reflector(
+            api, SECRETS, ObjectOnly, SELECTOR, self._saw, silence=silence, interval=interval, rng=self.rng
+        )
         self._changed = anyio.Event()
 
     def _saw(self, change: Applied[ObjectOnly] | Deleted[ObjectOnly]) -> None:
@@ -51,6 +59,8 @@ class Watched:
         self.told.append((type(change).__name__, meta.name, meta.resource_version))
         self._changed.set()
         self._changed = anyio.Event()
+        if meta.name == self.poison:
+            raise KIND_OF_BUG
 
     @property
     def names(self) -> set[str]:
@@ -64,7 +74,7 @@ class Watched:
             while not wanted():
                 await self._changed.wait()
             return
-        raise AssertionError(f"it did not come: {self.told}, {self.reflector.trouble}")
+        raise AssertionError(f"it did not come: {self.told}, {self.reflector.error}")
 
     async def has(self, *names: str) -> None:
         await self.until(lambda: self.names == {*names})
@@ -288,7 +298,7 @@ async def test_an_api_server_that_was_away_is_caught_up_with(cluster: Cluster, w
     if how == "outage":
         await cluster.switch("POST", "outage", {"on": True})
         await watched.state(lambda: not watched.reflector.synced)
-        assert "cannot watch secrets: the Kubernetes API does not answer" in str(watched.reflector.trouble)
+        assert "cannot watch secrets: the Kubernetes API does not answer" in str(watched.reflector.error)
         await cluster.switch("POST", "outage", {"on": False})
     else:
         await cluster.switch("POST", "restart", {"seconds": 0, "forbidden": 0.1})
@@ -307,7 +317,7 @@ async def test_an_api_server_that_comes_late_is_waited_for(cluster: Cluster, api
         await watched.state(lambda: len(watched.rng.asked) > 5)
         assert not watched.reflector.synced
         assert not watched.reflector.ever_synced.is_set()
-        assert "cannot list secrets" in str(watched.reflector.trouble)
+        assert "cannot list secrets" in str(watched.reflector.error)
         await cluster.switch("POST", "outage", {"on": False})
         await watched.has("a")
         await watched.state(lambda: watched.reflector.synced)
@@ -382,10 +392,13 @@ def event(kind: str, body: Any) -> bytes:
 
 @asynccontextmanager
 async def scripted(
-    kubeconfig: Path, answer: Callable[[Request, Reply], Awaitable[None]], silence: float = 130.0
+    kubeconfig: Path,
+    answer: Callable[[Request, Reply], Awaitable[None]],
+    silence: float = 130.0,
+    interval: float = 0.0,
 ) -> AsyncIterator[Watched]:
     async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "ns") as api:
-        watched = Watched(api, silence)
+        watched = Watched(api, silence, interval)
         watched.asked = server.asked
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watched.reflector.run)
@@ -601,7 +614,212 @@ async def test_lists_and_watches_are_asked_for_in_the_apis_words(kubeconfig: Pat
     }
 
 
+# One object harms no other
+
+LATE = "10000-01-01T00:00:00Z"
+"""A time that Kubernetes can write and nobody here can read."""
+
+
+def unreadable(name: str, version: int) -> dict[str, Any]:
+    item = thing(name, version)
+    item["metadata"]["deletionTimestamp"] = LATE
+    return item
+
+
 async def test_one_object_that_cannot_be_read_hides_no_other(kubeconfig: Path) -> None:
     unreadable = {"metadata": {"name": 5}}
     async with scripted(kubeconfig, lists(listing(10, unreadable, thing("a", 9)))) as watched:
         await watched.has("a")
+
+
+async def test_an_event_whose_object_cannot_be_read_concerns_that_object_only(kubeconfig: Path) -> None:
+    """The watch goes on, without a list; the object keeps the state that was known, and its end is told."""
+
+    async def answer(request: Request, reply: Reply) -> None:
+        if "watch" not in request.query:
+            await reply.whole(200, listing(10, thing("a", 5), thing("b", 6)))
+            return
+        await reply.chunked(
+            event("MODIFIED", unreadable("a", 11)),
+            event("ADDED", unreadable("c", 12)),
+            event("DELETED", unreadable("b", 13)),
+            event("DELETED", unreadable("d", 14)),
+            event("ADDED", thing("end", 15)),
+            end=False,
+        )
+        await anyio.sleep_forever()
+
+    with structlog.testing.capture_logs() as lines:
+        async with scripted(kubeconfig, answer) as watched:
+            await watched.until(lambda: "end" in watched.names)
+            assert watched.names == {"a", "end"}
+            assert watched.gone() == ["b"]
+            assert watched.reflector.synced
+            assert len(watched.asked) == 2
+    odd = [line for line in lines if line["event"] == "object_unreadable"]
+    assert [(line["resource"], line["name"]) for line in odd] == [("secrets", name) for name in "acbd"]
+
+
+@pytest.mark.parametrize("restored", [False, True], ids=["relisted", "restored from a backup"])
+async def test_an_object_that_a_list_has_and_nobody_can_read_is_not_gone(kubeconfig: Path, restored: bool) -> None:
+    go_on, first = anyio.Event(), True
+
+    async def stateful(request: Request, reply: Reply) -> None:
+        nonlocal first
+        if "watch" in request.query and first:
+            first = False
+            await go_on.wait()
+            await reply.chunked(event("ERROR", {"code": 410}))
+        elif "watch" in request.query:
+            await reply.chunked(end=False)
+            await anyio.sleep_forever()
+        elif first:
+            await reply.whole(200, listing(100, thing("a", 5), thing("b", 6), thing("c", 7)))
+        else:
+            await reply.whole(200, listing(50 if restored else 200, unreadable("a", 8), thing("b", 6)))
+
+    async with scripted(kubeconfig, stateful) as watched:
+        await watched.has("a", "b", "c")
+        go_on.set()
+        await watched.has("a", "b")
+        assert watched.gone() == ["c"]
+
+
+async def test_nothing_is_taken_for_gone_while_an_object_cannot_even_be_named(kubeconfig: Path) -> None:
+    """It may be any of those that seem to be missing."""
+    nameless = {"metadata": {"name": 5}}
+    turns = iter([listing(10, thing("a", 5)), listing(20, nameless), listing(30)])
+    ends: list[anyio.Event] = []
+
+    async def answer(request: Request, reply: Reply) -> None:
+        if "watch" not in request.query:
+            await reply.whole(200, next(turns))
+        else:
+            ends.append(anyio.Event())
+            await reply.chunked(event("ADDED", thing(f"end{len(ends)}", 10 * len(ends) + 1)), end=False)
+            await ends[-1].wait()
+            await reply.chunk(event("ERROR", {"code": 410}))
+
+    async with scripted(kubeconfig, answer) as watched:
+        await watched.has("a", "end1")
+        ends[0].set()
+        await watched.has("a", "end1", "end2")
+        ends[1].set()
+        await watched.has("end3")
+
+
+@pytest.mark.parametrize("kind", [OverflowError, ValueError, KeyError, AssertionError, msgspec.DecodeError])
+async def test_a_callback_that_raises_harms_that_object_only(
+    kubeconfig: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    """It is told as our bug, with its traceback; the newest state is kept, and the watch goes on."""
+    monkeypatch.setattr("tests.kube.test_watch.KIND_OF_BUG", kind("of ours"))
+
+    async def answer(request: Request, reply: Reply) -> None:
+        if "watch" not in request.query:
+            await reply.whole(200, listing(10, thing("bad", 4), thing("a", 5)))
+            return
+        await reply.chunked(
+            event("MODIFIED", thing("bad", 11)),
+            event("ADDED", thing("b", 12)),
+            event("DELETED", thing("bad", 13)),
+            event("ADDED", thing("bad", 14, "another")),
+            event("ADDED", thing("end", 15)),
+            end=False,
+        )
+        await anyio.sleep_forever()
+
+    with structlog.testing.capture_logs() as lines:
+        async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "ns") as api:
+            watched = Watched(api)
+            watched.poison = "bad"
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(watched.reflector.run)
+                await watched.until(lambda: "end" in watched.names)
+                tasks.cancel_scope.cancel()
+    assert watched.names == {"a", "b", "bad", "end"}
+    assert watched.reflector.objects["another"].metadata.resource_version == "14"
+    assert watched.reflector.error is None
+    assert len(server.asked) == 2
+    crashed = [line for line in lines if line["log_level"] == "error"]
+    assert [(line["event"], line["name"], line["exc_info"]) for line in crashed] == [
+        ("change_crashed", "bad", True)
+    ] * 4
+    assert [line for line in lines if line["event"] == "watch_interrupted"] == []
+
+
+async def test_a_bug_in_the_watch_itself_is_told_as_ours_and_the_watch_goes_on(
+    kubeconfig: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = iter([True])
+    list_ = Api.list
+
+    async def breaks_once(*arguments: Any, **options: Any) -> Any:
+        if next(turns, False):
+            raise ZeroDivisionError
+        return await list_(*arguments, **options)
+
+    monkeypatch.setattr(Api, "list", breaks_once)
+    with structlog.testing.capture_logs() as lines:
+        async with scripted(kubeconfig, lists(listing(10, thing("a", 5)))) as watched:
+            await watched.has("a")
+    (crashed,) = [line for line in lines if line["log_level"] == "error"]
+    assert (crashed["event"], crashed["exc_info"]) == ("watch_crashed", True)
+    (interrupted,) = [line for line in lines if line["event"] == "watch_interrupted"]
+    assert interrupted["reason"] == "internal error in k8s-builderd: see watch_crashed in its log"
+
+
+# Not too often, and not too soon
+
+
+async def test_watches_that_deliver_and_close_at_once_are_opened_at_most_so_often(kubeconfig: Path) -> None:
+    times: list[float] = []
+
+    async def answer(request: Request, reply: Reply) -> None:
+        if "watch" not in request.query:
+            await reply.whole(200, listing(10))
+            return
+        times.append(anyio.current_time())
+        await reply.chunked(event("ADDED", thing(f"a{len(times)}", 10 + len(times))))
+
+    start = anyio.current_time()
+    async with scripted(kubeconfig, answer, interval=0.2) as watched:
+        await watched.until(lambda: len(watched.names) == 6)
+    assert times[5] - start >= 5 * 0.2
+
+
+@pytest.mark.parametrize("code", [401, 403])
+@pytest.mark.parametrize("verb", ["list", "watch"])
+async def test_a_refusal_is_no_matter_of_the_role_before_it_has_lasted(
+    kubeconfig: Path, monkeypatch: pytest.MonkeyPatch, verb: str, code: int
+) -> None:
+    """An API server that has just started gives one for a moment; a Role that is lacking stays so."""
+    well = False
+    message = 'secrets is forbidden: User "x" cannot list resource "secrets" in API group "" in the namespace "ns"'
+
+    async def answer(request: Request, reply: Reply) -> None:
+        if ("watch" if "watch" in request.query else "list") == verb and not well:
+            await reply.whole(code, {"message": message, "code": code})
+        elif "watch" in request.query:
+            await reply.chunked(end=False)
+            await anyio.sleep_forever()
+        else:
+            await reply.whole(200, listing(10))
+
+    monkeypatch.setattr("k8s_builderd.kube.errors.FORBIDDEN_PATIENCE", math.inf)
+    async with scripted(kubeconfig, answer) as watched:
+        told: set[str] = set()
+
+        def refused_often() -> bool:
+            told.add(str(watched.reflector.error))
+            return len([each for each in watched.asked if ("watch" in each.query) == (verb == "watch")]) > 8
+
+        await watched.state(refused_often)
+        told -= {"None", "secrets not listed yet"}
+        assert told == {f"cannot {verb} secrets: the Kubernetes API refuses it for the moment, trying again"}
+        assert not watched.reflector.synced or verb == "watch"
+        monkeypatch.setattr("k8s_builderd.kube.errors.FORBIDDEN_PATIENCE", 0.0)
+        role = "Check the service account's token" if code == 401 else "Check the Role"
+        await watched.state(lambda: role in str(watched.reflector.error))
+        well = True
+        await watched.state(lambda: watched.reflector.synced)

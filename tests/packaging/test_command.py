@@ -210,3 +210,43 @@ def test_packageid_prints_the_id_alone_or_says_why_there_is_none(run: Run, made:
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("Error: package must be a tar archive compressed with gzip")
     assert run(packageid, "absent.tgz").exit_code == 2
+
+
+def test_a_package_goes_to_standard_output_alone(run: Run, tmp_path: Path) -> None:
+    folder = str(index(tmp_path))
+    to_file = run(package, "a", "--image", IMAGE, "--meta-inf", folder, "-o", "a.tgz")
+    piped = run(package, "a", "--image", IMAGE, "--meta-inf", folder, "--output", "-")
+    assert piped.exit_code == 0
+    assert piped.stdout_bytes == Path("a.tgz").read_bytes()
+    assert piped.stderr == to_file.stdout.replace("a.tgz", "-")
+    assert sorted(path.name for path in Path().iterdir()) == ["META-INF", "a.tgz"]
+
+
+def test_a_package_does_not_go_to_a_terminal(tmp_path: Path) -> None:
+    program = f"from k8s_builder.commands.package import package; package(['a', '--image', '{IMAGE}', '-o', '-'])"
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=tmp_path, stdout=follower, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(follower)
+    os.close(leader)
+    assert result.returncode == 2
+    assert "standard output is a terminal" in " ".join(result.stderr.split())
+
+
+def test_a_package_is_read_from_standard_input(run: Run) -> None:
+    run(package, "a", "--image", IMAGE)
+    content = Path("a.tgz").read_bytes()
+    for command in (inspect, packageid):
+        piped = CliRunner().invoke(command, ["-"], input=content)
+        assert (piped.exit_code, piped.stdout) == (0, run(command, "a.tgz").stdout)
+
+
+@pytest.mark.parametrize("path", ["META-INF/statedb", "META-INF/statedb/couchdb", "META-INF/empty"])
+def test_a_folder_without_an_index_is_told(run: Run, tmp_path: Path, path: str) -> None:
+    index(tmp_path)
+    (tmp_path / path).mkdir(exist_ok=True)
+    result = run(package, "a", "--image", IMAGE, "--meta-inf", path)
+    assert result.exit_code == 0
+    assert f"Warning: no CouchDB index is in {path}" in result.stderr
+    assert "Warning" not in run(package, "a", "--image", IMAGE, "--meta-inf", "META-INF").stderr
+    assert "Warning" not in run(package, "a", "--image", IMAGE).stderr

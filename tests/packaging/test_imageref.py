@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k8s_builderd.fabric.imageref import Reference, digest_fault, name_fault, split_host, split_reference, tag_fault
+from k8s_builderd.fabric.imageref import (
+    Reference,
+    digest_fault,
+    name_fault,
+    split_host,
+    split_reference,
+    tag_fault,
+    tagged_name_fault,
+)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +127,29 @@ def test_the_host_is_told_from_the_path_as_docker_does() -> None:
     assert split_host("localhost/cc") == ("localhost", "cc")
     assert split_host("ghcr.io/org/cc") == ("ghcr.io", "org/cc")
     assert split_host("ghcr.io") == ("", "ghcr.io")
+
+
+@pytest.mark.parametrize("name", ["cc", "cc:1", "ghcr.io/org/cc:v1.0_RC-2", "localhost:5000/cc", "localhost:5000/cc:1"])
+def test_a_name_may_have_a_tag_where_that_is_allowed(name: str) -> None:
+    assert tagged_name_fault(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("cc:", "must have a tag that is at most 128 letters"),
+        ("cc:.a", "must have a tag that is at most 128 letters"),
+        ("cc:1:2", "must have a tag that is at most 128 letters"),
+        ("CC:1", "must be lower case"),
+        ("cc:1@sha256:00", "must not hold a digest"),
+        ("cc@sha256:00", "must not hold a digest"),
+        ("https://cc:1", "must not begin with a scheme"),
+        (":1", "must not be empty"),
+        ("", "must not be empty"),
+    ],
+)
+def test_a_name_with_a_tag_is_judged_by_the_same_rules(name: str, rule: str) -> None:
+    assert (tagged_name_fault(name) or "").startswith(rule)
 
 
 def test_tags_are_judged() -> None:

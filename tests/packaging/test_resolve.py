@@ -500,6 +500,56 @@ def test_a_place_that_the_registry_redirects_to_after_the_login_is_not_asked(res
     assert strange == []
 
 
+BEARER = 'Bearer realm="http://HOST/token",service="a registry, \\"quoted\\"",scope="repository:cc:pull,push"'
+
+
+@pytest.mark.parametrize(
+    "challenges",
+    [
+        ['Basic realm="here"', BEARER],
+        [BEARER, 'Basic realm="here"'],
+        [f'Basic realm="here", {BEARER}'],
+        [f"{BEARER}, Basic realm=here"],
+        [f'Negotiate, NTLM TlRMTVNTUA==, basic realm="Bearer realm=x, y" , {BEARER.replace("Bearer", "bearer")}'],
+        [BEARER.replace('",', '" , ').replace('="', ' = "')],
+    ],
+)
+def test_the_way_that_needs_no_login_is_taken(resolve: Resolve, challenges: list[str]) -> None:
+    """A registry may offer several (RFC 9110, 11.6.1), in one header or in one each."""
+    asked = []
+
+    class Handler(Answers):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            host = self.headers["Host"]
+            if self.path.startswith("/token"):
+                self._reply(200, {}, b'{"token":"anonymous"}')
+            elif self.headers.get("Authorization") == "Bearer anonymous":
+                self._reply(200, {"Content-Type": MANIFEST}, b"{}")
+            else:
+                self.send_response(401)
+                for challenge in challenges:
+                    self.send_header("WWW-Authenticate", challenge.replace("HOST", host))
+                self.end_headers()
+
+        def _reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        result = resolve(f"127.0.0.1:{server.server_port}/cc:1", None, "--plain-http")
+        server.shutdown()
+        thread.join()
+    assert result.exit_code == 0, result.output
+    query = urllib.parse.parse_qs(asked[1].partition("?")[2])
+    assert query == {"service": ['a registry, "quoted"'], "scope": ["repository:cc:pull,push"]}
+
+
 def test_what_a_registry_says_cannot_write_to_the_terminal(resolve: Resolve) -> None:
     osc, csi = "\x1b]0;PWNED\x07", "\x9b2J"
     said: list[dict[str, str]] = [

@@ -22,7 +22,7 @@ stamps = st.datetimes(min_value=datetime(1970, 1, 2), max_value=datetime(8999, 1
     lambda at: at.strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0") + ".000000001Z"
 )
 heirs = st.fixed_dictionaries(
-    {"token": st.builds(Token, st.from_regex(r"[0-9a-f]{32}", fullmatch=True)), "heir": st.integers(1, 10**9 - 1)}
+    {"token": st.builds(Token, st.from_regex(r"[0-9a-f]{32}", fullmatch=True)), "takeovers": st.integers(1, 10**9 - 1)}
 )
 positions = st.builds(
     Position,
@@ -40,8 +40,8 @@ positions = st.builds(
     | st.just(DROPPED),
     st.just({}) | heirs,
 )
-def test_a_cursor_comes_back_as_it_went(cursor: Cursor, heir: dict[str, Any]) -> None:
-    cursor = replace(cursor, **heir) if cursor.job else cursor
+def test_a_cursor_comes_back_as_it_went(cursor: Cursor, takeovers: dict[str, Any]) -> None:
+    cursor = replace(cursor, **takeovers) if cursor.job else cursor
     text = str(cursor)
     assert Cursor.parse(text) == cursor
     assert text.isascii()
@@ -116,4 +116,4 @@ def test_digits_of_another_script_are_no_number() -> None:
 
 
 def test_a_token_is_not_shown() -> None:
-    assert "0" * 32 not in repr(Cursor(UID, token=Token("0" * 32), heir=1))
+    assert "0" * 32 not in repr(Cursor(UID, token=Token("0" * 32), takeovers=1))

@@ -326,3 +326,38 @@ def test_a_request_does_not_show_its_secrets() -> None:
     request = read(hello(), frame("T", TOKEN), frame("D", b"chaincode.json", b"PRIVATE KEY"), frame("."))
     assert "PRIVATE" not in f"{request!r} {request}"
     assert TOKEN.decode() not in f"{request!r} {request}"
+
+
+# What is kept of a run that is turned away
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1 << 16])
+def test_a_claim_is_read_without_its_documents(piece: int) -> None:
+    documents = frame("E", b"CORE_PEER_ID", b"p") + frame("D", b"image.json", bytes(300_000)) * 2
+    stream = documents + frame("T", TOKEN) + frame("C", b"1 uid") + frame("D", b"") + frame(".")
+    frames, reader = Frames(), RequestReader()
+    frames.drop_documents()
+    reader.claim_only = True
+    held = 0
+    for kind, payload in decoded(hello()):
+        reader.add(kind, payload)
+    found = []
+    for start in range(0, len(stream), piece):
+        for kind, payload in frames.feed(stream[start : start + piece]):
+            held = max(held, len(payload))
+            if (request := reader.add(kind, payload)) is not None:
+                found.append((request.token, request.cursor, request.documents, request.environment))
+    assert found == [(TOKEN, "1 uid", {}, {})]
+    assert held == len(TOKEN)
+
+
+def test_a_frame_that_is_too_long_is_a_breach_of_a_claim_too() -> None:
+    frames = Frames()
+    frames.drop_documents()
+    with pytest.raises(ProtocolError, match="longer than 1048576"):
+        list(frames.feed(b"D\xff\xff\xff\xff"))
+
+
+def test_the_sign_of_life_is_the_golden_frame() -> None:
+    [golden] = [frame for frame in GOLDEN["daemon"] if frame["name"] == "words without a word: a sign of life"]
+    assert bytes.fromhex(golden["hex"]) == protocol.SIGN_OF_LIFE

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -18,6 +18,9 @@ from k8s_builderd.fabric.package import META_INF, Image, check_image, check_labe
 
 Row = tuple[str, str]
 
+STANDARD = Path("-")
+"""Stands for standard input or output, where a path is asked for."""
+
 
 @click.command()
 @click.argument("label")
@@ -30,7 +33,10 @@ Row = tuple[str, str]
     help="A folder to pack as META-INF, with CouchDB indexes in statedb/couchdb/.",
 )
 @click.option(
-    "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="The file to write.  [default: LABEL.tgz]"
+    "--output",
+    "-o",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    help="The file to write; - is standard output.  [default: LABEL.tgz]",
 )
 @click.option("--resolve", is_flag=True, help="Ask the registry for the digest of NAME:TAG.")
 @click.option("--plain-http", is_flag=True, help="Ask the registry without TLS.")
@@ -67,17 +73,33 @@ def package(
             image = _image(reference, name, digest)
         if meta_inf and meta_inf.name != META_INF and (meta_inf / META_INF).is_dir():
             raise click.UsageError(f"--meta-inf: {meta_inf} holds a {META_INF}; give {meta_inf / META_INF}")
+        piped = output == STANDARD
+        if piped and sys.stdout.isatty():
+            raise click.UsageError("--output -: standard output is a terminal; send it to a file or a program.")
         content = make_package(label, image, read_meta_inf(meta_inf) if meta_inf else {})
         path = output or Path(f"{label}.tgz")
-        _write(path, content)
+        if piped:
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
+        else:
+            _write(path, content)
         inspection = inspect_package(content)
-        _show([("package id", str(inspection.package_id)), ("path", str(path)), *rows, *_contents(inspection)])
+        rows = [("package id", str(inspection.package_id)), ("path", str(path)), *rows, *_contents(inspection)]
+        _show(rows, err=piped)
+        if meta_inf and not inspection.indexes:
+            click.echo(
+                f"Warning: no CouchDB index is in {meta_inf}: the peer takes those in statedb/couchdb/indexes/ and"
+                " statedb/couchdb/collections/<collection>/indexes/ below the folder",
+                err=True,
+            )
 
 
 @click.command()
-@click.argument("path", metavar="PACKAGE.tgz", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument(
+    "path", metavar="PACKAGE.tgz", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+)
 def inspect(path: Path) -> None:
-    """Show what a chaincode package holds and what would go wrong with it.
+    """Show what a chaincode package holds and what would go wrong with it. - is standard input.
 
     Ends with 1 where something would.
     """
@@ -92,9 +114,11 @@ def inspect(path: Path) -> None:
 
 
 @click.command()
-@click.argument("path", metavar="PACKAGE.tgz", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument(
+    "path", metavar="PACKAGE.tgz", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+)
 def packageid(path: Path) -> None:
-    """Print the id that a peer gives to a chaincode package, and nothing else."""
+    """Print the id that a peer gives to a chaincode package, and nothing else. - is standard input."""
     with _told():
         inspection = inspect_package(_read(path))
         if inspection.package_id is None:
@@ -156,13 +180,14 @@ def _contents(inspection: Inspection) -> Iterator[Row]:
         yield "note", note
 
 
-def _show(rows: Iterable[Row]) -> None:
+def _show(rows: Iterable[Row], *, err: bool = False) -> None:
     """Print a word and a value a line, in colour and folded at the words where people look."""
+    output = sys.stderr if err else sys.stdout
     # What comes out of a package must not write to the terminal.
     rows = [(word, value if value.isprintable() else shown(value)) for word, value in rows]
-    if not sys.stdout.isatty():
+    if not output.isatty():
         for word, value in rows:
-            click.echo(f"{word:<11} {value}")
+            click.echo(f"{word:<11} {value}", err=err)
         return
     from rich.console import Console
     from rich.table import Table
@@ -172,11 +197,11 @@ def _show(rows: Iterable[Row]) -> None:
     for word, value in rows:
         style = {"wrong": "bold red", "note": "yellow"}.get(word, "cyan")
         table.add_row(Text(word, style=style), Text(value, overflow="fold"))
-    Console(highlight=False).print(table)
+    Console(highlight=False, stderr=err).print(table)
 
 
 def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with nullcontext(sys.stdin.buffer) if path == STANDARD else path.open("rb") as file:
         content = file.read(INSTALL_SIZE + 1)
     if len(content) > INSTALL_SIZE:
         raise BuilderError(f"{path} is larger than {INSTALL_SIZE:,} bytes: a peer does not take it by default")

@@ -7,16 +7,14 @@ stream, once, and within bounds.
 
 import hashlib
 import io
-import json
 import os
 import posixpath
 import re
-import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from gzip import BadGzipFile, GzipFile
-from typing import IO, Self, cast
+from typing import IO, cast
 
 from msgspec import Struct, field
 
@@ -37,6 +35,9 @@ from k8s_builderd.fabric.package import (
     shown,
 )
 from k8s_builderd.gateway.protocol import MAX_PATH, MAX_PATH_BYTES, MAX_PATHS
+
+from .indexes import INDEX_SIZE, Index, collection_fault, decode_index, duplicates
+from .reader import GLOBAL_HEADER, Entry, TarError, entries
 
 CODE_FILE = "code.tar.gz"
 
@@ -74,28 +75,28 @@ def inspect_package(package: bytes) -> Inspection:
     if len(package) > INSTALL_SIZE:
         _problem(inspection, "package", f"must be at most {INSTALL_SIZE:,} bytes, which a peer takes by default")
     seen: set[str] = set()
-    with _told(inspection, "package"), _entries(io.BytesIO(package)) as archive:
-        for member in _members(archive, "package"):
-            _inspect_outer(inspection, archive, member, seen)
+    with _told(inspection, "package"):
+        for entry in _entries(io.BytesIO(package), "package"):
+            _inspect_outer(inspection, entry, seen)
     for file in (METADATA_FILE, CODE_FILE):
         if file not in seen:
             _problem(inspection, file, "is missing: the peer looks for exactly this name in the package")
     return inspection
 
 
-def _inspect_outer(inspection: Inspection, archive: tarfile.TarFile, member: tarfile.TarInfo, seen: set[str]) -> None:
-    name = member.name
-    if not _is_file(member):
+def _inspect_outer(inspection: Inspection, entry: Entry, seen: set[str]) -> None:
+    name = entry.name
+    if not entry.is_file:
         _problem(inspection, "package", f"holds {shown(name)}, which is no regular file: the peer refuses that")
     elif name in seen:
         _problem(inspection, name, "is there twice")
     elif name == METADATA_FILE:
         with _told(inspection, name):
-            inspection.metadata = decode_metadata(_document(archive, member, name))
+            inspection.metadata = decode_metadata(_document(entry, name))
             _check_metadata(inspection, inspection.metadata)
     elif name == CODE_FILE:
         with _told(inspection, name):
-            _inspect_code(inspection, _content(archive, member))
+            _inspect_code(inspection, cast("IO[bytes]", entry.content))
     else:
         inspection.notes.append(f"the peer ignores {shown(name)}")
     seen.add(name)
@@ -114,25 +115,30 @@ def _inspect_code(inspection: Inspection, code: IO[bytes]) -> None:
     paths: list[tuple[str, str]] = []
     sizes: dict[str, int] = {}
     seen: set[str] = set()
-    with _entries(code) as archive:
-        for member in _members(archive, CODE_FILE):
-            path = posixpath.normpath(member.name)
-            if _escapes(path):
-                _problem(inspection, CODE_FILE, f"holds {shown(member.name)}, which the peer refuses: it leads outside")
-            elif member.isdir():
-                paths.append(("d", path))
-            elif not _is_file(member):
-                rule = f"holds {shown(path)}, which is neither file nor directory: the peer refuses that"
-                _problem(inspection, CODE_FILE, rule)
-            elif path in seen:
-                _problem(inspection, path, "is there twice: which of them counts is not certain")
-            else:
-                seen.add(path)
-                paths.append(("f", path))
-                sizes[path] = member.size
-                _inspect_file(inspection, archive, member, path)
+    indexes: dict[str, Index] = {}
+    for entry in _entries(code, CODE_FILE):
+        path = posixpath.normpath(entry.name)
+        if _escapes(path):
+            _problem(inspection, CODE_FILE, f"holds {shown(entry.name)}, which the peer refuses: it leads outside")
+        elif entry.is_directory:
+            paths.append(("d", path))
+        elif not entry.is_file:
+            rule = f"holds {shown(path)}, which is neither file nor directory: the peer refuses that"
+            _problem(inspection, CODE_FILE, rule)
+        elif path in seen:
+            _problem(inspection, path, "is there twice: which of them counts is not certain")
+        else:
+            seen.add(path)
+            paths.append(("f", path))
+            sizes[path] = entry.size
+            try:
+                _inspect_file(inspection, entry, path, indexes)
+            except PackageError as error:
+                _problem(inspection, path, error.rule, error.field)
     if IMAGE_FILE not in seen:
         _problem(inspection, IMAGE_FILE, f"is missing in {CODE_FILE}")
+    for path, fault in duplicates(indexes):
+        _problem(inspection, path, fault)
     below = [(kind, path) for kind, path in paths if path.split("/")[0] == META_INF]
     files_to_build(below)
     _check_listing(inspection, {path: sizes.get(path, 0) for _, path in below})
@@ -153,88 +159,40 @@ def _check_listing(inspection: Inspection, sizes: dict[str, int]) -> None:
         _problem(inspection, CODE_FILE, f"holds a path of more than {MAX_PATH:,} bytes: {shown(path)}")
 
 
-def _inspect_file(inspection: Inspection, archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
+def _inspect_file(inspection: Inspection, entry: Entry, path: str, indexes: dict[str, Index]) -> None:
     if path == IMAGE_FILE:
-        with _told(inspection, path):
-            inspection.image = decode_image(_document(archive, member, path))
+        inspection.image = decode_image(_document(entry, path))
     elif is_index(path):
         inspection.indexes.append(path)
-        if fault := index_fault(_document(archive, member, path)):
+        if fault := collection_fault(path):
             _problem(inspection, path, fault)
+        indexes[path] = decode_index(path, _document(entry, path, INDEX_SIZE))
+        inspection.notes += [f"{shown(path)}: {note}" for note in indexes[path].notes]
     elif path.startswith(f"{META_INF}/"):
         inspection.notes.append(f"{shown(path)} is no index: `release` does not hand it to the peer")
     else:
         inspection.notes.append(f"`build` ignores {shown(path)}")
 
 
-def index_fault(document: bytes) -> str | None:
-    """Return why CouchDB would not make an index of this definition, which the peer only logs; None if it would."""
-    try:
-        definition = json.loads(document)
-    except (ValueError, RecursionError):
-        return "must be JSON"
-    index = definition.get("index") if isinstance(definition, dict) else None
-    if not isinstance(index, dict) or not isinstance(index.get("fields"), list):
-        return "must be an index definition: a JSON object with an object 'index', which has an array 'fields'"
-    return None
-
-
-@contextmanager
-def _entries(compressed: IO[bytes]) -> Iterator[tarfile.TarFile]:
-    # As a stream ("r|"): tarfile then never seeks back, so a crafted size cannot make it read in circles.
-    bounded = cast("IO[bytes]", _Bounded(GzipFile(fileobj=compressed)))
-    with tarfile.open(fileobj=bounded, mode="r|", tarinfo=_Header) as archive:
-        yield archive
-
-
-def _members(archive: tarfile.TarFile, file: str) -> Iterator[tarfile.TarInfo]:
-    for count, member in enumerate(archive):
+def _entries(compressed: IO[bytes], file: str) -> Iterator[Entry]:
+    for count, entry in enumerate(entries(_Bounded(GzipFile(fileobj=compressed)))):
         if count >= ENTRIES:
             raise PackageError(file, f"must hold at most {ENTRIES:,} entries")
-        if archive.pax_headers:
-            # What `git archive` writes. Go's tar hands it out as an entry, and so the peer sees one of a strange type.
-            raise PackageError(
-                file, "begins with a global PAX header, as `git archive` writes it: the peer refuses that"
-            )
-        yield member
+        if entry.type == GLOBAL_HEADER:
+            # Go's tar hands it out as an entry, and so the peer sees one of a strange type.
+            raise PackageError(file, "holds a global PAX header, as `git archive` writes it: the peer refuses that")
+        yield entry
 
 
-_EXTENDED = {
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-}
-_LONGEST_EXTENDED = 16 * 1024
-
-
-class _Header(tarfile.TarInfo):
-    """A header that may not be broken: tarfile takes a broken one after the first for the end, the peer does not."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        try:
-            header = super().frombuf(buf, encoding, errors)
-            if header.type in _EXTENDED and header.size > _LONGEST_EXTENDED:
-                # Before 3.11.10 tarfile needs quadratic time for the digits in one (CVE-2024-6232).
-                raise tarfile.ReadError("an extended header is too large")
-            return header
-        except tarfile.HeaderError as error:
-            if any(buf):  # else it is the end
-                raise tarfile.ReadError(str(error)) from None
-            raise
-
-
-class _Bounded(io.RawIOBase):
+class _Bounded:
     """The decompressed bytes of an archive, up to a bound."""
 
     def __init__(self, source: GzipFile) -> None:
         self._source = source
         self._left = UNPACKED_SIZE
 
-    def read(self, size: int = -1) -> bytes:
-        data = self._source.read(min(size, self._left + 1) if size >= 0 else self._left + 1)
+    def read(self, size: int, /) -> bytes:
+        data = self._source.read(min(size, self._left + 1))
         self._left -= len(data)
         if self._left < 0:
             raise _TooLargeError
@@ -254,8 +212,7 @@ def _told(inspection: Inspection, file: str) -> Iterator[None]:
         inspection.problems.append(error)
     except _TooLargeError:
         _problem(inspection, file, f"unpacks to more than {UNPACKED_SIZE:,} bytes: not inspected further")
-    except (BadGzipFile, tarfile.TarError, EOFError, zlib.error, RecursionError, ValueError, OverflowError) as error:
-        # zlib and tarfile differ between versions in which of these a broken archive raises.
+    except (BadGzipFile, TarError, EOFError, zlib.error) as error:
         _problem(inspection, file, f"must be a tar archive compressed with gzip: {str(error) or type(error).__name__}")
 
 
@@ -263,21 +220,12 @@ def _problem(inspection: Inspection, file: str, rule: str, name: str = "") -> No
     inspection.problems.append(PackageError(file if file.isprintable() else shown(file), rule, name))
 
 
-def _document(archive: tarfile.TarFile, member: tarfile.TarInfo, file: str) -> bytes:
-    if member.size > DOCUMENT_SIZE:
-        raise PackageError(file, f"must be at most {DOCUMENT_SIZE:,} bytes")
-    return _content(archive, member).read()
-
-
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    content = archive.extractfile(member)
-    assert content is not None  # it is a regular file
-    return content
-
-
-def _is_file(member: tarfile.TarInfo) -> bool:
-    """Tell whether Go's tar, and so the peer, takes an entry for a regular file: GNU's sparse ones it does not."""
-    return member.type in {tarfile.REGTYPE, tarfile.AREGTYPE}
+def _document(entry: Entry, file: str, most: int = DOCUMENT_SIZE) -> bytes:
+    if entry.sparse:
+        raise PackageError(file, "is stored as a sparse file, which is not inspected: pack it without `tar --sparse`")
+    if entry.size > most:
+        raise PackageError(file, f"must be at most {most:,} bytes")
+    return entry.content.read() or b""
 
 
 def _escapes(path: str) -> bool:

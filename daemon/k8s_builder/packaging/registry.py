@@ -10,7 +10,7 @@ import base64
 import hashlib
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,6 +29,9 @@ _HUB_API = "registry-1.docker.io"
 _MANIFEST_SIZE = 4 * 1024 * 1024  # what the specification lets a registry bound a manifest to
 _SECONDS = 60
 _REASON = 1000
+_WANTED = ("service", "scope")
+_PARTS = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+')
+_PARAMETER = re.compile(r'\s*(?P<name>[^\s="]+)\s*=\s*(?P<value>"(?:[^"\\]|\\.)*"|[^\s="]+)\s*')
 _INDEXES = (
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
@@ -141,28 +144,33 @@ class _Registry:
         async with self._session.get(url, headers={"Accept": _ACCEPT}, allow_redirects=False) as response:
             if response.status != 401:
                 return await self._manifest(response)
-            challenge = response.headers.get("WWW-Authenticate", "")
-        authorization = await self._answer(challenge, url)
+            challenges = _challenges(response.headers.getall("WWW-Authenticate", []))
+        authorization = await self._answer(challenges, url)
         headers = {"Accept": _ACCEPT, "Authorization": authorization}
         async with self._session.get(url, headers=headers, allow_redirects=False) as response:
             return await self._manifest(response)
 
-    async def _answer(self, challenge: str, url: str) -> str:
-        """Return the Authorization header that answers a 401 (RFC 9110, 11.6; distribution's token authentication)."""
-        scheme, _, rest = challenge.partition(" ")
+    async def _answer(self, challenges: list[tuple[str, dict[str, str]]], url: str) -> str:
+        """Return the Authorization header that answers a 401 (RFC 9110, 11.6; distribution's token authentication).
+
+        A token is asked for where that is offered, because many registries give one without a login.
+        """
         known = self._credentials
-        if scheme.lower() == "basic":
+        offered = {scheme.lower(): parameters for scheme, parameters in reversed(challenges)}
+        bearer = offered.get("bearer", {})
+        realm = bearer.get("realm", "")
+        usable = urlsplit(realm).scheme in {"http", "https"}
+        secure = known is None or urlsplit(realm).scheme == "https" or url.startswith("http:")
+        if usable and secure:
+            return f"Bearer {await self._token(realm, {name: bearer[name] for name in _WANTED if name in bearer})}"
+        if "basic" in offered:
             if known is None or not known.username:
                 raise self._error(f"{self._host} wants a user and password: log in with `docker login {self._host}`")
             return _basic(known)
-        parameters = dict(re.findall(r'(\w+)="([^"]*)"', rest))
-        realm = parameters.pop("realm", "")
-        if scheme.lower() != "bearer" or urlsplit(realm).scheme not in {"http", "https"}:
-            raise self._error(f"{self._host} wants a way of logging in that is not known here: {scheme or 'none'}")
-        if known and urlsplit(realm).scheme == "http" and url.startswith("https:"):
+        if usable:
             raise self._error(f"{self._host} wants the password sent without TLS, to {realm}")
-        wanted = {name: value for name, value in parameters.items() if name in {"service", "scope"}}
-        return f"Bearer {await self._token(realm, wanted)}"
+        ways = ", ".join(scheme for scheme, _ in challenges) or "none"
+        raise self._error(f"{self._host} wants a way of logging in that is not known here: {ways}")
 
     async def _token(self, realm: str, wanted: Mapping[str, str]) -> str:
         known = self._credentials
@@ -218,6 +226,26 @@ def _printable(reason: str) -> str:
     """Return a reason as one line of at most 1,000 characters that cannot steer a terminal: registries have a say."""
     line = "".join(char if char.isprintable() else "?" for char in reason)
     return line if len(line) <= _REASON else f"{line[:_REASON]}..."
+
+
+def _challenges(headers: Iterable[str]) -> list[tuple[str, dict[str, str]]]:
+    """Return scheme and parameters of each challenge in the WWW-Authenticate headers of an answer.
+
+    A header may hold several, with the same commas between them as between the parameters of one.
+    """
+    found: list[tuple[str, dict[str, str]]] = []
+    for header in headers:
+        for part in _PARTS.findall(header):
+            parameter = _PARAMETER.fullmatch(part)
+            if parameter is None:  # a scheme, alone or with the first of its parameters
+                scheme, _, rest = part.strip().partition(" ")
+                found += [(scheme, {})] if scheme else []
+                parameter = _PARAMETER.fullmatch(rest)
+            if parameter and found:
+                value = parameter["value"]
+                quoted = value.startswith('"')
+                found[-1][1][parameter["name"].lower()] = re.sub(r"\\(.)", r"\1", value[1:-1]) if quoted else value
+    return found
 
 
 def _basic(credentials: Credentials) -> str:

@@ -17,6 +17,7 @@ import anyio
 
 import k8s_builderd
 from k8s_builder.packaging.make import make_package
+from k8s_builder.programs import install
 from k8s_builderd.errors import BuilderError
 from k8s_builderd.fabric.package import Image
 
@@ -25,7 +26,6 @@ from .builder import ExternalBuilder, open_builder
 from .cluster import KINDS, Cluster, open_cluster
 from .peer import Peer, open_peer
 from .processes import find_by_directory, find_chaincode, until_ended
-from .programs import builder_location
 from .screen import Screen
 from .session import Line
 from .unpack import read_package
@@ -192,7 +192,8 @@ class _Story:
             "FABRIC_K8S_BUILDER_SOCKET": str(self._socket),
             "FABRIC_K8S_BUILDER_PYTHON": sys.executable,
         }
-        location = builder_location(self.directory / "client")
+        location = self.directory / "client"
+        install(location, Path(sys.executable))
         async with open_builder(location, environment, peer_data, self._line, tuple(environment)) as builder:
             yield builder
 

@@ -3,24 +3,20 @@
 import hmac
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
-from typing import Any, cast
 
 import anyio
 import msgspec
 from aiohttp import web
 
-from k8s_builder_lab.embedded import faults, podstatus, selectors, streams, transport, validation
+from k8s_builder_lab.embedded import asked, faults, podstatus, selectors, streams, transport, validation
 from k8s_builder_lab.embedded.faults import Action, Faults, Verb
 from k8s_builder_lab.embedded.kubelet import Kubelet
 from k8s_builder_lab.embedded.logs import Reader
-from k8s_builder_lab.embedded.objects import PODS, RESOURCES, Object, Resource
+from k8s_builder_lab.embedded.node import Node
+from k8s_builder_lab.embedded.objects import PODS, RESOURCES, Object, Resource, seconds
 from k8s_builder_lab.embedded.status import (
     ApiError,
-    Cause,
-    bad_request,
     forbidden,
-    invalid_log_options,
     method_not_allowed,
     success,
     too_large_version,
@@ -51,12 +47,16 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Api:
     """Serves the store and the kubelet's logs to whoever has the token."""
 
-    def __init__(self, store: Store, kubelet: Kubelet, fault_rules: Faults, token: str, bookmarks: float) -> None:
+    def __init__(
+        self, store: Store, kubelet: Kubelet, node: Node, fault_rules: Faults, token: str, bookmarks: float
+    ) -> None:
         self._store = store
+        self._node = node
         self._kubelet = kubelet
         self._faults = fault_rules
         self._bookmarks = bookmarks
         self.tokens = {token}
+        self.unauthorized_until = 0.0
         self.forbidden_until = 0.0
         self.requests: Counter[str] = Counter()
         self.streams: Counter[str] = Counter()
@@ -121,7 +121,7 @@ class Api:
 
     async def _review(self, request: web.Request) -> web.StreamResponse:
         self._authenticate(request)
-        body = await _body(request)
+        body = await asked.body(request)
         return _answer(
             {
                 "kind": "SelfSubjectAccessReview",
@@ -138,9 +138,11 @@ class Api:
     ) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             self._authenticate(request)
-            verb = _verb(request)
-            name = await _name(request, verb)
+            verb = asked.verb(request)
+            name = await asked.name(request)
             self.requests[f"{verb} {resource.plural}"] += 1
+            if anyio.current_time() < self.unauthorized_until:
+                raise unauthorized()
             if anyio.current_time() < self.forbidden_until:
                 raise forbidden(verb, resource, request.match_info["namespace"], name)
             fault = _Fault(request, resource, verb, name, *self._faults.take(verb, resource.plural, name))
@@ -154,40 +156,34 @@ class Api:
     # The verbs
 
     async def _get(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
-        return _answer(self._store.get(resource, *_key(request)))
+        return _answer(self._store.get(resource, *asked.key(request)))
 
     async def _create(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
-        body = await _body(request)
+        body = await asked.body(request)
         return _answer(self._store.create(resource, request.match_info["namespace"], body), 201)
 
     async def _delete(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
-        options = await _body(request) if request.can_read_body else {}
-        policy = options.get("propagationPolicy") or request.query.get("propagationPolicy", "Background")
-        if policy != "Background":
-            raise unsupported(f"propagationPolicy {policy}")
-        grace = options.get("gracePeriodSeconds", request.query.get("gracePeriodSeconds"))
-        namespace, name = _key(request)
+        options = await asked.deletion(request, resource)
+        namespace, name = asked.key(request)
         deleted = self._store.delete(
-            resource,
-            namespace,
-            name,
-            grace=None if grace is None else int(grace),
-            uid=(options.get("preconditions") or {}).get("uid"),
+            resource, namespace, name, grace=options.grace, uid=options.uid, finalizer=options.finalizer
         )
-        if resource is PODS:
+        if resource is PODS or self._store.find(resource, namespace, name, deleted["metadata"]["uid"]) is not None:
             return _answer(deleted)
         return _answer(success(resource, name, deleted["metadata"]["uid"]))
 
     async def _patch(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         if request.content_type != "application/merge-patch+json":
             raise unsupported_media_type(request.content_type)
-        patch = await _body(request)
-        namespace, name = _key(request)
+        patch = await asked.body(request)
+        namespace, name = asked.key(request)
         status = request.path.endswith("/status")
         before = self._store.get(resource, namespace, name)
 
         def change(obj: Object) -> None:
-            merged = _merge(obj, {"status": patch.get("status")} if status else {**patch, "status": obj.get("status")})
+            merged = asked.merge(
+                obj, {"status": patch.get("status")} if status else {**patch, "status": obj.get("status")}
+            )
             for field in ("name", "namespace", "uid", "resourceVersion", "creationTimestamp"):
                 merged["metadata"][field] = before["metadata"][field]
             validation.check_replacement(resource, before, merged)
@@ -199,14 +195,14 @@ class Api:
         return _answer(changed)
 
     async def _evict(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
-        options = (await _body(request)).get("deleteOptions") or {}
-        namespace, name = _key(request)
+        options = (await asked.body(request)).get("deleteOptions") or {}
+        namespace, name = asked.key(request)
         self._store.get(PODS, namespace, name)
         self._store.update(
             PODS,
             namespace,
             name,
-            lambda pod: podstatus.disrupted(pod, "EvictionByEvictionAPI", "Eviction API: evicting"),
+            lambda pod: podstatus.disrupted(pod, "EvictionByEvictionAPI", "Eviction API: evicting", seconds()),
         )
         self._store.delete(PODS, namespace, name, grace=options.get("gracePeriodSeconds"))
         return _answer({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}, 201)
@@ -215,7 +211,7 @@ class Api:
         matches = selectors.parse(
             resource, request.query.get("labelSelector", ""), request.query.get("fieldSelector", "")
         )
-        if _is_watch(request):
+        if asked.is_watch(request):
             self.streams["watch"] += 1
             try:
                 return await self._watch(request, resource, matches, fault.action)
@@ -223,11 +219,11 @@ class Api:
                 self.streams["watch"] -= 1
         version = request.query.get("resourceVersion", "")
         if version not in {"", "0"}:
-            asked = _revision(version)
-            if asked > self._store.revision:
-                raise too_large_version(asked, self._store.revision)
-            if request.query.get("resourceVersionMatch") == "Exact" and asked != self._store.revision:
-                self._store.changes(asked)  # refused if it is forgotten
+            wanted = asked.revision(version)
+            if wanted > self._store.revision:
+                raise too_large_version(wanted, self._store.revision)
+            if request.query.get("resourceVersionMatch") == "Exact" and wanted != self._store.revision:
+                self._store.changes(wanted)  # refused if it is forgotten
                 raise unsupported("a list at a past resourceVersion")
         objects = self._store.select(resource, request.match_info["namespace"], matches)
         items = [{key: value for key, value in obj.items() if key not in {"kind", "apiVersion"}} for obj in objects]
@@ -244,9 +240,9 @@ class Api:
         self, request: web.Request, resource: Resource, matches: selectors.Matches, action: Action | None
     ) -> web.StreamResponse:
         namespace = request.match_info["namespace"]
-        bookmarks = request.query.get("allowWatchBookmarks", "").lower() in {"true", "1"}
+        bookmarks = asked.flag(request, "allowWatchBookmarks")
         version = request.query.get("resourceVersion", "")
-        since = self._store.revision if version in {"", "0"} else _revision(version)
+        since = self._store.revision if version in {"", "0"} else asked.revision(version)
         if since > self._store.revision:  # a watch from the future is silent until it comes, as measured
             bookmarks = False
         watch = streams.Watch(
@@ -275,20 +271,17 @@ class Api:
         for option in ("tailLines", "limitBytes", "stream", "previous"):
             if query.get(option, "false").lower() not in {"false", "", "0", "all"}:
                 raise unsupported(f"the log option {option}")
-        pod = self._store.get(PODS, *_key(request))
-        since = _since(pod["metadata"]["name"], query.get("sinceTime"), query.get("sinceSeconds"))
-        log = self._kubelet.log(pod, query.get("container", ""))
+        pod = self._store.get(PODS, *asked.key(request))
+        since = asked.since(request, self._node.now())
+        log = await self._kubelet.log(pod, query.get("container", ""))
         if log is None:
             return web.Response(status=204)
         reader = Reader(
-            log,
-            since=since,
-            timestamps=query.get("timestamps", "").lower() in {"true", "1"},
-            follow=query.get("follow", "").lower() in {"true", "1"},
+            log, since=since, timestamps=asked.flag(request, "timestamps"), follow=asked.flag(request, "follow")
         )
         self.streams["log"] += 1
         try:
-            return await streams.send_log(request, reader, fault.action)
+            return await streams.send_log(request, reader, fault.action, self._node.gate)
         finally:
             self.streams["log"] -= 1
             reader.close()
@@ -317,9 +310,12 @@ class _Fault:
         """Misbehave instead of doing the work, or do nothing."""
         await anyio.sleep(self._delay)
         match self.action:
+            case faults.Status(code=401, message=""):
+                raise unauthorized()
             case faults.Status(code=403, message=""):
                 raise forbidden(self._verb, self._resource, self._request.match_info["namespace"], self._name)
             case faults.Status(code=code, reason=reason, message=message, retry_after=retry_after):
+                reason = reason or faults.REASONS.get(code, "")
                 raise ApiError(code, reason, message or f"embedded fault {code}", retry_after=retry_after)
             case faults.Gone():
                 raise ApiError(410, "Expired", "too old resource version: 1 (2)")
@@ -339,95 +335,6 @@ class _Fault:
     def _reset(self) -> None:
         transport.reset(self._request)
         raise web.HTTPBadGateway  # nobody is there to read it
-
-
-def _verb(request: web.Request) -> Verb:
-    if request.path.endswith("/log"):
-        return "log"
-    if request.path.endswith("/eviction"):
-        return "evict"
-    if request.method == "GET" and "name" not in request.match_info:
-        return "watch" if _is_watch(request) else "list"
-    return cast("Verb", {"GET": "get", "POST": "create", "DELETE": "delete", "PATCH": "patch"}[request.method])
-
-
-def _is_watch(request: web.Request) -> bool:
-    return request.query.get("watch", "").lower() in {"true", "1"}
-
-
-async def _name(request: web.Request, verb: Verb) -> str:
-    """Return the name of the object that a request is about, empty for more than one."""
-    if "name" in request.match_info:
-        return request.match_info["name"]
-    if verb == "create":
-        return str(((await _body(request)).get("metadata") or {}).get("name", ""))
-    terms = [term.strip() for term in request.query.get("fieldSelector", "").split(",")]
-    return next((term.partition("=")[2] for term in terms if term.startswith("metadata.name=")), "")
-
-
-def _key(request: web.Request) -> tuple[str, str]:
-    return request.match_info["namespace"], request.match_info["name"]
-
-
-async def _body(request: web.Request) -> Object:
-    try:
-        body: Any = msgspec.json.decode(await request.read())
-    except msgspec.DecodeError as error:
-        raise bad_request(f"the request's body is no JSON: {error}") from None
-    if not isinstance(body, dict):
-        raise bad_request("the request's body is no object")
-    return body
-
-
-def _revision(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ApiError(
-            500,
-            "",
-            f'resourceVersion: Invalid value: "{text}": strconv.ParseUint: parsing "{text}": invalid syntax',
-        ) from None
-
-
-def _since(pod: str, moment: str | None, age: str | None) -> str | None:
-    """Return the second from which a log is wanted; the API cuts it to that and includes it.
-
-    :raises ApiError: 400, not a time; 422, both, or an age that is none
-    """
-    if moment is not None and age is not None:
-        message = "Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified"
-        raise invalid_log_options(pod, Cause("[]", message, "FieldValueForbidden"))
-    if age is not None:
-        if int(age) <= 0:
-            message = f"Invalid value: {age}: must be greater than 0"
-            raise invalid_log_options(pod, Cause("sinceSeconds", message))
-        return f"{datetime.now(UTC) - timedelta(seconds=int(age)):%Y-%m-%dT%H:%M:%S}"
-    if moment is None:
-        return None
-    try:
-        at = datetime.fromisoformat(moment)
-        if at.tzinfo is None:
-            raise ValueError(moment)
-    except ValueError:
-        raise bad_request(
-            f'parsing time "{moment}" as "2006-01-02T15:04:05Z07:00": cannot parse "{moment}" as "2006"'
-        ) from None
-    return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}"
-
-
-def _merge(target: Object, patch: Object) -> Object:
-    """Return `target` changed as RFC 7386 (JSON Merge Patch) has it."""
-    merged = {**target}
-    for key, value in patch.items():
-        if value is None:
-            merged.pop(key, None)
-        elif isinstance(value, dict):
-            inner = merged.get(key)
-            merged[key] = _merge(inner if isinstance(inner, dict) else {}, value)
-        else:
-            merged[key] = value
-    return merged
 
 
 def _answer(body: Object, status: int = 200) -> web.Response:

@@ -7,13 +7,29 @@ All want the bearer token; bodies are JSON; what is optional may be left out.
 | `GET /embedded/state` | | see `_state` |
 | `GET POST DELETE /embedded/faults` | rules | see faults.py |
 | `GET PATCH /embedded/environment` | fields | see environment.py; `extraImages` are added to, the rest is replaced |
+| `GET PATCH /embedded/components` | `{"kubelet": false}` | which of them are there; see below |
 | `POST /embedded/outage` | `{"seconds": 5}`, `{"on": true}`, `{"on": false}` | no connections; pods live on |
 | `POST /embedded/drop` | | drops the open connections |
 | `POST /embedded/compact` | | every resourceVersion given so far is too old |
-| `POST /embedded/restart` | `{"seconds": 0, "forbidden": 0.2}` | an outage, a compaction, then 403 for a moment |
+| `POST /embedded/restart` | `{"seconds": 0, "unauthorized": 0, "forbidden": 0.2}` | an outage, a compaction, then \
+first 401 and then 403 for so many seconds |
 | `POST /embedded/tokens` | `{"tokens": [...]}` | the bearer tokens that the API accepts from now on |
 | `POST /embedded/pods/NAMESPACE/NAME/rotate` | `{"container": ""}` | only what the log gets from now on is served |
 | `POST /embedded/pods/NAMESPACE/NAME/evict` | `{"message": ""}` | the kubelet evicts the pod for want of something |
+
+The components, each there (true) or away (false):
+
+- `kube-controller-manager`: without it Jobs get no pods and no conditions, a deleted Job's pod and Secret stay, and
+  whatever is deleted with a finalizer (propagationPolicy Orphan or Foreground, a pod that its Job has not counted)
+  stays with a deletionTimestamp. It comes back as after a restart.
+- `kube-scheduler`: without it new pods stay Pending, without a PodScheduled condition.
+- `kubelet`: frozen. No pod starts or ends, no status is written, logs are not answered and open ones bring nothing,
+  not even their end. The containers go on, also of a pod that is deleted with grace 0; what they print meanwhile comes
+  once the kubelet goes on.
+
+A drain is an Eviction through the API. A node that is lost is a frozen kubelet and a deletion with grace 0. A node
+whose clock is off is `nodeClock` of the environment. `kubectl delete job --cascade=orphan` is a DELETE with
+propagationPolicy Orphan.
 """
 
 from collections.abc import Callable
@@ -25,6 +41,7 @@ from aiohttp import web
 from anyio.abc import TaskGroup
 
 from k8s_builder_lab.embedded.api import Api
+from k8s_builder_lab.embedded.components import Components
 from k8s_builder_lab.embedded.environment import Environment
 from k8s_builder_lab.embedded.faults import Faults
 from k8s_builder_lab.embedded.images import Image
@@ -41,13 +58,21 @@ class Control:
     """Serves the switches to whoever has the token."""
 
     def __init__(
-        self, store: Store, kubelet: Kubelet, api: Api, faults: Faults, environment: Environment, token: str
+        self,
+        store: Store,
+        kubelet: Kubelet,
+        api: Api,
+        faults: Faults,
+        environment: Environment,
+        components: Components,
+        token: str,
     ) -> None:
         self._store = store
         self._kubelet = kubelet
         self._api = api
         self._faults = faults
         self._environment = environment
+        self._components = components
         self._token = token
 
     def routes(self, listener: Listener, tg: TaskGroup) -> list[web.RouteDef]:
@@ -63,6 +88,8 @@ class Control:
             web.delete("/embedded/faults", self._clear_faults),
             web.get("/embedded/environment", self._tell_environment),
             web.patch("/embedded/environment", self._change_environment),
+            web.get("/embedded/components", self._tell_components),
+            web.patch("/embedded/components", self._switch_components),
             web.post("/embedded/outage", self._switch_outage),
             web.post("/embedded/drop", self._drop),
             web.post("/embedded/compact", self._compact),
@@ -128,6 +155,13 @@ class Control:
             setattr(self._environment, field, getattr(wanted, field))
         return _answer(msgspec.to_builtins(self._environment))
 
+    async def _tell_components(self, request: web.Request) -> web.Response:
+        return _answer(self._components.up)
+
+    async def _switch_components(self, request: web.Request) -> web.Response:
+        await self._components.switch(await _body(request))
+        return _answer(self._components.up)
+
     async def _switch_outage(self, request: web.Request) -> web.Response:
         body = await _body(request)
         if body.get("on") is False:
@@ -162,7 +196,8 @@ class Control:
         seconds = float(body.get("seconds", 0))
         await self._listener.refuse()
         self._store.compact()
-        self._api.forbidden_until = anyio.current_time() + seconds + float(body.get("forbidden", 0.2))
+        self._api.unauthorized_until = anyio.current_time() + seconds + float(body.get("unauthorized", 0))
+        self._api.forbidden_until = self._api.unauthorized_until + float(body.get("forbidden", 0.2))
         self._end_outage_in(seconds)
         return _answer({})
 
@@ -171,7 +206,7 @@ class Control:
         return _answer({})
 
     async def _rotate(self, request: web.Request) -> web.Response:
-        log = self._kubelet.log(self._pod(request), (await _body(request)).get("container", ""))
+        log = await self._kubelet.log(self._pod(request), (await _body(request)).get("container", ""))
         if log is not None:
             log.rotate()
         return _answer({})

@@ -13,6 +13,9 @@ class Environment(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
 
     node_labels: of the only node, for node selectors and required node affinity.
     node_taints: keys `key=value:Effect` that a pod must tolerate.
+    node_cpu: how many cores the pods on the node may request together.
+    node_clock: by how many seconds the node's clock is ahead of the API server's (behind: negative). All that the
+      kubelet writes has its time: startedAt, finishedAt, conditions, its events, and the timestamps of logs.
     service_accounts: those that exist, in every namespace.
     pod_quota: how many unfinished pods a namespace may hold; None: any number.
     refuse_pods: words with which admission refuses every pod, e.g. `violates PodSecurity "restricted:latest": ...`.
@@ -21,6 +24,8 @@ class Environment(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
 
     node_labels: dict[str, str] = msgspec.field(default_factory=dict)
     node_taints: list[str] = msgspec.field(default_factory=list)
+    node_cpu: float = 32
+    node_clock: float = 0
     service_accounts: list[str] = msgspec.field(default_factory=lambda: ["default"])
     pod_quota: int | None = None
     refuse_pods: str = ""

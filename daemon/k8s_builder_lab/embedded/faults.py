@@ -15,19 +15,27 @@ with how often each has been met. A rule is
 
 | `do` of the action | what happens | its fields |
 | --- | --- | --- |
-| `status` | an HTTP error instead of the work; RBAC's words in a 403 | `code`, `reason`, `message`, `retryAfter` |
+| `status` | an HTTP error instead of the work, with its usual words | `code`, `reason`, `message`, `retryAfter` |
 | `reset` | the connection is reset (RST) | `when`: `before` the work or `after` it was done (`before`) |
-| `hang` | no answer until the client goes | `when`, as above |
+| `hang` | no answer until the client goes; of a watch or a log not even the headers | `when`, as above |
 | `close` | the watch ends cleanly | `events`: so many are sent first (0) |
 | `expire` | ERROR event 410, then the end | `events` |
 | `error` | ERROR event 500, then the end | `events`, `code`, `message` |
 | `gone` | 410 as the HTTP status of the watch | |
-| `silent` | nothing more, not even bookmarks; the connection stays | `events` |
+| `silent` | so much is said, then nothing, not even the end; the connection stays | watch: `events`, log: `bytes` (0) |
+| `linger` | the log is told whole, but its stream does not end | |
 | `half` | half of the next event's line, then the end | `events` |
 | `duplicate` | every event of the watch twice | |
 | `replay` | the watch first repeats what happened before its resourceVersion | `events`: so many (10) |
 | `padding` | every event carries an annotation that makes it so large | `bytes` (1 MiB) |
 | `cut` | the log ends in the middle | `bytes`: after so many (0); `reset`: with RST instead of cleanly |
+
+For example, each a rule:
+
+- `{"verb": "list", "times": 3, "action": {"do": "status", "code": 401}}`: three lists are told Unauthorized
+- `{"verb": "list", "resource": "events", "times": null, "action": {"do": "hang"}}`: no list of events is ever answered
+- `{"verb": "watch", "times": null, "action": {"do": "close", "events": 1}}`: every watch ends after one event
+- `{"verb": "log", "action": {"do": "silent"}}`: a log that opens and tells nothing, neither now nor after the end
 
 The first rule that matches and is not used up is the one that is met. A delay without an action does not use up
 others: the next matching rule applies as well.
@@ -36,6 +44,9 @@ others: the next matching rule applies as well.
 from typing import Any, Literal
 
 import msgspec
+
+REASONS = {429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable", 504: "Timeout"}
+"""The reason of a status that names none."""
 
 Verb = Literal["get", "list", "watch", "create", "delete", "patch", "log", "evict"]
 
@@ -90,9 +101,14 @@ class Gone(_Action):
 
 
 class Silent(_Action):
-    """The watch sends nothing more."""
+    """The watch or the log sends nothing more, and does not end."""
 
     events: int = 0
+    bytes: int = 0
+
+
+class Linger(_Action):
+    """The log does not end."""
 
 
 class Half(_Action):
@@ -124,7 +140,9 @@ class Cut(_Action):
     reset: bool = False
 
 
-Action = Status | Reset | Hang | Close | Expire | Error | Gone | Silent | Half | Duplicate | Replay | Padding | Cut
+Action = (
+    Status | Reset | Hang | Close | Expire | Error | Gone | Silent | Linger | Half | Duplicate | Replay | Padding | Cut
+)
 
 
 class Rule(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):

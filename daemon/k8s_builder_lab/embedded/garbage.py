@@ -2,11 +2,26 @@
 
 import time
 from calendar import timegm
+from collections.abc import Iterator
+from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
-from k8s_builder_lab.embedded.objects import BY_KIND, EVENTS, JOBS, RESOURCES, Object, Resource, seconds
+from k8s_builder_lab.embedded.objects import (
+    BY_KIND,
+    EVENTS,
+    FOREGROUND,
+    JOBS,
+    ORPHAN,
+    RESOURCES,
+    Object,
+    Resource,
+    is_deleting,
+    key_of,
+    seconds,
+    without_finalizer,
+)
 from k8s_builder_lab.embedded.pace import Pace
 from k8s_builder_lab.embedded.status import ApiError
 from k8s_builder_lab.embedded.store import Change, Store
@@ -16,35 +31,86 @@ EVENT_SECONDS = 3600
 
 
 class GarbageCollector:
-    """Deletes in the background, as propagationPolicy Background has it."""
+    """Deletes in the background what has lost its owners, and does what a deletion policy asks of dependants."""
 
     def __init__(self, store: Store, pace: Pace) -> None:
         self._store = store
         self._pace = pace
 
     async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Follow the store until cancelled."""
+        """Look at everything, then follow the store until cancelled."""
         with self._store.subscribe() as changes:
             async with anyio.create_task_group() as tg:
                 tg.start_soon(self._expire_events)
+                for resource in RESOURCES:
+                    for obj in self._store.everything(resource):
+                        self._look_at(resource, obj, tg, self._pace.garbage)
                 task_status.started()
                 async for change in changes:
                     self._consider(change, tg)
 
     def _consider(self, change: Change, tg: TaskGroup) -> None:
-        metadata = change.object["metadata"]
-        if change.type == "DELETED":
-            for resource in RESOURCES:
-                for obj in self._store.everything(resource):
-                    owners = obj["metadata"].get("ownerReferences") or []
-                    if any(owner["uid"] == metadata["uid"] for owner in owners) and self._is_garbage(obj):
-                        tg.start_soon(self._delete_after, self._pace.garbage, resource, obj)
-        elif change.type == "ADDED" and self._is_garbage(change.object):
-            tg.start_soon(self._delete_after, self._pace.ownerless_noticed, change.resource, change.object)
-        elif change.resource is JOBS and (finished := _finished_at(change.object)) is not None:
-            ttl = change.object["spec"].get("ttlSecondsAfterFinished")
+        if change.type != "DELETED":
+            pause = self._pace.ownerless_noticed if change.type == "ADDED" else self._pace.garbage
+            self._look_at(change.resource, change.object, tg, pause)
+            return
+        for resource, obj in self._dependants(change.object):
+            if self._is_garbage(obj):
+                tg.start_soon(self._delete_after, self._pace.garbage, resource, obj)
+        for owner in change.object["metadata"].get("ownerReferences") or []:
+            resource_of_owner = BY_KIND.get((owner["apiVersion"], owner["kind"]))
+            if resource_of_owner is not None and (found := self._store.find_by_uid(resource_of_owner, owner["uid"])):
+                self._look_at(resource_of_owner, found, tg, self._pace.garbage)
+
+    def _look_at(self, resource: Resource, obj: Object, tg: TaskGroup, pause: float) -> None:
+        finalizers = obj["metadata"].get("finalizers") or []
+        if self._is_garbage(obj) and not is_deleting(obj):
+            tg.start_soon(self._delete_after, pause, resource, obj)
+        elif is_deleting(obj) and ORPHAN in finalizers:
+            tg.start_soon(self._orphan, resource, obj)
+        elif is_deleting(obj) and FOREGROUND in finalizers:
+            tg.start_soon(self._delete_foreground, resource, obj)
+        elif resource is JOBS and (finished := _finished_at(obj)) is not None and not is_deleting(obj):
+            ttl = obj["spec"].get("ttlSecondsAfterFinished")
             if ttl is not None:
-                tg.start_soon(self._expire, change.object, finished + ttl)
+                tg.start_soon(self._expire, obj, finished + ttl)
+
+    def _dependants(self, owner: Object) -> Iterator[tuple[Resource, Object]]:
+        uid = owner["metadata"]["uid"]
+        for resource in RESOURCES:
+            for obj in self._store.everything(resource):
+                if any(each["uid"] == uid for each in obj["metadata"].get("ownerReferences") or []):
+                    yield resource, obj
+
+    async def _orphan(self, resource: Resource, owner: Object) -> None:
+        """Take the owner from its dependants, then let it go."""
+        await self._pace.pause(self._pace.garbage)
+        uid = owner["metadata"]["uid"]
+
+        def disown(obj: Object) -> None:
+            obj["metadata"]["ownerReferences"] = [
+                each for each in obj["metadata"]["ownerReferences"] if each["uid"] != uid
+            ]
+
+        for kind, obj in self._dependants(owner):
+            self._store.update(kind, *key_of(obj), disown)
+        self._store.update(resource, *key_of(owner), partial(without_finalizer, finalizer=ORPHAN), uid=uid)
+
+    async def _delete_foreground(self, resource: Resource, owner: Object) -> None:
+        """Delete the dependants; the owner goes with the last of those that block it."""
+        await self._pace.pause(self._pace.garbage)
+        uid = owner["metadata"]["uid"]
+        for kind, obj in self._dependants(owner):
+            if not is_deleting(obj):
+                self._delete(kind, obj)
+        blocking = [
+            reference
+            for _, obj in self._dependants(owner)
+            for reference in obj["metadata"]["ownerReferences"]
+            if reference["uid"] == uid and reference.get("blockOwnerDeletion")
+        ]
+        if not blocking:
+            self._store.update(resource, *key_of(owner), partial(without_finalizer, finalizer=FOREGROUND), uid=uid)
 
     def _is_garbage(self, obj: Object) -> bool:
         """Whether `obj` has owners and none of them is there: a name with another uid is another object."""

@@ -4,15 +4,27 @@ Every Job is treated as having backoffLimit 0 and one completion: the first pod 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import anyio
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from k8s_builder_lab.embedded.environment import Environment
-from k8s_builder_lab.embedded.objects import FINISHED, JOBS, PODS, Object, seconds, suffix
+from k8s_builder_lab.embedded.objects import (
+    FINISHED,
+    JOBS,
+    PODS,
+    TRACKING,
+    Object,
+    is_deleting,
+    key_of,
+    seconds,
+    suffix,
+    without_finalizer,
+)
 from k8s_builder_lab.embedded.pace import Pace
 from k8s_builder_lab.embedded.recorder import Recorder
 from k8s_builder_lab.embedded.status import ApiError
@@ -32,18 +44,47 @@ class JobController:
         self._pace = pace
 
     async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Follow the store until cancelled."""
+        """Look at everything, then follow the store until cancelled."""
         rooms: dict[str, anyio.CancelScope] = {}
         with self._store.subscribe() as changes:
             async with anyio.create_task_group() as tg:
+                for job in self._store.everything(JOBS):
+                    self._consider(job, rooms, tg)
+                for pod in self._store.everything(PODS):
+                    self._release_orphan(pod)
                 task_status.started()
                 async for change in changes:
                     uid = change.object["metadata"]["uid"]
-                    if change.resource is JOBS and change.type == "ADDED":
-                        rooms[uid] = anyio.CancelScope()
-                        tg.start_soon(self._follow, change.object, rooms[uid])
+                    if change.resource is PODS:
+                        self._release_orphan(change.object)
                     elif change.resource is JOBS and change.type == "DELETED":
-                        rooms.pop(uid).cancel()
+                        self._close(uid, rooms)
+                    elif change.resource is JOBS:
+                        self._consider(change.object, rooms, tg)
+
+    def _consider(self, job: Object, rooms: dict[str, anyio.CancelScope], tg: TaskGroup) -> None:
+        uid = job["metadata"]["uid"]
+        if is_deleting(job):
+            self._close(uid, rooms)
+        elif uid not in rooms:
+            rooms[uid] = anyio.CancelScope()
+            tg.start_soon(self._follow, job, rooms[uid])
+
+    def _close(self, uid: str, rooms: dict[str, anyio.CancelScope]) -> None:
+        """Leave a Job that is being deleted: its pods are no longer counted."""
+        if room := rooms.pop(uid, None):
+            room.cancel()
+        for pod in self._store.everything(PODS):
+            if _controller(pod) == uid:
+                self._release_orphan(pod)
+
+    def _release_orphan(self, pod: Object) -> None:
+        """Let go of a pod that no Job will count."""
+        if TRACKING in (pod["metadata"].get("finalizers") or []):
+            uid = _controller(pod)
+            job = None if uid is None else self._store.find_by_uid(JOBS, uid)
+            if job is None or is_deleting(job):
+                _release(self._store, pod)
 
     async def _follow(self, job: Object, scope: anyio.CancelScope) -> None:
         with scope:
@@ -52,7 +93,7 @@ class JobController:
 
 
 class _OneJob:
-    """One Job from its creation to its end."""
+    """One Job from its creation, or from where an earlier controller left it, to its end."""
 
     def __init__(self, store: Store, recorder: Recorder, environment: Environment, pace: Pace, job: Object) -> None:
         self._store = store
@@ -65,31 +106,45 @@ class _OneJob:
         self._uid: str = job["metadata"]["uid"]
 
     async def run(self) -> None:
+        if self._conditions & {"Complete", "Failed"}:
+            return
         with self._store.subscribe() as changes:
-            pod = await self._create_pod()
-            uid = pod["metadata"]["uid"]
-            self._tell({"active": 1, "terminating": 0, "uncountedTerminatedPods": {}, "ready": 0})
-            failing = False
+            pod = next((pod for pod in self._store.everything(PODS) if _controller(pod) == self._uid), None)
+            if pod is not None or "FailureTarget" in self._conditions:
+                if self._sync(pod):
+                    return
+            else:
+                pod = await self._create_pod()
+                self._tell({"active": 1, "terminating": 0, "uncountedTerminatedPods": {}, "ready": 0})
             async for change in changes:
-                if not _is_about(change, uid):
+                if pod is None or change.object["metadata"]["uid"] != pod["metadata"]["uid"]:
                     continue
                 # A Job looks at its pod only so often; what happens meanwhile is seen together.
                 await self._pace.pause(self._pace.job_sync)
-                newest = [change, *(each for each in _drained(changes) if _is_about(each, uid))][-1]
-                phase = newest.object["status"]["phase"]
-                deleting = "deletionTimestamp" in newest.object["metadata"]
-                if phase == "Succeeded" and not failing:
-                    self._succeed(uid)
+                _drain(changes)
+                if self._sync(self._store.find_by_uid(PODS, pod["metadata"]["uid"])):
                     return
-                if newest.type == "DELETED" or (phase == "Failed" and not deleting):
-                    self._fail(uid)
-                    return
-                if deleting and not failing:
-                    failing = True
-                    self._mark_failing(uid)
-                elif not failing:
-                    ready = int(_is_ready(newest.object))
-                    self._tell({"active": 1, "terminating": 0, "uncountedTerminatedPods": {}, "ready": ready})
+
+    def _sync(self, pod: Object | None) -> bool:
+        """Bring the Job's status up to its pod's; say whether the Job has finished."""
+        failing = "FailureTarget" in self._conditions
+        phase = None if pod is None else pod["status"]["phase"]
+        if pod is None or phase == "Failed" or (failing and phase in FINISHED):
+            self._fail(pod)
+            return True
+        if phase == "Succeeded":
+            self._succeed(pod)
+            return True
+        if is_deleting(pod) and not failing:
+            self._mark_failing(pod)
+        elif not failing:
+            ready = int(_is_ready(pod))
+            self._tell({"active": 1, "terminating": 0, "uncountedTerminatedPods": {}, "ready": ready})
+        return False
+
+    @property
+    def _conditions(self) -> set[str]:
+        return {condition["type"] for condition in self._job["status"].get("conditions") or []}
 
     async def _create_pod(self) -> Object:
         retry = self._pace.create_retry
@@ -144,7 +199,7 @@ class _OneJob:
                 "name": name,
                 "generateName": f"{self._name[:_LONGEST_BASE]}-",
                 "namespace": self._namespace,
-                "generation": 1,
+                "finalizers": [TRACKING],
                 "ownerReferences": [
                     {
                         "apiVersion": JOBS.api_version,
@@ -159,27 +214,35 @@ class _OneJob:
             "spec": template["spec"],
         }
 
-    def _succeed(self, pod: str) -> None:
+    def _succeed(self, pod: Object) -> None:
         reached = ("CompletionsReached", "Reached expected number of succeeded pods")
-        counting = {"terminating": 0, "uncountedTerminatedPods": {"succeeded": [pod]}, "ready": 0}
+        uncounted = {"succeeded": [pod["metadata"]["uid"]]}
         counted = {"succeeded": 1, "terminating": 0, "uncountedTerminatedPods": {}, "ready": 0}
-        self._tell(counting, ("SuccessCriteriaMet", *reached))
+        self._tell(
+            {"terminating": 0, "uncountedTerminatedPods": uncounted, "ready": 0}, ("SuccessCriteriaMet", *reached)
+        )
+        _release(self._store, pod)
         self._tell({"completionTime": seconds(), **counted}, ("Complete", *reached))
         self._recorder.job(self._job, "Normal", "Completed", "Job completed")
 
-    def _mark_failing(self, pod: str) -> None:
+    def _mark_failing(self, pod: Object) -> None:
         target = ("FailureTarget", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
-        self._tell({"terminating": 1, "uncountedTerminatedPods": {"failed": [pod]}, "ready": 0}, target)
+        uncounted = {"failed": [pod["metadata"]["uid"]]}
+        self._tell({"terminating": 1, "uncountedTerminatedPods": uncounted, "ready": 0}, target)
+        _release(self._store, pod)
         self._tell({"failed": 1, "terminating": 1, "uncountedTerminatedPods": {}, "ready": 0})
 
-    def _fail(self, pod: str) -> None:
+    def _fail(self, pod: Object | None) -> None:
         exceeded = ("BackoffLimitExceeded", "Job has reached the specified backoff limit")
         counted = {"failed": 1, "terminating": 0, "uncountedTerminatedPods": {}, "ready": 0}
-        if not (self._job["status"].get("conditions") or []):
-            counting = {"terminating": 0, "uncountedTerminatedPods": {"failed": [pod]}, "ready": 0}
+        if "FailureTarget" not in self._conditions:
+            uncounted = {"failed": [pod["metadata"]["uid"]]} if pod is not None else {}
+            counting = {"terminating": 0, "uncountedTerminatedPods": uncounted, "ready": 0}
             self._tell(counting, ("FailureTarget", *exceeded))
         elif self._job["status"].get("terminating"):
             self._tell(counted)
+        if pod is not None:
+            _release(self._store, pod)
         self._tell(counted, ("Failed", *exceeded))
         self._recorder.job(self._job, "Warning", *exceeded)
 
@@ -215,15 +278,23 @@ class _OneJob:
             self._job = job
 
 
-def _is_about(change: Change, pod: str) -> bool:
-    return change.resource is PODS and bool(change.object["metadata"]["uid"] == pod)
+def _controller(pod: Object) -> str | None:
+    """Return the uid of the object that controls a pod."""
+    owners = pod["metadata"].get("ownerReferences") or []
+    return next((owner["uid"] for owner in owners if owner.get("controller")), None)
 
 
-def _drained(changes: MemoryObjectReceiveStream[Change]) -> Iterator[Change]:
+def _release(store: Store, pod: Object) -> None:
+    """Take the finalizer from a pod: it is counted, or nobody counts it."""
+    uid = pod["metadata"]["uid"]
+    store.update(PODS, *key_of(pod), partial(without_finalizer, finalizer=TRACKING), uid=uid)
+
+
+def _drain(changes: MemoryObjectReceiveStream[Change]) -> None:
     """Take what is there already."""
     with contextlib.suppress(anyio.WouldBlock):
         while True:
-            yield changes.receive_nowait()
+            changes.receive_nowait()
 
 
 def _is_ready(pod: Object) -> bool:

@@ -3,6 +3,7 @@
 import os
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -42,10 +43,17 @@ class ContainerLog:
     feed is dropped; what is left at the end is written without a line feed. All of this is as measured.
     """
 
-    def __init__(self, directory: Path, clock: Clock = "exact", limit: int = 10 * 1024 * 1024) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        clock: Clock = "exact",
+        limit: int = 10 * 1024 * 1024,
+        now: Callable[[], int] = time.time_ns,
+    ) -> None:
         self._directory = directory
         self._clock = clock
         self._limit = limit
+        self._now = now
         self._rest = b""
         self._in_line = False
         self._count = 0
@@ -128,7 +136,7 @@ class ContainerLog:
         self._changed = anyio.Event()
 
     def _stamp(self) -> bytes:
-        now = time.time_ns()
+        now = self._now()
         if self._clock == "jitter":
             now -= random.randrange(JITTER_NS)  # noqa: S311 (jitter)
         elif self._clock == "coarse":

@@ -53,6 +53,15 @@ BY_KIND = {(resource.api_version, resource.kind): resource for resource in RESOU
 FINISHED = ("Succeeded", "Failed")
 """The phases in which a pod's containers have all ended."""
 
+TRACKING = "batch.kubernetes.io/job-tracking"
+"""The finalizer that keeps a Job's pod until the job controller has counted it."""
+
+FOREGROUND = "foregroundDeletion"
+"""The finalizer of an object that goes after its dependants."""
+
+ORPHAN = "orphan"
+"""The finalizer of an object whose dependants are to lose their owner, and to stay."""
+
 SAFE_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 """The characters of a generated suffix: no vowels, so no words."""
 
@@ -60,6 +69,19 @@ SAFE_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 def key_of(obj: Object) -> Key:
     """Return the namespace and name of `obj`."""
     return obj["metadata"]["namespace"], obj["metadata"]["name"]
+
+
+def is_deleting(obj: Object) -> bool:
+    """Whether the deletion of `obj` was asked for."""
+    return "deletionTimestamp" in obj["metadata"]
+
+
+def without_finalizer(obj: Object, finalizer: str) -> None:
+    """Take a finalizer from `obj`."""
+    left = [each for each in obj["metadata"].get("finalizers") or [] if each != finalizer]
+    obj["metadata"].pop("finalizers", None)
+    if left:
+        obj["metadata"]["finalizers"] = left
 
 
 def seconds(at: float | None = None) -> str:

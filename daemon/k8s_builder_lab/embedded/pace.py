@@ -33,6 +33,7 @@ class Pace(msgspec.Struct, frozen=True):
     pull_retry: float = 10.8
     pull_retry_cap: float = 300.0
     pull_told: float = 14.0
+    config_noticed: float = 0.4
     stop_told: float = 0.03
 
     async def pause(self, duration: float) -> None:

@@ -2,6 +2,7 @@
 
 import time
 
+from k8s_builder_lab.embedded.environment import Environment
 from k8s_builder_lab.embedded.objects import EVENTS, Object, microseconds, seconds
 from k8s_builder_lab.embedded.store import Store
 
@@ -12,19 +13,20 @@ REMEMBERED = 10_000
 class Recorder:
     """Writes Events; the same event again raises the count of the first, as the real recorders do."""
 
-    def __init__(self, store: Store, node: str) -> None:
+    def __init__(self, store: Store, node: str, environment: Environment) -> None:
         self._store = store
         self._node = node
+        self._environment = environment
         self._known: dict[tuple[str, ...], str] = {}
 
     def job(self, job: Object, kind: str, reason: str, message: str) -> None:
         """Record what the job controller says about a Job."""
-        self._count(job, kind, reason, message, "job-controller", "", "")
+        self._count(job, kind, reason, message, "job-controller", "", "", seconds())
 
-    def pod(self, pod: Object, kind: str, reason: str, message: str, container: str = "") -> None:
-        """Record what the kubelet says about a pod or one of its containers."""
-        path = f"spec.containers{{{container}}}" if container else ""
-        self._count(pod, kind, reason, message, "kubelet", self._node, path)
+    def pod(self, pod: Object, kind: str, reason: str, message: str, path: str = "") -> None:
+        """Record what the kubelet says, by its own clock, about a pod or the container at `path` in it."""
+        now = seconds(time.time() + self._environment.node_clock)
+        self._count(pod, kind, reason, message, "kubelet", self._node, path, now)
 
     def scheduling(self, pod: Object, kind: str, reason: str, message: str, action: str) -> None:
         """Record what the scheduler says; its events have an eventTime and neither count nor other times."""
@@ -45,13 +47,15 @@ class Recorder:
             },
         )
 
-    def _count(self, obj: Object, kind: str, reason: str, message: str, component: str, host: str, path: str) -> None:
+    def _count(
+        self, obj: Object, kind: str, reason: str, message: str, component: str, host: str, path: str, now: str
+    ) -> None:
         known = (obj["metadata"]["uid"], kind, reason, message, path)
         namespace = obj["metadata"]["namespace"]
 
         def again(event: Object) -> None:
             event["count"] += 1
-            event["lastTimestamp"] = seconds()
+            event["lastTimestamp"] = now
 
         if known in self._known and self._store.update(EVENTS, namespace, self._known[known], again) is not None:
             return
@@ -64,8 +68,8 @@ class Recorder:
                 "reason": reason,
                 "message": message,
                 "source": {"component": component, **({"host": host} if host else {})},
-                "firstTimestamp": seconds(),
-                "lastTimestamp": seconds(),
+                "firstTimestamp": now,
+                "lastTimestamp": now,
                 "count": 1,
                 "type": kind,
                 "eventTime": None,

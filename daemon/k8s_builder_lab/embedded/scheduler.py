@@ -1,16 +1,77 @@
-"""Whether the only node takes a pod. Pure."""
+"""Gives pods their node, or says why the only node does not take them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
-from k8s_builder_lab.embedded.objects import Object
+import anyio
+from anyio.abc import TaskStatus
+
+from k8s_builder_lab.embedded import podstatus
+from k8s_builder_lab.embedded.environment import Environment
+from k8s_builder_lab.embedded.objects import FINISHED, PODS, Object, key_of, seconds
+from k8s_builder_lab.embedded.pace import Pace
+from k8s_builder_lab.embedded.recorder import Recorder
+from k8s_builder_lab.embedded.store import Store
 
 _TAIL = " no new claims to deallocate, preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."
 
 
-def refusal(pod: Object, labels: Mapping[str, str], taints: Sequence[str]) -> str | None:
+class Scheduler:
+    """Binds every pod that the node takes, and tries again what it does not take."""
+
+    def __init__(self, store: Store, recorder: Recorder, environment: Environment, pace: Pace) -> None:
+        self._store = store
+        self._recorder = recorder
+        self._environment = environment
+        self._pace = pace
+
+    async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Follow the store until cancelled."""
+        with self._store.subscribe() as changes:
+            async with anyio.create_task_group() as tg:
+                for pod in self._store.everything(PODS):
+                    tg.start_soon(self._schedule, pod)
+                task_status.started()
+                async for change in changes:
+                    if change.resource is PODS and change.type == "ADDED":
+                        tg.start_soon(self._schedule, change.object)
+
+    async def _schedule(self, pod: Object) -> None:
+        if pod["spec"].get("nodeName"):
+            return
+        (namespace, name), uid = key_of(pod), pod["metadata"]["uid"]
+        await self._pace.pause(self._pace.scheduling)
+        told = None
+        while self._store.find(PODS, namespace, name, uid) is not None:
+            why = self._refusal(pod)
+            if why is None:
+                self._store.update(PODS, namespace, name, partial(podstatus.scheduled, refusal=None, now=seconds()))
+                message = f"Successfully assigned {namespace}/{name} to {podstatus.NODE}"
+                self._recorder.scheduling(pod, "Normal", "Scheduled", message, "Binding")
+                return
+            if why != told:
+                told = why
+                self._recorder.scheduling(pod, "Warning", "FailedScheduling", why, "Scheduling")
+                self._store.update(PODS, namespace, name, partial(podstatus.scheduled, refusal=why, now=seconds()))
+            await self._pace.retry(1)
+
+    def _refusal(self, pod: Object) -> str | None:
+        environment = self._environment
+        others = (
+            other
+            for other in self._store.everything(PODS)
+            if other["spec"].get("nodeName") and other["status"]["phase"] not in FINISHED
+        )
+        return refusal(pod, environment.node_labels, environment.node_taints, environment.node_cpu, others)
+
+
+def refusal(
+    pod: Object, labels: Mapping[str, str], taints: Sequence[str], cpu: float, others: Iterable[Object]
+) -> str | None:
     """Return the scheduler's sentence if the node does not take the pod, else None.
 
-    Looks at nodeSelector, required node affinity and tolerations of `key=value:NoSchedule` taints.
+    Looks at nodeSelector, required node affinity, tolerations of `key=value:NoSchedule` taints, and whether what the
+    pod and those on the node request fits into so many cores.
     """
     spec = pod["spec"]
     if not _selected(spec, labels):
@@ -22,7 +83,17 @@ def refusal(pod: Object, labels: Mapping[str, str], taints: Sequence[str]) -> st
             _tolerates(toleration, key, value, effect) for toleration in spec.get("tolerations") or []
         ):
             return f"0/1 nodes are available: 1 node(s) had untolerated taint {{{key}: {value}}}.{_TAIL}"
+    wanted = _cores(pod)
+    if wanted and wanted + sum(map(_cores, others)) > cpu:
+        return f"0/1 nodes are available: 1 Insufficient cpu.{_TAIL}"
     return None
+
+
+def _cores(pod: Object) -> float:
+    """Return what the containers of a pod request of the processor, in cores."""
+    requests = [(each.get("resources") or {}).get("requests") or {} for each in pod["spec"]["containers"]]
+    quantities = [str(request.get("cpu", 0)) for request in requests]
+    return sum(float(each.removesuffix("m")) / (1000 if each.endswith("m") else 1) for each in quantities)
 
 
 def _selected(spec: Object, labels: Mapping[str, str]) -> bool:

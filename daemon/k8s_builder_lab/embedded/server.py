@@ -16,6 +16,7 @@ from anyio.abc import TaskStatus
 from k8s_builder_lab.embedded import images
 from k8s_builder_lab.embedded.address import Address
 from k8s_builder_lab.embedded.api import BODY_LIMIT, Api
+from k8s_builder_lab.embedded.components import Components
 from k8s_builder_lab.embedded.control import Control
 from k8s_builder_lab.embedded.environment import Environment
 from k8s_builder_lab.embedded.faults import Faults
@@ -23,10 +24,11 @@ from k8s_builder_lab.embedded.garbage import GarbageCollector
 from k8s_builder_lab.embedded.images import Image
 from k8s_builder_lab.embedded.jobs import JobController
 from k8s_builder_lab.embedded.kubelet import Kubelet
+from k8s_builder_lab.embedded.node import Gate, Node
 from k8s_builder_lab.embedded.pace import Pace
-from k8s_builder_lab.embedded.pod import Node
 from k8s_builder_lab.embedded.podstatus import NODE
 from k8s_builder_lab.embedded.recorder import Recorder
+from k8s_builder_lab.embedded.scheduler import Scheduler
 from k8s_builder_lab.embedded.store import Store
 from k8s_builder_lab.embedded.transport import Listener
 from k8s_builder_lab.embedded.undertaker import open_undertaker
@@ -73,26 +75,43 @@ async def serve(options: Options, *, task_status: TaskStatus[Address] = anyio.TA
     images.load(options.images)
     token = secrets.token_urlsafe(32)
     store = Store(options.namespaces, options.history)
-    recorder = Recorder(store, NODE)
     pace = Pace(options.pace)
     rules = Faults()
+    gate = Gate()
     environment = Environment(
         node_labels=options.node_labels,
         node_taints=[*options.node_taints],
         service_accounts=[*options.service_accounts],
         pod_quota=options.pod_quota,
     )
+    recorder = Recorder(store, NODE, environment)
     async with _directory() as directory, open_undertaker(str(directory)) as undertaker:
         node = Node(
-            store, recorder, environment, options.images, pace, directory, options.path, options.log_limit, undertaker
+            store,
+            recorder,
+            environment,
+            options.images,
+            pace,
+            directory,
+            options.path,
+            options.log_limit,
+            undertaker,
+            gate,
         )
         kubelet = Kubelet(node)
-        api = Api(store, kubelet, rules, token, options.bookmark_interval)
-        control = Control(store, kubelet, api, rules, environment, token)
+        components = Components(
+            gate,
+            kube_scheduler=[Scheduler(store, recorder, environment, pace).serve],
+            kube_controller_manager=[
+                JobController(store, recorder, environment, pace).serve,
+                GarbageCollector(store, pace).serve,
+            ],
+        )
+        api = Api(store, kubelet, node, rules, token, options.bookmark_interval)
+        control = Control(store, kubelet, api, rules, environment, components, token)
         async with anyio.create_task_group() as tg:
             await tg.start(kubelet.serve)
-            await tg.start(JobController(store, recorder, environment, pace).serve)
-            await tg.start(GarbageCollector(store, pace).serve)
+            await components.start(tg)
             app = web.Application(client_max_size=BODY_LIMIT, middlewares=[api.translate])
             app.add_routes(api.routes())
             async with _listening(app, options.port) as listener:

@@ -104,14 +104,20 @@ class Store:
     ) -> Object | None:
         """Let `change` alter a copy of the object and store it; a copy that is still equal is no write.
 
-        Returns the object as it stands afterwards, or None if it (with this `uid`, if given) is not there.
+        An object that is only kept by its finalizers goes with the last of them. Returns the object as it stands
+        afterwards, or None if it (with this `uid`, if given) is not there.
         """
         previous = self.find(resource, namespace, name, uid)
         if previous is None:
             return None
         obj = copy.deepcopy(previous)
         change(obj)
-        return previous if obj == previous else self._write("MODIFIED", resource, obj, previous)
+        if obj == previous:
+            return previous
+        before, after = previous["metadata"], obj["metadata"]
+        if before.get("finalizers") and not after.get("finalizers") and after.get("deletionGracePeriodSeconds") == 0:
+            return self.remove(resource, namespace, name)
+        return self._write("MODIFIED", resource, obj, previous)
 
     def remove(self, resource: Resource, namespace: str, name: str, uid: str | None = None) -> Object | None:
         """Take an object out at once and return its last state; None if it was not there."""
@@ -128,11 +134,13 @@ class Store:
         *,
         grace: int | None = None,
         uid: str | None = None,
+        finalizer: str | None = None,
     ) -> Object:
         """Delete as the API does and return the object as it then stands.
 
         A pod that has a node and has not ended only gets its deletionTimestamp, `grace` seconds (its own grace if
-        None) from now; the kubelet removes it. Grace 0 removes it at once.
+        None) from now; the kubelet removes it. What has finalizers, `finalizer` added, is removed with the last of
+        them. Everything else is removed at once.
 
         :raises ApiError: 404; 409, it is not the one with this `uid`
         """
@@ -143,27 +151,39 @@ class Store:
                 name,
                 f"Precondition failed: UID in precondition: {uid}, UID in object meta: {obj['metadata']['uid']}",
             )
-        if resource is not PODS or not obj["spec"].get("nodeName") or obj["status"].get("phase") in FINISHED:
-            grace = 0
-        elif grace is None:
-            grace = int(obj["spec"]["terminationGracePeriodSeconds"])
-        if grace <= 0:
-            removed = self.remove(resource, namespace, name)
-            assert removed is not None
-            return removed
+        period = self._grace(resource, obj, grace)
 
-        def mark(pod: Object) -> None:
-            metadata = pod["metadata"]
+        def mark(marked: Object) -> None:
+            metadata = marked["metadata"]
             before = metadata.get("deletionGracePeriodSeconds")
-            if before is None:
-                metadata["generation"] = metadata.get("generation", 1) + 1
-            if before is None or grace < before:
-                metadata["deletionTimestamp"] = seconds(time.time() + grace)
-                metadata["deletionGracePeriodSeconds"] = grace
+            if before is None and "generation" in metadata:
+                metadata["generation"] += 1
+            if before is None or period < before:
+                metadata["deletionTimestamp"] = seconds(time.time() + period)
+                metadata["deletionGracePeriodSeconds"] = period
+            if finalizer is not None and finalizer not in (finalizers := metadata.setdefault("finalizers", [])):
+                finalizers.append(finalizer)
 
-        marked = self.update(resource, namespace, name, mark)
-        assert marked is not None
-        return marked
+        if resource is PODS or finalizer is not None or obj["metadata"].get("finalizers"):
+            marked = self.update(resource, namespace, name, mark)
+            assert marked is not None
+            metadata = marked["metadata"]
+            if metadata["deletionGracePeriodSeconds"] > 0 or metadata.get("finalizers"):
+                return marked
+        removed = self.remove(resource, namespace, name)
+        assert removed is not None
+        return removed
+
+    def _grace(self, resource: Resource, obj: Object, asked: int | None) -> int:
+        """Return how many seconds an object still has."""
+        before: int | None = obj["metadata"].get("deletionGracePeriodSeconds")
+        if resource is not PODS or not obj["spec"].get("nodeName"):
+            return 0
+        if before is not None:
+            return before if asked is None else min(before, asked)
+        if obj["status"].get("phase") in FINISHED:
+            return 0
+        return int(obj["spec"]["terminationGracePeriodSeconds"]) if asked is None else asked
 
     def _write(
         self, kind: Literal["ADDED", "MODIFIED", "DELETED"], resource: Resource, obj: Object, previous: Object | None

@@ -11,6 +11,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from k8s_builder_lab.embedded import faults, transport
 from k8s_builder_lab.embedded.faults import Action
 from k8s_builder_lab.embedded.logs import Reader
+from k8s_builder_lab.embedded.node import Gate
 from k8s_builder_lab.embedded.objects import Object, Resource
 from k8s_builder_lab.embedded.selectors import Matches
 from k8s_builder_lab.embedded.status import failure
@@ -159,21 +160,23 @@ def default_timeout() -> float:
     return random.uniform(1800, 3600)  # noqa: S311 (so that watches do not all end together)
 
 
-async def send_log(request: web.Request, reader: Reader, action: Action | None) -> web.StreamResponse:
-    """Send a log from `reader` until its end."""
+async def send_log(request: web.Request, reader: Reader, action: Action | None, gate: Gate) -> web.StreamResponse:
+    """Send a log from `reader` until its end; while the kubelet is frozen, `gate` lets nothing pass."""
     response = web.StreamResponse(headers={"Content-Type": "text/plain"})
     await response.prepare(request)
-    left = action.bytes if isinstance(action, faults.Cut) else None
+    left = action.bytes if isinstance(action, faults.Cut | faults.Silent) else None
     while left is None or left > 0:
         data = await reader.receive()
+        await gate.passed()
         if not data:
             break
         await response.write(data if left is None else data[:left])
         left = None if left is None else left - len(data)
-    else:
-        if isinstance(action, faults.Cut) and action.reset:
-            await response.drain()
-            transport.reset(request)
-            return response
+    if isinstance(action, faults.Silent | faults.Linger):
+        await anyio.sleep_forever()
+    if isinstance(action, faults.Cut) and action.reset and left is not None and left <= 0:
+        await response.drain()
+        transport.reset(request)
+        return response
     await response.write_eof()
     return response

@@ -172,6 +172,7 @@ def with_defaults(resource: Resource, obj: Object) -> Object:
     if resource is PODS:
         return {
             **obj,
+            "metadata": {**obj["metadata"], "generation": 1},
             "spec": _pod_defaults(obj.get("spec") or {}, admitted=True),
             "status": {"phase": "Pending", "qosClass": "BestEffort"},
         }
@@ -224,16 +225,9 @@ def _pod_defaults(spec: dict[str, Any], *, admitted: bool) -> dict[str, Any]:
         "schedulerName": "default-scheduler",
         **spec,
     }
-    filled["containers"] = [
-        {
-            "resources": {},
-            "terminationMessagePath": "/dev/termination-log",
-            "terminationMessagePolicy": "File",
-            "imagePullPolicy": "IfNotPresent",
-            **container,
-        }
-        for container in spec.get("containers") or []
-    ]
+    for field in ("initContainers", "containers"):
+        if field in spec:
+            filled[field] = [_container_defaults(container) for container in spec[field]]
     if "volumes" in spec:
         filled["volumes"] = [
             {**volume, "secret": {"defaultMode": 420, **volume["secret"]}} if "secret" in volume else volume
@@ -243,6 +237,21 @@ def _pod_defaults(spec: dict[str, Any], *, admitted: bool) -> dict[str, Any]:
         account = spec.get("serviceAccountName") or "default"
         filled |= {"serviceAccountName": account, "serviceAccount": account}
         filled = {"priority": 0, "enableServiceLinks": True, "preemptionPolicy": "PreemptLowerPriority", **filled}
+    return filled
+
+
+def _container_defaults(container: dict[str, Any]) -> dict[str, Any]:
+    filled = {
+        "resources": {},
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "File",
+        "imagePullPolicy": "IfNotPresent",
+        **container,
+    }
+    for field in ("startupProbe", "readinessProbe", "livenessProbe"):
+        if field in container:
+            defaults = {"timeoutSeconds": 1, "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3}
+            filled[field] = {**defaults, **container[field]}
     return filled
 
 
@@ -260,12 +269,13 @@ def check_spec(resource: Resource, obj: Object) -> None:
     causes = []
     if not spec.get("containers"):
         causes.append(Cause(f"{path}containers", "Required value", "FieldValueRequired"))
-    for index, container in enumerate(spec.get("containers") or []):
-        causes += [
-            Cause(f"{path}containers[{index}].{field}", "Required value", "FieldValueRequired")
-            for field in ("name", "image")
-            if not container.get(field)
-        ]
+    for kind in ("initContainers", "containers"):
+        for index, container in enumerate(spec.get(kind) or []):
+            causes += [
+                Cause(f"{path}{kind}[{index}].{field}", "Required value", "FieldValueRequired")
+                for field in ("name", "image")
+                if not container.get(field)
+            ]
     if resource is JOBS and spec.get("restartPolicy") not in {"Never", "OnFailure"}:
         causes.append(
             Cause(

@@ -48,12 +48,18 @@ def _files(secret: Object, items: list[dict[str, str]] | None) -> Iterator[tuple
                 yield Path(item["path"]).name, data[item["key"]]
 
 
+class ConfigError(Exception):
+    """A container cannot be made of what there is; the text is what the kubelet says."""
+
+
 def environment(
-    pod: Object, container: Object, image_env: Mapping[str, str], volumes: Mapping[str, Path]
+    store: Store, pod: Object, container: Object, image_env: Mapping[str, str], volumes: Mapping[str, Path]
 ) -> dict[str, str]:
     """Return the container's environment: the image's, then its own, paths below a mount rewritten to the directory.
 
-    Of `valueFrom` only a fieldRef to the pod's name, namespace, uid or node is known.
+    Of `valueFrom` a Secret's key and a fieldRef to the pod's name, namespace, uid, node or service account are known.
+
+    :raises ConfigError: a Secret or its key is not there; of ConfigMaps there is none
     """
     mounts = {
         mount["mountPath"].rstrip("/"): volumes[mount["name"]]
@@ -61,13 +67,46 @@ def environment(
         if mount["name"] in volumes
     }
     env = dict(image_env)
+    for source in container.get("envFrom") or []:
+        found = _data(store, pod, source)
+        env |= {f"{source.get('prefix', '')}{key}": value for key, value in (found or {}).items()}
     for entry in container.get("env") or []:
-        value: str = entry.get("value") or _field(pod, entry.get("valueFrom") or {})
+        value = entry.get("value") or _value(store, pod, entry.get("valueFrom") or {})
+        if value is None:
+            continue
         for path, directory in mounts.items():
             if value == path or value.startswith(f"{path}/"):
                 value = f"{directory}{value.removeprefix(path)}"
         env[entry["name"]] = value
     return env
+
+
+def _value(store: Store, pod: Object, source: Object) -> str | None:
+    """Return what a `valueFrom` means; None if it is optional and not there."""
+    for kind in ("secretKeyRef", "configMapKeyRef"):
+        if kind in source:
+            data = _data(store, pod, {kind.replace("KeyRef", "Ref"): source[kind]})
+            if data is None:
+                return None
+            key: str = source[kind]["key"]
+            if key not in data and not source[kind].get("optional"):
+                namespace = pod["metadata"]["namespace"]
+                raise ConfigError(f"couldn't find key {key} in Secret {namespace}/{source[kind]['name']}")
+            return data.get(key)
+    return _field(pod, source)
+
+
+def _data(store: Store, pod: Object, source: Object) -> dict[str, str] | None:
+    """Return the decoded data that a `secretRef` or `configMapRef` means; None if it is optional and not there."""
+    kind, reference = (
+        ("secret", source["secretRef"]) if "secretRef" in source else ("configmap", source["configMapRef"])
+    )
+    found = store.find(SECRETS, pod["metadata"]["namespace"], reference["name"]) if kind == "secret" else None
+    if found is None:
+        if reference.get("optional"):
+            return None
+        raise ConfigError(f'{kind} "{reference["name"]}" not found')
+    return {key: base64.b64decode(value).decode() for key, value in (found.get("data") or {}).items()}
 
 
 def _field(pod: Object, source: dict[str, Any]) -> str:

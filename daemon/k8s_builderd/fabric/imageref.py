@@ -4,6 +4,7 @@ The grammar is that of the distribution project's `reference` package, which con
 """
 
 import re
+from collections.abc import Mapping
 
 from msgspec import Struct
 
@@ -11,7 +12,10 @@ NAME_LENGTH = 255
 """Characters of the longest repository name."""
 
 DIGEST_HEX = {"sha256": 64, "sha512": 128}
-"""Digest algorithms and the number of their hex digits."""
+"""Digest algorithms that a package may use, and the number of their hex digits."""
+
+RUNNABLE_DIGEST_HEX = {**DIGEST_HEX, "sha384": 96}
+"""Those that Kubernetes takes in a pod (opencontainers/go-digest)."""
 
 _HOST = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[A-Fa-f0-9:]+\])"
@@ -97,22 +101,33 @@ def _path_fault(path: str) -> str | None:
     return None
 
 
-def digest_fault(digest: str) -> str | None:
-    """Return the rule that `digest` breaks; None if it is `sha256:` and 64, or `sha512:` and 128, lower-case hex."""
+def tagged_name_fault(name: str) -> str | None:
+    """Return the rule that `name` breaks as a repository name that may have a tag; None if it is one."""
+    reference = split_reference(name)
+    if name == reference.name or reference.digest:
+        return name_fault(name)
+    return tag_fault(reference.tag, "must have a tag that is") or name_fault(reference.name)
+
+
+def digest_fault(digest: str, algorithms: Mapping[str, int] = DIGEST_HEX) -> str | None:
+    """Return the rule that `digest` breaks; None if it is `sha256:` and 64, or `sha512:` and 128, lower-case hex.
+
+    :param algorithms: the algorithms that it may have, and the numbers of their hex digits.
+    """
     algorithm, colon, digits = digest.partition(":")
-    if not colon or algorithm not in DIGEST_HEX:
+    if not colon or algorithm not in algorithms:
         return "must begin with 'sha256:' or 'sha512:'"
     if re.search("[^0-9a-fA-F]", digits):
         return f"must have only hexadecimal digits after '{algorithm}:'"
     if digits != digits.lower():
         return "must be lower case"
-    if len(digits) != DIGEST_HEX[algorithm]:
-        return f"must have {DIGEST_HEX[algorithm]} hexadecimal digits after '{algorithm}:', not {len(digits)}"
+    if len(digits) != algorithms[algorithm]:
+        return f"must have {algorithms[algorithm]} hexadecimal digits after '{algorithm}:', not {len(digits)}"
     return None
 
 
-def tag_fault(tag: str) -> str | None:
-    """Return the rule that `tag` breaks; None if it is one."""
+def tag_fault(tag: str, must: str = "must be") -> str | None:
+    """Return the rule that `tag` breaks, which begins with `must`; None if it is one."""
     if not _TAG.fullmatch(tag):
-        return "must be at most 128 letters, digits, '_', '.' and '-', and begin with none of the last two"
+        return f"{must} at most 128 letters, digits, '_', '.' and '-', and begin with none of the last two"
     return None

@@ -9,6 +9,7 @@ from typing import Any
 
 from k8s_builderd.fabric.names import (
     CHAINCODE_ANNOTATION,
+    HOST_ANNOTATION,
     MSPID_ANNOTATION,
     OBJECT_LABEL,
     PEER_ADDRESS_ANNOTATION,
@@ -18,15 +19,16 @@ from k8s_builderd.fabric.names import (
     hash_label_value,
     package_id,
 )
-from k8s_builderd.fabric.plan import Owner, Plan
+from k8s_builderd.fabric.plan import GRACE_SECONDS as GRACE_SECONDS
+from k8s_builderd.fabric.plan import Owner, Plan, SecurityProfile
 
 CONTAINER = "chaincode"
 CERTS = "certs"
 CERTS_PATH = "/etc/hyperledger/fabric"
 NODE_ROLE = "fabric-builder-k8s-role"
 TTL_SECONDS = 300
-GRACE_SECONDS = 2
-"""What a process that ignores SIGTERM (Node.js as PID 1 for one) may go on for; Kubernetes' default is 30."""
+_MERGED_BY = {"containers": "name", "env": "name", "volumes": "name", "volumeMounts": "mountPath"}
+"""Which of our lists an operator's are merged with, and by which field of their items, as in Kubernetes' API."""
 
 MANAGED_BY = "fabric-builder-k8s"
 INSTANCE_LABEL = "app.kubernetes.io/instance"
@@ -81,8 +83,9 @@ def secret(plan: Plan, job_uid: str) -> dict[str, Any]:
 
 
 def _shaped(plan: Plan) -> dict[str, Any]:
-    """Return the pod template with the operator's laid over it, but for what a run is known by."""
+    """Return the pod template with the operator's laid over it, but for what the daemon works by."""
     template: dict[str, Any] = _merge(_pod_template(plan), plan.template)
+    template["spec"] |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": plan.grace}
     for part, ours in (("labels", _labels(plan)), ("annotations", _annotations(plan))):
         template["metadata"][part] = {**(template["metadata"].get(part) or {}), **ours}
     return template
@@ -120,34 +123,35 @@ def _annotations(plan: Plan) -> dict[str, str]:
         PEER_ID_ANNOTATION: plan.settings.peer_id,
         TOKEN_ANNOTATION: plan.token.sha256,
         PEER_ANNOTATION: plan.peer,
+        HOST_ANNOTATION: plan.host,
     }
 
 
 def _pod_template(plan: Plan) -> dict[str, Any]:
-    spec: dict[str, Any] = {
-        "serviceAccountName": plan.settings.service_account,
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
-        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": [
-            {
-                "name": CONTAINER,
-                "image": plan.image.reference,
-                "env": [{"name": name, "value": value} for name, value in _environment(plan).items()],
-                "volumeMounts": [{"name": CERTS, "mountPath": CERTS_PATH, "readOnly": True}],
-                "securityContext": {
-                    "allowPrivilegeEscalation": False,
-                    "capabilities": {"drop": ["ALL"]},
-                    "privileged": False,
-                },
-            }
-        ],
+    confined = plan.security_profile is not SecurityProfile.COMPATIBLE
+    container: dict[str, Any] = {
+        "name": CONTAINER,
+        "image": plan.image.reference,
+        "env": [{"name": name, "value": value} for name, value in _environment(plan).items()],
+        "volumeMounts": [{"name": CERTS, "mountPath": CERTS_PATH, "readOnly": True}],
+    }
+    spec: dict[str, Any] = {"serviceAccountName": plan.settings.service_account}
+    if confined:
+        spec |= {"automountServiceAccountToken": False, "enableServiceLinks": False}
+    spec |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": plan.grace}
+    if confined:
+        spec["securityContext"] = {"seccompProfile": {"type": "RuntimeDefault"}}
+        container["securityContext"] = {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "privileged": False,
+        }
+    if plan.run_as_non_root or plan.security_profile is SecurityProfile.RESTRICTED:
+        spec.setdefault("securityContext", {})["runAsNonRoot"] = True
+    spec |= {
+        "containers": [container],
         "volumes": [{"name": CERTS, "secret": {"secretName": plan.job_name}}],
     }
-    if plan.run_as_non_root:
-        spec["securityContext"]["runAsNonRoot"] = True
     if role := plan.settings.node_role:
         spec["affinity"] = {
             "nodeAffinity": {
@@ -177,20 +181,22 @@ def _environment(plan: Plan) -> dict[str, str]:
     }
 
 
-def _merge(ours: Any, theirs: Any) -> Any:
-    """Lay the operator's pod template over ours as a strategic merge patch does: lists of named things by name."""
+def _merge(ours: Any, theirs: Any, field: str = "") -> Any:
+    """Lay the operator's pod template over ours as a strategic merge patch does.
+
+    Objects are merged; so are the lists that we make, by what tells their items apart. Anything else is replaced.
+
+    :param field: the name of the field that holds both.
+    """
     if isinstance(ours, dict) and isinstance(theirs, Mapping):
         merged = {**ours}
         for key, value in theirs.items():
-            merged[key] = _merge(ours[key], value) if key in ours else value
+            merged[key] = _merge(ours[key], value, key) if key in ours else value
         return merged
-    if isinstance(ours, list) and isinstance(theirs, list) and all(map(_named, [*ours, *theirs])):
-        by_name = {item["name"]: item for item in ours}
+    if field in _MERGED_BY:
+        by = _MERGED_BY[field]
+        items = {item[by]: item for item in ours}
         for item in theirs:
-            by_name[item["name"]] = _merge(by_name[item["name"]], item) if item["name"] in by_name else item
-        return list(by_name.values())
+            items[item[by]] = _merge(items[item[by]], item) if item[by] in items else item
+        return list(items.values())
     return theirs
-
-
-def _named(item: Any) -> bool:
-    return isinstance(item, dict) and "name" in item

@@ -34,6 +34,8 @@ TOKEN_ANNOTATION = "fabric-builder-k8s-run"  # noqa: S105 - a SHA-256, the token
 """The SHA-256 of the run's token, in hex."""
 PEER_ANNOTATION = "fabric-builder-k8s-peer"
 """A hash of root_cert: each start of a peer makes a new CA, so it tells one peer process from the next."""
+HOST_ANNOTATION = "fabric-builder-k8s-host"
+"""A hash of the machine that the daemon ran on: it tells whose a Job is that no pod owns."""
 
 _LABEL_VALUE = "(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?"
 _DNS_1035_LABEL = "[a-z]([-a-z0-9]*[a-z0-9])?"
@@ -60,7 +62,7 @@ class Token(Struct, frozen=True):
         return "Token()"
 
 
-class Subject(Struct, frozen=True):
+class LaunchKey(Struct, frozen=True):
     """What all launches of one chaincode by one peer have in common, however their objects are named."""
 
     chaincode_id: str

@@ -4,12 +4,13 @@ from msgspec import Struct, field
 
 from k8s_builderd.fabric.names import (
     CHAINCODE_ANNOTATION,
+    HOST_ANNOTATION,
     MSPID_ANNOTATION,
     PEER_ADDRESS_ANNOTATION,
     PEER_ANNOTATION,
     PEER_ID_ANNOTATION,
     TOKEN_ANNOTATION,
-    Subject,
+    LaunchKey,
 )
 from k8s_builderd.kube import objects
 
@@ -23,6 +24,7 @@ class Annotations(Struct, frozen=True, gc=False):
     mspid: str = field(default="", name=MSPID_ANNOTATION)
     peer_address: str = field(default="", name=PEER_ADDRESS_ANNOTATION)
     peer_id: str = field(default="", name=PEER_ID_ANNOTATION)
+    host: str = field(default="", name=HOST_ANNOTATION)
 
 
 class Meta(objects.Meta, frozen=True):
@@ -31,15 +33,20 @@ class Meta(objects.Meta, frozen=True):
     annotations: Annotations | None = None
 
     @property
-    def subject(self) -> Subject:
+    def launch_key(self) -> LaunchKey:
         """What was launched, by the annotations."""
         known = self.annotations or Annotations()
-        return Subject(known.chaincode_id, known.mspid, known.peer_address, known.peer_id)
+        return LaunchKey(known.chaincode_id, known.mspid, known.peer_address, known.peer_id)
 
     @property
     def token_sha256(self) -> str:
         """The value of `names.TOKEN_ANNOTATION`, empty where there is none."""
         return self.annotations.token_sha256 if self.annotations else ""
+
+    @property
+    def host(self) -> str:
+        """The value of `names.HOST_ANNOTATION`, empty where there is none."""
+        return self.annotations.host if self.annotations else ""
 
     @property
     def peer(self) -> str:
@@ -52,8 +59,18 @@ class Job(objects.Job, frozen=True):
 
     metadata: Meta
 
+    @property
+    def job_name(self) -> str:
+        """Its own name."""
+        return self.metadata.name
+
 
 class Pod(objects.Pod, frozen=True):
     """The pod of a launch."""
 
     metadata: Meta
+
+    @property
+    def job_name(self) -> str:
+        """The name of the Job that owns it; empty where none does."""
+        return next((owner.name for owner in self.metadata.owner_references or () if owner.kind == "Job"), "")

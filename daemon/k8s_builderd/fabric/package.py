@@ -7,12 +7,19 @@ any case, the last of several wins, null leaves a field as it is, and bytes that
 import json
 import re
 from collections.abc import Iterable
+from ipaddress import IPv6Address, ip_address
 from typing import Any, Never
 
 from msgspec import Struct
 
 from k8s_builderd.errors import PackageError
-from k8s_builderd.fabric.imageref import digest_fault, name_fault
+from k8s_builderd.fabric.imageref import (
+    RUNNABLE_DIGEST_HEX,
+    digest_fault,
+    name_fault,
+    split_reference,
+    tagged_name_fault,
+)
 from k8s_builderd.fabric.names import label_value_fault, package_id
 
 METADATA_FILE = "metadata.json"
@@ -41,7 +48,10 @@ class Metadata(Struct, frozen=True):
 
 
 class Image(Struct, frozen=True):
-    """What image.json says: a repository without tag or digest, and the digest of an image in it."""
+    """What image.json says: a repository, and the digest of an image in it.
+
+    The name has no tag, but for one that `decode_built_image` returns.
+    """
 
     name: str
     digest: str
@@ -50,6 +60,11 @@ class Image(Struct, frozen=True):
     def reference(self) -> str:
         """The image as Kubernetes takes it."""
         return f"{self.name}@{self.digest}"
+
+    @property
+    def tag(self) -> str:
+        """The tag in the name, which means nothing beside a digest; empty where there is none."""
+        return split_reference(self.name).tag
 
 
 class Chaincode(Struct, frozen=True):
@@ -70,6 +85,20 @@ class Chaincode(Struct, frozen=True):
         return (
             f"Chaincode(chaincode_id={self.chaincode_id!r}, peer_address={self.peer_address!r}, mspid={self.mspid!r})"
         )
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the peer's address may lead to the peer from another machine.
+
+        One such as 0.0.0.0, 127.0.0.1 or localhost leads each machine, and so each pod, to itself.
+        """
+        host = self.peer_address.rpartition(":")[0].strip("[]")
+        try:
+            address = ip_address(host)
+        except ValueError:
+            return host not in {"", "localhost"} and not host.endswith(".localhost")
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        return not any(it.is_loopback or it.is_unspecified for it in (address, mapped) if it is not None)
 
     @property
     def tls(self) -> bool:
@@ -110,12 +139,20 @@ def decode_image(document: bytes) -> Image:
 
     :raises PackageError: where it is not a JSON object, or `name` or `digest` is missing or breaks its rule
     """
-    fields = _decode_fields(IMAGE_FILE, document, ("name", "digest"))
-    for field in ("name", "digest"):
-        if not fields[field]:
-            _missing(IMAGE_FILE, field, "'name' and 'digest'")
-    image = Image(fields["name"], fields["digest"])
+    image = _image(document)
     check_image(image)
+    return image
+
+
+def decode_built_image(document: bytes) -> Image:
+    """Decode the image.json that `build` has left, which may be the Go builder's, and takes all that Kubernetes runs.
+
+    That builder leaves a tag in the name. A package cannot be mended without a new approval of the channel.
+
+    :raises PackageError: where it is not a JSON object, or Kubernetes would refuse `name` or `digest`
+    """
+    image = _image(document)
+    _check_image(image, tagged_name_fault(image.name), digest_fault(image.digest, RUNNABLE_DIGEST_HEX))
     return image
 
 
@@ -124,9 +161,21 @@ def check_image(image: Image) -> None:
 
     :raises PackageError: naming the field and the rule that it breaks
     """
+    _check_image(image, name_fault(image.name), digest_fault(image.digest))
+
+
+def _image(document: bytes) -> Image:
+    fields = _decode_fields(IMAGE_FILE, document, ("name", "digest"))
+    for field in ("name", "digest"):
+        if not fields[field]:
+            _missing(IMAGE_FILE, field, "'name' and 'digest'")
+    return Image(fields["name"], fields["digest"])
+
+
+def _check_image(image: Image, fault_of_name: str | None, fault_of_digest: str | None) -> None:
     for field, value, fault in (
-        ("name", image.name, name_fault(image.name)),
-        ("digest", image.digest, digest_fault(image.digest)),
+        ("name", image.name, fault_of_name),
+        ("digest", image.digest, fault_of_digest),
     ):
         if fault:
             raise PackageError(IMAGE_FILE, f"{fault}; it is {shown(value)}", field)
@@ -235,7 +284,7 @@ def _decode_fields(file: str, document: bytes, wanted: tuple[str, ...]) -> dict[
     most = CHAINCODE_SIZE if file == CHAINCODE_FILE else DOCUMENT_SIZE
     if len(document) > most:
         raise PackageError(file, f"must be at most {most:,} bytes")
-    if fault := _encoding_fault(document):
+    if fault := encoding_fault(document):
         raise PackageError(file, fault)
     pairs, fault = _decode_object(document)
     if fault:
@@ -252,7 +301,8 @@ def _decode_fields(file: str, document: bytes, wanted: tuple[str, ...]) -> dict[
     return fields
 
 
-def _encoding_fault(document: bytes) -> str | None:
+def encoding_fault(document: bytes) -> str | None:
+    """Return why a JSON document is not in UTF-8 as Go reads it; None if it may be."""
     if document.startswith(b"\xef\xbb\xbf"):
         return "must not begin with a byte order mark: save it as UTF-8 without BOM"
     if document.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in document[:4]:

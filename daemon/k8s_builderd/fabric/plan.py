@@ -1,13 +1,26 @@
 """All that one launch is made from. Pure."""
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any, Self
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from k8s_builderd.fabric.names import Subject, Token
+from k8s_builderd.fabric.names import LaunchKey, Token
 from k8s_builderd.fabric.package import Chaincode, Image
+
+GRACE_SECONDS = 2
+"""What a process that ignores SIGTERM (Node.js as PID 1 for one) may go on for; Kubernetes' default is 30."""
+
+
+class SecurityProfile(StrEnum):
+    """How much the pods of chaincode may do: `restricted` and `baseline` are Pod Security's levels."""
+
+    RESTRICTED = "restricted"
+    BASELINE = "baseline"
+    COMPATIBLE = "compatible"
+    """The pods of the Go builder, which leaves everything about security to the cluster's defaults."""
 
 
 class LaunchSettings(Struct, frozen=True):
@@ -18,6 +31,7 @@ class LaunchSettings(Struct, frozen=True):
     object_name_prefix: str = "hlfcc"
     service_account: str = "default"
     start_timeout: float = 180.0
+    """How long the container may take to run; infinite where there is no limit."""
     debug: bool = False
 
 
@@ -40,22 +54,32 @@ class Plan(Struct, frozen=True):
     peer: str
     instance: str
     namespace: str
+    host: str = ""
+    """Which machine the daemon runs on (`names.HOST_ANNOTATION`)."""
+    security_profile: SecurityProfile = SecurityProfile.BASELINE
     run_as_non_root: bool = False
     template: Mapping[str, Any] = {}
-    heir: int = 0
-    """Where the Job is an earlier launch's: the how manieth heir this launch is. `token` is that one's then."""
+    takeovers: int = 0
+    """Where the Job is an earlier launch's: how many launches have gone on with it, this one included. `token` is that
+    one's then."""
 
     @property
-    def subject(self) -> Subject:
+    def grace(self) -> int:
+        """Seconds that the pod's processes have to end in after SIGTERM."""
+        grace: int | None = self.template.get("spec", {}).get("terminationGracePeriodSeconds")
+        return GRACE_SECONDS if grace is None else grace
+
+    @property
+    def key(self) -> LaunchKey:
         """What is launched."""
         chaincode = self.chaincode
-        return Subject(chaincode.chaincode_id, chaincode.mspid, chaincode.peer_address, self.settings.peer_id)
+        return LaunchKey(chaincode.chaincode_id, chaincode.mspid, chaincode.peer_address, self.settings.peer_id)
 
     @property
-    def terms(self) -> tuple[Subject, Image, LaunchSettings, str]:
+    def reuse_key(self) -> tuple[LaunchKey, Image, LaunchSettings, str]:
         """What a launch must have in common with another one to go on with its Job, in one daemon."""
-        return self.subject, self.image, self.settings, self.peer
+        return self.key, self.image, self.settings, self.peer
 
-    def inherit(self, job_name: str, token: Token, heir: int) -> Self:
+    def reuse(self, job_name: str, token: Token, takeovers: int) -> Self:
         """Return the plan of this launch with an earlier one's Job."""
-        return replace(self, job_name=job_name, token=token, heir=heir)
+        return replace(self, job_name=job_name, token=token, takeovers=takeovers)

@@ -3,6 +3,7 @@
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 
 import anyio
 from msgspec import Struct
@@ -10,6 +11,9 @@ from msgspec import Struct
 from k8s_builderd.errors import ClientGone, ProtocolError
 from k8s_builderd.gateway import protocol
 from k8s_builderd.gateway.protocol import Frames, Kind, Request, RequestReader
+
+SIGN_INTERVAL = 5.0
+"""Seconds after which a daemon that has nothing to say gives a sign of life."""
 
 _RECEIVE = 64 * 1024
 _CREDENTIALS = struct.Struct("3i")
@@ -41,6 +45,7 @@ class Connection:
         self._reader = RequestReader()
         self._received: Iterator[tuple[int, bytes]] = iter(())
         self._unsent = memoryview(b"")
+        self._sent_at = anyio.current_time()
 
     @property
     def credentials(self) -> Credentials:
@@ -63,6 +68,12 @@ class Connection:
             request = self._reader.add(*await self._frame())
             if request is not None:
                 return request
+
+    async def read_claim(self) -> Request:
+        """Read the rest of the request of a `run` for its token and cursor; nothing else of it is kept in memory."""
+        self._frames.drop_documents()
+        self._reader.claim_only = True
+        return await self.read_request()
 
     async def stop_asked(self) -> bool:
         """Wait for the client's next word: True for stop, False when it is gone.
@@ -101,6 +112,20 @@ class Connection:
         """Send the last frame."""
         await self._send(protocol.exit_with(code))
 
+    def give_sign(self) -> None:
+        """Tell the client that this daemon is alive, unless something is on its way. Never waits, never raises."""
+        if self._unsent:
+            return  # the client takes nothing, or is just being told something
+        with suppress(OSError):
+            sent = self._socket.send(protocol.SIGN_OF_LIFE)
+            self._unsent = memoryview(protocol.SIGN_OF_LIFE)[sent:]
+            self._sent_at = anyio.current_time()
+
+    def give_sign_if_due(self) -> None:
+        """Do so where the client has heard nothing for a while. It must have said hello."""
+        if anyio.current_time() >= self._sent_at + SIGN_INTERVAL:
+            self.give_sign()
+
     async def _frame(self) -> tuple[int, bytes]:
         while True:
             for frame in self._received:
@@ -125,8 +150,10 @@ class Connection:
         await self._flush()
         self._unsent = memoryview(data)
         await self._flush()
+        await anyio.lowlevel.checkpoint()
 
     async def _flush(self) -> None:
+        # No checkpoint at its end: between two flushes no sign of life may come in.
         # Not anyio's SocketStream: its send, cancelled half-way, does not tell how much it has sent.
         while self._unsent:
             try:
@@ -137,4 +164,4 @@ class Connection:
                 raise ClientGone from None
             else:
                 self._unsent = self._unsent[sent:]
-        await anyio.lowlevel.checkpoint()
+                self._sent_at = anyio.current_time()

@@ -2,14 +2,12 @@
 
 import errno
 import fcntl
-import hashlib
 import os
 import resource
 import socket
 import stat
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -19,6 +17,7 @@ from structlog.contextvars import bound_contextvars
 
 from k8s_builderd.errors import BuilderError, ClientGone, ProtocolError, SettingsError
 from k8s_builderd.gateway.connection import Connection
+from k8s_builderd.gateway.instance import addresses, held
 from k8s_builderd.gateway.protocol import Request
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.settings import Settings
@@ -40,18 +39,34 @@ _GERUNDS = {"detect": "detecting", "build": "building", "release": "releasing", 
 
 _log = structlog.get_logger("k8s_builderd.gateway.listener")
 
+SIGNS = 1.0
+"""Seconds between two looks at who has heard nothing for a while."""
+
 Serve = Callable[[Request, Connection], Awaitable[int]]
 
 
 class Listener:
     """Accepts connections and serves each in a task of its own, whose errors stay there."""
 
-    def __init__(self, settings: Settings, stages: Mapping[str, Serve], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        stages: Mapping[str, Serve],
+        metrics: Metrics,
+        *,
+        knocked: Callable[[Request], None],
+    ) -> None:
+        """Prepare to listen.
+
+        :param knocked: is told of a `run` that is turned away to come again: only token and cursor are in its request.
+        """
         self.open = False
         self.connections = 0
         self._settings = settings
         self._stages = stages
         self._metrics = metrics
+        self._knocked = knocked
+        self._served: set[Connection] = set()
         self._most = min(settings.max_connections, _descriptors())
 
     async def serve(self, api_server: str, *, task_status: TaskStatus[None]) -> None:
@@ -62,14 +77,15 @@ class Listener:
         """
         path = self._settings.socket
         with (
-            _locked(path),
-            _alone(api_server, self._settings.namespace, self._settings.instance),
+            _locked(path, self._settings.socket_mode),
+            held(await addresses(api_server), self._settings.namespace, self._settings.instance),
             _bound(path, self._settings.socket_mode) as listening,
         ):
             self.open = True
             task_status.started()
             _log.info("socket_open", path=str(path), connections=self._most)
             async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._give_signs)
                 while True:
                     await anyio.wait_readable(listening)
                     try:
@@ -82,31 +98,43 @@ class Listener:
                         _log.warning("accept_failed", reason=error.strerror)
                         await anyio.sleep(ACCEPT_PAUSE)
 
+    async def _give_signs(self) -> None:
+        while True:
+            await anyio.sleep(SIGNS)
+            for connection in self._served:
+                connection.give_sign_if_due()
+
     async def _handle(self, accepted: socket.socket) -> None:
         self.connections += 1
         try:
             with accepted:
-                await self._call(Connection(accepted))
+                connection = Connection(accepted)
+                try:
+                    await self._call(connection)
+                finally:
+                    self._served.discard(connection)
         except ClientGone:
             pass
         except Exception:  # noqa: BLE001 - one call that breaks takes no other along
-            _log.exception("call_broke")
+            _log.exception("call_crashed")
         finally:
             self.connections -= 1
 
     async def _call(self, connection: Connection) -> None:
         try:
             with anyio.fail_after(self._settings.request_timeout):
-                await connection.read_hello()
-                if fault := self._unwelcome(connection):
-                    raise ProtocolError(fault)
-                request = await connection.read_request()
+                request = await self._request(connection)
         except TimeoutError:
             seconds = self._settings.request_timeout
             await self._turn_away(connection, f"the request was not complete within {seconds:g} s")
             return
+        except _Full as full:
+            if connection.stage == "run":
+                await self._note_knock(connection)
+            await self._turn_away(connection, str(full))
+            return
         except ProtocolError as error:
-            await self._turn_away(connection, str(error))
+            await self._turn_away(connection, str(error), for_good=True)
             return
         with bound_contextvars(stage=request.stage, client_pid=request.pid, uid=connection.credentials.uid):
             code = await self._serve(request, connection)
@@ -114,23 +142,27 @@ class Listener:
             with anyio.move_on_after(FAREWELL):
                 await connection.exit(code)
 
-    def _unwelcome(self, connection: Connection) -> str | None:
-        """Return why this client is not served.
-
-        :raises ClientGone: if it is to come again: its chaincode may be running, and an exit would end that.
-        """
+    async def _request(self, connection: Connection) -> Request:
+        await connection.read_hello()
         allowed, uid = self._settings.allowed_uids, connection.credentials.uid
         if allowed is not None and uid not in allowed:
-            return f"user id {uid} is not in FABRIC_K8S_BUILDER_ALLOWED_UIDS"
-        if self.connections > self._most:
-            why = f"more than {self._most} connections (FABRIC_K8S_BUILDER_MAX_CONNECTIONS)"
-            if connection.stage == "run":
-                _log.warning("client_turned_away", reason=why, uid=uid)
-                raise ClientGone
-            return why
-        return None
+            raise ProtocolError(f"user id {uid} is not in FABRIC_K8S_BUILDER_ALLOWED_UIDS")
+        if len(self._served) >= self._most:
+            raise _Full(f"more than {self._most} connections (FABRIC_K8S_BUILDER_MAX_CONNECTIONS)")
+        self._served.add(connection)
+        connection.give_sign()
+        return await connection.read_request()
+
+    async def _note_knock(self, connection: Connection) -> None:
+        """Learn whose `run` this is before it is turned away: a chaincode whose client knocks is nobody's orphan."""
+        with anyio.move_on_after(self._settings.request_timeout):
+            try:
+                self._knocked(await connection.read_claim())
+            except ProtocolError as error:
+                _log.warning("claim_unreadable", reason=str(error))
 
     async def _serve(self, request: Request, connection: Connection) -> int:
+        category = None
         try:
             with anyio.fail_after(None if request.stage == "run" else CALL_TIMEOUT):
                 return await self._stages[request.stage](request, connection)
@@ -142,21 +174,34 @@ class Listener:
             text = f"The k8s-builderd daemon ends this call: {error}"
         except BuilderError as error:
             text = f"Error {_GERUNDS[request.stage]} chaincode: {error}"
+            category = error.category
         except ClientGone:
             raise
         except Exception:  # noqa: BLE001 - one call that breaks takes no other along
-            _log.exception("call_broke")
-            text = f"Error {_GERUNDS[request.stage]} chaincode: the daemon made a mistake; its log says more"
-        _log.warning("call_failed", reason=text)
+            _log.exception("call_crashed")
+            if request.stage == "run":
+                raise ClientGone from None  # it comes again: a mistake of ours ends no chaincode
+            gerund = _GERUNDS[request.stage]
+            text = f"Error {gerund} chaincode: internal error in k8s-builderd: see call_crashed in its log"
+        _log.warning("call_failed", reason=text, category=category)
         with anyio.move_on_after(FAREWELL):
             await connection.say(text)
         return 1
 
-    async def _turn_away(self, connection: Connection, why: str) -> None:
+    async def _turn_away(self, connection: Connection, why: str, *, for_good: bool = False) -> None:
+        """Close the connection. A `run` hears nothing unless it is for good: its chaincode may be running, and an exit
+        would end that; so it comes again.
+        """
         _log.warning("client_turned_away", reason=why, uid=connection.credentials.uid)
+        if connection.stage == "run" and not for_good:
+            return
         with anyio.move_on_after(FAREWELL):
             await connection.say(f"The k8s-builderd daemon ends this call: {why}")
             await connection.exit(1)
+
+
+class _Full(Exception):
+    """Raised where there are as many connections as there may be."""
 
 
 def _accept(listening: socket.socket) -> Iterator[socket.socket]:
@@ -178,50 +223,79 @@ def _descriptors() -> int:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock beside the socket: whoever has it may remove a socket that a dead daemon has left."""
+def _locked(path: Path, mode: int) -> Iterator[None]:
+    """Hold the lock beside the socket: whoever has it may remove a socket that a dead daemon has left.
+
+    The lock's file has the socket's mode, so that who may use the one may lock the other: a daemon that comes back as
+    another user of the same group finds its predecessor's.
+    """
     beside = path.with_name(path.name + ".lock")
-    try:
-        descriptor = os.open(beside, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise SettingsError(
-            f"The FABRIC_K8S_BUILDER_SOCKET environment variable must name a socket in a directory that can be"
-            f" written: {beside}: {error.strerror}"
-        ) from error
+    descriptor = _open_lock(path, beside, mode)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SettingsError(
-                f"Another k8s-builderd has the socket of the FABRIC_K8S_BUILDER_SOCKET environment variable"
-                f" ({beside} is locked): end it, or give this one a socket of its own"
-            ) from None
+            raise _taken(f"{beside} is locked") from None
         yield
     finally:
         os.close(descriptor)
 
 
-@contextmanager
-def _alone(api_server: str, namespace: str, instance: str) -> Iterator[None]:
-    """Hold the name of the instance on this host: two daemons of one name would delete each other's Jobs as orphans.
-
-    An abstract socket: it needs no directory that both can see, and the kernel frees it with the process.
-    """
-    if sys.platform != "linux":
-        yield
-        return
-    scope = hashlib.sha256("\0".join((api_server, namespace, instance)).encode()).hexdigest()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as held:
+def _open_lock(path: Path, beside: Path, mode: int) -> int:
+    try:
         try:
-            held.bind(f"\0k8s-builderd/{scope}")
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
+            return _create_lock(beside, mode)
+        except PermissionError:
+            if not beside.exists():
                 raise
-            raise SettingsError(
-                f"Another k8s-builderd on this host has the instance {instance}: give this one a name of its own with"
-                " the FABRIC_K8S_BUILDER_INSTANCE environment variable"
-            ) from None
-        yield
+            _remove_lock(path, beside)
+        return _create_lock(beside, mode)
+    except OSError as error:
+        raise SettingsError(
+            f"The FABRIC_K8S_BUILDER_SOCKET environment variable must name a socket in a directory that can be"
+            f" written: {beside}: {error.strerror}"
+        ) from error
+
+
+def _remove_lock(path: Path, beside: Path) -> None:
+    """Remove a lock that a daemon of another user made for itself alone, unless that daemon may be there still."""
+    try:
+        if _is_listened_on(path):
+            raise _taken("somebody listens on it")
+        beside.unlink()
+    except PermissionError as error:
+        raise SettingsError(
+            f"{beside} belongs to user id {beside.stat().st_uid}, and this k8s-builderd runs as {os.geteuid()}: if no"
+            f" daemon of that user runs, remove it and {path}, or give this one another FABRIC_K8S_BUILDER_SOCKET"
+        ) from error
+    _log.info("lock_replaced", path=str(beside))
+
+
+def _create_lock(beside: Path, mode: int) -> int:
+    descriptor = os.open(beside, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with suppress(PermissionError):  # another user's, which may be used all the same
+        os.fchmod(descriptor, mode & 0o666)
+    return descriptor
+
+
+def _is_listened_on(path: Path) -> bool:
+    """Say whether a process has this socket open; PermissionError where that cannot be told."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except BlockingIOError:
+            return True  # its queue is full
+        return True
+
+
+def _taken(how: str) -> SettingsError:
+    return SettingsError(
+        f"Another k8s-builderd has the socket of the FABRIC_K8S_BUILDER_SOCKET environment variable ({how}): end it,"
+        " or give this one a socket of its own"
+    )
 
 
 @contextmanager

@@ -95,11 +95,20 @@ class Request(Struct, frozen=True):
         return f"Request(stage={self.stage!r}, pid={self.pid!r}, documents={sorted(self.documents)!r})"
 
 
+_BULKY = frozenset({Kind.ENVIRONMENT, Kind.DOCUMENT, Kind.UNREADABLE, Kind.PATH})
+
+
 class Frames:
     """Cuts a stream of bytes into frames."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self._dropped: frozenset[int] = frozenset()
+        self._to_drop = 0
+
+    def drop_documents(self) -> None:
+        """From now on yield what a request is long by without its payload, which is dropped as it comes."""
+        self._dropped = _BULKY
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         """Yield the kind and payload of each frame that is whole.
@@ -107,10 +116,21 @@ class Frames:
         :raises ProtocolError: if a frame is too long.
         """
         self._buffer += data
-        while len(self._buffer) >= _HEADER:
+        while True:
+            dropped = min(self._to_drop, len(self._buffer))
+            del self._buffer[:dropped]
+            self._to_drop -= dropped
+            if len(self._buffer) < _HEADER:
+                return
             length = int.from_bytes(self._buffer[1:_HEADER], "big")
             if length > MAX_PAYLOAD:
                 raise ProtocolError(f"a frame of {length} bytes is longer than {MAX_PAYLOAD}")
+            if self._buffer[0] in self._dropped:
+                kind = self._buffer[0]
+                del self._buffer[:_HEADER]
+                self._to_drop = length
+                yield kind, b""
+                continue
             if len(self._buffer) < _HEADER + length:
                 return
             kind, payload = self._buffer[0], bytes(self._buffer[_HEADER : _HEADER + length])
@@ -124,6 +144,8 @@ class RequestReader:
     def __init__(self) -> None:
         self.stage = ""
         self.pid = 0
+        self.claim_only = False
+        """Whether token and cursor are all that is wanted, and the rest comes without its payload."""
         self._counts: Counter[str] = Counter()
         self._path_bytes = 0
         self._environment: dict[str, str] = {}
@@ -142,6 +164,8 @@ class RequestReader:
             if kind != Kind.HELLO:
                 raise ProtocolError("a request must begin with a hello")
             self._hello(payload)
+            return None
+        if self.claim_only and kind in _BULKY:
             return None
         match kind:
             case Kind.ENVIRONMENT:
@@ -221,6 +245,10 @@ class RequestReader:
 def frame(kind: Kind, payload: bytes) -> bytes:
     """Return a frame as bytes."""
     return bytes([kind]) + len(payload).to_bytes(4, "big") + payload
+
+
+SIGN_OF_LIFE = frame(Kind.WORDS, b"")
+"""Words without a word: all clients take them, and newer ones know by them that the daemon is there."""
 
 
 def words(stage: str, pid: int, text: str, *, debug: bool = False) -> bytes:

@@ -1,16 +1,15 @@
-"""Requests to the API server. With slim.py, which loads it, the only user of kubernetes_asyncio.
+"""Requests to the API server, on one connection pool without a limit.
 
-kubernetes_asyncio finds the configuration (in a cluster, or a kubeconfig with token, client certificate or exec
-plugin); the requests are made here, on one connection pool without a limit: every followed log holds a connection,
-and with a bounded pool the hundredth chaincode would wait for the ninety-ninth to end.
+Every followed log holds a connection: with a bounded pool the hundredth chaincode would wait for the ninety-ninth to
+end. Whatever the other side does or leaves undone, every wait here has an end, but two: for the next bytes of a watch
+and for those of a followed log, the first included. Whoever reads these sees to their end.
 """
 
 import re
 import socket
-import ssl
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import Any, Generic, Self, TypeVar
 
@@ -19,10 +18,10 @@ import anyio
 import msgspec
 import structlog
 
-from k8s_builderd.errors import SettingsError
-from k8s_builderd.kube import slim
-from k8s_builderd.kube.errors import ApiError, Unauthorized, Unavailable, Unreachable, error_for_status
-from k8s_builderd.kube.objects import RawList, Status
+from k8s_builderd.kube.background import background
+from k8s_builderd.kube.credentials import Credentials, Login
+from k8s_builderd.kube.errors import ApiError, Unavailable, Unreachable, error_for_status
+from k8s_builderd.kube.objects import Identity, IdentityOnly, RawList, Status
 
 KEEPALIVE_IDLE = 20
 """Seconds of silence on a connection before the kernel asks whether the other side is there."""
@@ -31,10 +30,14 @@ KEEPALIVE_INTERVAL = 10
 UNACKNOWLEDGED = 30_000
 """Milliseconds after which unanswered data or probes end a connection (TCP_USER_TIMEOUT)."""
 
+CLOSE_TIMEOUT = 2.0
+"""Seconds that the connections may take to close when the daemon ends."""
+
 _ERROR_BODY = 64 * 1024
 
 _log = structlog.get_logger("k8s_builderd.api")
 _decode_status = msgspec.json.Decoder(Status).decode
+_decode_identity = msgspec.json.Decoder(IdentityOnly).decode
 
 T = TypeVar("T")
 
@@ -71,61 +74,14 @@ def _socket(address: Any) -> socket.socket:
 
 
 class Listing(msgspec.Struct, Generic[T], frozen=True):
-    """What a list has returned: the resourceVersion to watch from, and the objects."""
+    """What a list has returned: the resourceVersion to watch from, and the objects.
+
+    `unreadable` are the uids of objects that are there but cannot be read; empty where not even that can be.
+    """
 
     version: str
     items: list[T]
-
-
-class Credentials:
-    """Who we are to the API server: its address, and certificates and a bearer token that may change."""
-
-    def __init__(self, kubeconfig: str) -> None:
-        self._kubeconfig = kubeconfig
-        self._configuration, self._config = slim.load()
-        self.current: Any = None
-        self.tls: ssl.SSLContext | bool = True
-
-    async def load(self) -> None:
-        """Read the configuration, or read it again after a 401 or a certificate that cannot be verified.
-
-        :raises SettingsError: if there is none, or it cannot be used.
-        """
-        configuration = self._configuration.Configuration()
-        try:
-            if self._kubeconfig:
-                await self._config.load_kube_config(
-                    config_file=self._kubeconfig, client_configuration=configuration, persist_config=False
-                )
-            else:
-                self._config.load_incluster_config(client_configuration=configuration)
-        except Exception as error:  # the loaders raise whatever a file or plugin makes them raise
-            if self._kubeconfig:
-                raise SettingsError(
-                    f"The KUBECONFIG_PATH environment variable must name a kubeconfig that can be used:"
-                    f" {self._kubeconfig}: {error}"
-                ) from error
-            raise SettingsError(
-                f"Not in a Kubernetes pod ({error}): set the KUBECONFIG_PATH environment variable to a kubeconfig"
-            ) from error
-        self.tls = _tls(configuration)
-        self.current = configuration
-
-    async def headers(self) -> dict[str, str]:
-        """Return the Authorization header, the token read anew from its file where that is due.
-
-        :raises Unauthorized: if it cannot be read, as when its file is empty for a moment; it is read again next time.
-        """
-        try:
-            settings = await self.current.auth_settings()
-        except Exception as error:  # as above
-            raise Unauthorized(f"the credentials cannot be read: {error}") from error
-        if (bearer := settings.get("BearerToken")) is None:
-            return {}
-        value = bearer["value"].strip()
-        if not value.isprintable():
-            raise Unauthorized("the credentials cannot be used: the token holds control characters")
-        return {"Authorization": value}
+    unreadable: set[str]
 
 
 class Api:
@@ -138,7 +94,8 @@ class Api:
         self._credentials = credentials
         self._session = session
         self._patience = patience
-        self._limits = aiohttp.ClientTimeout(total=None, sock_connect=patience)
+        # `connect` is all that comes before the request: DNS, a proxy, TCP and TLS.
+        self._limits = aiohttp.ClientTimeout(total=None, connect=patience, sock_connect=patience)
 
     @classmethod
     @asynccontextmanager
@@ -149,16 +106,16 @@ class Api:
         :param patience: seconds that one request may take; watches and logs have no end.
         :raises SettingsError: if the configuration cannot be used.
         """
-        credentials = Credentials(kubeconfig)
-        await credentials.load()
-        connector = aiohttp.TCPConnector(limit=0, socket_factory=_socket)
-        async with aiohttp.ClientSession(connector=connector, auto_decompress=True) as session:
-            yield cls(credentials, session, namespace, patience)
+        async with background() as tasks:
+            credentials = Credentials(kubeconfig, tasks)
+            await credentials.load()
+            async with _session() as session:
+                yield cls(credentials, session, namespace, patience)
 
     @property
     def server(self) -> str:
         """The URL of the API server."""
-        return str(self._credentials.current.host)
+        return str(self._credentials.current.configuration.host)
 
     async def list(self, resource: Resource, kind: type[T], **selectors: str) -> Listing[T]:
         """Return all objects that the selectors (`labelSelector`, `fieldSelector`) choose.
@@ -168,14 +125,16 @@ class Api:
         """
         content = await self._request("GET", "list", resource, resource.path(self.namespace), selectors)
         raw = _decoded(RawList, content, "list", resource)
-        items = []
+        items, unreadable = [], set()
         for item in raw.items or ():
             try:
                 items.append(_decoded(kind, item, "list", resource))
             except Unavailable as error:
                 # One object that nobody can read, such as with a time after the year 9999, hides no other.
-                _log.warning("object_unreadable", resource=resource.rbac, reason=str(error))
-        return Listing(raw.metadata.resource_version, items)
+                found = identity(item)
+                unreadable.add(found.uid)
+                _log.warning("object_unreadable", resource=resource.rbac, name=found.name, reason=str(error))
+        return Listing(raw.metadata.resource_version, items, unreadable)
 
     async def get(self, resource: Resource, kind: type[T], name: str) -> T:
         """Return one object."""
@@ -207,11 +166,13 @@ class Api:
     async def log(self, pod: str, query: Mapping[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open a pod's log and hand out its bytes as they come, cut anywhere.
 
-        The end of the iterator is a clean end of the stream; a broken one raises `Unreachable`.
+        The end of the iterator is a clean end of the stream; a broken one raises `Unreachable`, and so does one that
+        is not followed and falls silent.
         """
         # The head of a followed log comes with its first line, whenever that is.
-        head = None if query.get("follow") else self._patience
-        async with self._stream("get", PODS.path(self.namespace, pod, "log"), query, "pods/log", head) as chunks:
+        patience = None if query.get("follow") else self._patience
+        path = PODS.path(self.namespace, pod, "log")
+        async with self._stream("get", path, query, "pods/log", patience, patience) as chunks:
             yield chunks
 
     async def _request(
@@ -237,9 +198,19 @@ class Api:
 
     @asynccontextmanager
     async def _stream(
-        self, verb: str, path: str, query: Mapping[str, str], what: str, head: float | None
+        self,
+        verb: str,
+        path: str,
+        query: Mapping[str, str],
+        what: str,
+        head: float | None,
+        silence: float | None = None,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open an answer without end; `head` is how many seconds may pass before it begins."""
+        """Open an answer without end.
+
+        :param head: seconds that may pass before it begins.
+        :param silence: seconds that may pass between two pieces of it.
+        """
         try:
             with anyio.fail_after(head):
                 response = await self._send("GET", path, query, None)
@@ -247,14 +218,13 @@ class Api:
             raise _unreachable(error, verb, what) from error
         try:
             if response.status >= HTTPStatus.MULTIPLE_CHOICES:
-                try:
-                    content = await response.content.read(_ERROR_BODY)
-                except (aiohttp.ClientError, OSError) as error:
-                    raise _unreachable(error, verb, what) from error
+                content = b""
+                with suppress(aiohttp.ClientError, OSError), anyio.fail_after(self._patience):
+                    content = await _beginning(response.content, _ERROR_BODY)
                 raise _refusal(response, content, verb, what)
-            yield _chunks(response, verb, what)
+            yield _chunks(response, verb, what, silence)
         finally:
-            response.close()  # a stream is never read to its end for the sake of the connection
+            _leave(response)  # a stream is never read to its end for the sake of the connection
 
     async def _send(
         self,
@@ -265,66 +235,70 @@ class Api:
     ) -> aiohttp.ClientResponse:
         # A token may have been replaced (a kubeconfig's tokenFile, an exec plugin's expiry), or a certificate, ours or
         # the cluster's CA: once more with the new one. Until then nothing has been carried out.
+        login = self._credentials.current
         try:
-            response = await self._send_once(method, path, query, data)
+            response = await self._send_as(login, method, path, query, data)
         except aiohttp.ClientSSLError:
             pass
         else:
             if response.status != HTTPStatus.UNAUTHORIZED:
                 return response
-            response.close()
-        try:
-            await self._credentials.load()
-        except SettingsError as error:
-            raise Unauthorized(str(error)) from error
-        return await self._send_once(method, path, query, data)
+            _leave(response)
+        return await self._send_as(await self._credentials.renewed(login), method, path, query, data)
 
-    async def _send_once(
+    async def _send_as(
         self,
+        login: Login,
         method: str,
         path: str,
         query: Mapping[str, str] | None,
         data: bytes | None,
     ) -> aiohttp.ClientResponse:
-        now = self._credentials.current
-        headers = await self._credentials.headers()
+        headers = await login.headers()
         if data is not None:
             headers["Content-Type"] = "application/json"
         return await self._session.request(
             method,
-            now.host + path,
+            login.configuration.host + path,
             params=dict(query or {}),
             data=data,
             headers=headers,
             timeout=self._limits,
             allow_redirects=False,  # the Kubernetes API does not redirect, and a Secret goes to nobody else
-            proxy=now.proxy,
-            proxy_headers=now.proxy_headers,
-            ssl=self._credentials.tls,
-            server_hostname=now.tls_server_name,
+            proxy=login.configuration.proxy,
+            proxy_headers=login.configuration.proxy_headers,
+            ssl=login.tls,
+            server_hostname=login.configuration.tls_server_name,
         )
 
 
-def _tls(configuration: Any) -> ssl.SSLContext | bool:
-    """Return what TLS to speak by a configuration of kubernetes_asyncio.
-
-    :raises SettingsError: if a certificate file is missing or broken.
-    """
-    if not configuration.host.startswith("https"):
-        return True
+@asynccontextmanager
+async def _session() -> AsyncIterator[aiohttp.ClientSession]:
+    connector = aiohttp.TCPConnector(limit=0, socket_factory=_socket)
+    session = aiohttp.ClientSession(connector=connector, auto_decompress=True)
     try:
-        context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
-        if configuration.cert_file:
-            context.load_cert_chain(configuration.cert_file, configuration.key_file)
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"The kubeconfig's certificates cannot be used: {error}") from error
-    # What Go's clients do not ask for either: from Python 3.13 on, a cluster whose CA lacks a key usage extension
-    # would be refused. Chain and name are checked all the same.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    if not configuration.verify_ssl:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+        yield session
+    finally:
+        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            await session.close()
+
+
+def _leave(response: aiohttp.ClientResponse) -> None:
+    """Drop an answer and its connection at once.
+
+    TLS would say farewell first and wait for the other side to do so, for 30 s and with 256 KiB of buffers.
+    """
+    if response.connection is not None and response.connection.transport is not None:
+        response.connection.transport.abort()
+    response.close()
+
+
+def identity(item: msgspec.Raw) -> Identity:
+    """Return which object this is, empty where not even that can be read."""
+    try:
+        return _decode_identity(item).metadata
+    except (msgspec.MsgspecError, RecursionError):
+        return Identity()
 
 
 def _decoded(kind: type[T], content: bytes | msgspec.Raw, verb: str, resource: Resource) -> T:
@@ -336,12 +310,26 @@ def _decoded(kind: type[T], content: bytes | msgspec.Raw, verb: str, resource: R
         raise Unavailable(message, verb=verb, resource=resource.rbac) from error
 
 
-async def _chunks(response: aiohttp.ClientResponse, verb: str, rbac: str) -> AsyncIterator[bytes]:
+async def _chunks(
+    response: aiohttp.ClientResponse, verb: str, rbac: str, silence: float | None
+) -> AsyncIterator[bytes]:
     try:
-        async for chunk in response.content.iter_any():
+        while True:
+            with anyio.fail_after(silence):
+                chunk = await response.content.readany()
+            if not chunk:
+                return
             yield chunk
     except (aiohttp.ClientError, OSError) as error:
         raise _unreachable(error, verb, rbac) from error
+
+
+async def _beginning(content: aiohttp.StreamReader, size: int) -> bytes:
+    """Return the bytes up to the end, but no more than so many."""
+    data = bytearray()
+    while len(data) < size and (chunk := await content.readany()):
+        data += chunk
+    return bytes(data[:size])
 
 
 def _unreachable(error: Exception, verb: str, rbac: str) -> Unreachable:
@@ -359,7 +347,9 @@ def _refusal(response: aiohttp.ClientResponse, content: bytes, verb: str, rbac: 
     header = response.headers.get("Retry-After", "")
     if after is None and re.fullmatch("[0-9]{1,6}", header):
         after = int(header)
-    return error_for_status(response.status, status.reason or "")(
+    causes = [cause.reason or "" for cause in (details and details.causes) or ()]
+    kind = error_for_status(response.status, status.reason or "", kind=(details and details.kind) or "", causes=causes)
+    return kind(
         status.message or f"HTTP {response.status}",
         verb=verb,
         resource=rbac,

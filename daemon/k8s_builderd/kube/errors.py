@@ -1,14 +1,14 @@
 """What can go wrong between us and the API server, told with the verb and resource that it happened to."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import ClassVar
 
 from k8s_builderd.errors import BuilderError
 
 FORBIDDEN_PATIENCE = 5.0
-"""Seconds for which a refusal proves nothing: an API server that has just started answers 403 for a moment."""
+"""Seconds for which a 401 or 403 proves nothing: an API server that has just started gives them for a moment."""
 
 LONGEST_PAUSE = 30.0
 """Seconds that a Retry-After is obeyed for at most: what is to be deleted must not live on for a day."""
@@ -21,6 +21,9 @@ class ApiError(BuilderError):
     """
 
     transient: ClassVar[bool] = False
+    """Whether asking again can succeed, however often it has failed."""
+    may_pass: ClassVar[bool] = False
+    """Whether this is what an API server that has just started says for a moment; see `Refusals`."""
 
     def __init__(
         self, message: str, *, verb: str = "", resource: str = "", reason: str = "", retry_after: float | None = None
@@ -49,24 +52,44 @@ class Unavailable(ApiError):
 
 
 class Unauthorized(ApiError):
-    """Raised for 401: the API server does not know our credentials."""
+    """Raised for 401: the API server does not know our credentials, or they cannot be read."""
 
+    may_pass = True
     remedy = "Check the service account's token or the kubeconfig's user"
 
 
 class Forbidden(ApiError):
     """Raised for 403: RBAC, a quota or an admission plugin says no."""
 
+    may_pass = True
+
     @property
     def remedy(self) -> str:  # type: ignore[override]
         """What helps: only RBAC's refusals are a matter of the Role."""
         if _RBAC.search(self.args[0]):
-            return "Check the Role of the daemon's service account (docs/operations.md lists the rights it needs)"
+            # Whether a namespace is there, RBAC does not tell those who have no right in it.
+            return (
+                "Check the Role of the daemon's service account (docs/operations.md lists the rights it needs), and"
+                " that the namespace still exists: a Role is deleted with its namespace"
+            )
         return "Raise the quota of the namespace" if "exceeded quota" in self.args[0] else ""
+
+
+class NamespaceTerminating(Forbidden):
+    """Raised for a 403 because the namespace is being deleted: nothing can be created in it any more."""
+
+    may_pass = False
+    remedy = "The namespace is being deleted: create it again, with the daemon's Role and RoleBinding"
 
 
 class NotFound(ApiError):
     """Raised for 404: the object, or its namespace, is not there."""
+
+
+class NamespaceNotFound(NotFound):
+    """Raised for a 404 of the namespace itself."""
+
+    remedy = "Create the namespace, with the daemon's Role and RoleBinding, or let the daemon work in another one"
 
 
 class AlreadyExists(ApiError):
@@ -91,12 +114,23 @@ class Refusals:
         self._since: float | None = None
 
     def last(self, error: ApiError, now: float) -> bool:
-        """Take in how an attempt has failed, and say whether it has been refused for `FORBIDDEN_PATIENCE`."""
+        """Take in how an attempt has failed, and say whether it has been refused for `FORBIDDEN_PATIENCE`.
+
+        :param now: by `anyio.current_time()`.
+        """
         if error.transient:
             self._since = None
         elif self._since is None:
             self._since = now
         return self._since is not None and now > self._since + FORBIDDEN_PATIENCE
+
+    def words(self, error: ApiError, now: float) -> str:
+        """Take in how an attempt has failed, and return what to tell of it: no remedy for what may pass by itself."""
+        if self.last(error, now) or not error.may_pass:
+            return str(error)
+        if error.verb:
+            return f"cannot {error.verb} {error.resource}: the Kubernetes API refuses it for the moment, trying again"
+        return str(error.args[0])
 
 
 _RBAC = re.compile(r'User ".*" cannot \S+ resource')
@@ -113,8 +147,19 @@ _BY_STATUS: Mapping[int, type[ApiError]] = {
 }
 
 
-def error_for_status(status: int, reason: str = "AlreadyExists") -> type[ApiError]:
-    """Return the class of error that stands for an HTTP status and the reason in its Status."""
+def error_for_status(
+    status: int, reason: str = "AlreadyExists", *, kind: str = "", causes: Collection[str] = ()
+) -> type[ApiError]:
+    """Return the class of error that stands for an HTTP status.
+
+    :param reason: of its Status object.
+    :param kind: the plural of what the Status is about (`details.kind`); empty where it does not say.
+    :param causes: the reasons in `details.causes`.
+    """
     if status == HTTPStatus.CONFLICT and reason != "AlreadyExists":
         return Unavailable  # two changes met, such as of a quota's count: the next attempt can succeed
+    if status == HTTPStatus.NOT_FOUND and kind == "namespaces":
+        return NamespaceNotFound
+    if status == HTTPStatus.FORBIDDEN and "NamespaceTerminating" in causes:
+        return NamespaceTerminating
     return _BY_STATUS.get(status, Unavailable if status >= 500 else ApiError)

@@ -61,17 +61,17 @@ class Reader:
     beginning. Otherwise nothing is known.
     """
 
-    def __init__(self, after: Position | None = None, *, told: set[str] | None = None) -> None:
+    def __init__(self, after: Position | None = None, *, reported: set[str] | None = None) -> None:
         """Begin before the first byte.
 
-        :param told: hashes of words of the kubelet that have been passed on before; it repeats them in every answer.
+        :param reported: hashes of words of the kubelet passed on before; it repeats them in every answer.
         """
         self.found = after is None
         self.passed_by = False
         self.beside = False
         self._preceded = False
         self._after = after
-        self._told = set() if told is None else told
+        self._reported = set() if reported is None else reported
         self._latest = _time(after.at) + DISORDER if after else None
         self._seen: dict[str, int] = {}
         self._rest = b""
@@ -144,9 +144,9 @@ class Reader:
             else:
                 # The kubelet's own words, such as that it cannot watch the file: no line of the log, so no position.
                 words = _hash(data[:PIECE])
-                self._silent = 0 if self.found and words not in self._told else _WHOLE
-                if self.found and len(self._told) < _REMEMBERED_WORDS:
-                    self._told.add(words)
+                self._silent = 0 if self.found and words not in self._reported else _WHOLE
+                if self.found and len(self._reported) < _REMEMBERED_WORDS:
+                    self._reported.add(words)
         while len(data) > PIECE:
             piece, data = data[:PIECE], data[PIECE:]
             self._pieces += 1

@@ -1,19 +1,40 @@
 """Follows one container's log to its very end, through every break, without a lost or a doubled line."""
 
+import math
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from random import Random
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import anyio
 import structlog
 
 from k8s_builderd.backoff import delays
-from k8s_builderd.kube.api import Api
+from k8s_builderd.kube.api import PODS, Api
+from k8s_builderd.kube.background import background
 from k8s_builderd.kube.errors import ApiError, Invalid, NotFound, Refusals, Unreachable
 from k8s_builderd.kube.loglines import Batch, Position, Reader
+from k8s_builderd.kube.objects import ObjectOnly
 
 DRAIN_TIMEOUT = 30.0
-"""Seconds for which the rest of an ended container's log is asked for before it is given up."""
+"""Seconds for which the rest of an ended container's log is asked for before it is given up.
+
+A third of it is the longest that one answer may be silent, so that there is time for another.
+"""
+
+ON_ITS_WAY = 5.0
+"""Seconds that a followed stream has for what is known to be there, and for its end once the container has ended.
+
+A kubelet ends a followed log up to 1 s after the container (measured); one that is frozen never does, nor does a node
+that is lost.
+"""
+
+SILENCE, LONGEST_SILENCE = 60.0, 900.0
+"""Seconds without a line after which it is asked what a running container's log holds, doubled each time up to the cap.
+
+Between the API server and a kubelet a connection can die without a word, and the log stands still. A look costs one
+request, and where nothing is new the stream stays as it is: a thousand idle containers ask 1.4 times a second.
+"""
 
 PROOF, DOUBTFUL_PROOF = 2, 4
 """How often the rest of an ended log must come to nothing: where the end is plain to see, and where it is not."""
@@ -22,6 +43,8 @@ REFUSED_PAUSE = 10.0
 """Seconds between two requests for a log that the API server goes on refusing."""
 
 _log = structlog.get_logger("k8s_builderd.logs")
+
+T = TypeVar("T")
 
 
 class Container(Protocol):
@@ -52,30 +75,34 @@ async def follow(
     *,
     deliver: Callable[[Batch], Awaitable[None]],
     gap: Callable[[], Awaitable[None]],
-    trouble: Callable[[ApiError], Awaitable[None]],
+    refused: Callable[[ApiError], Awaitable[None]],
     drain: float = DRAIN_TIMEOUT,
+    silence: float = SILENCE,
     rng: Random | None = None,
 ) -> None:
     """Pass on every line after a position, until the container has ended and all of its log has come.
 
     An end of the stream proves nothing: a clean one also comes when the kubelet is killed. Only passes that began
     after the container had ended, came to a clean end, and brought nothing that was not known show that there is no
-    more.
+    more. Nor does silence prove anything: while the container runs, it is asked now and then whether there is more, and
+    once it has ended, a stream that brings nothing is left.
 
     :param name: the container's name.
     :param after: where to go on; None for the beginning.
     :param deliver: takes each batch; while it waits nothing is read, so a slow reader costs no memory.
     :param gap: is called once when lines after `after` have been thrown away (only the newest file is served after a
         rotation), before the lines that are left.
-    :param trouble: is told when the API server refuses the log; it is asked again nevertheless.
-    :param drain: seconds from the container's end, or from an API server's return, in which the rest has to come.
+    :param refused: is told when the API server refuses the log; it is asked again nevertheless.
+    :param drain: seconds from the container's end, from an API server's return, or from the last line that came, in
+        which the rest has to come.
+    :param silence: seconds without a line after which it is asked for the first time whether there is more.
     :raises LogIncomplete: if the API server does not give the rest in that time.
     """
-    passage = _Passage(api, pod, name, after, deliver, gap)
+    passage = _Passage(api, pod, name, container, after, deliver, gap, drain=drain, silence=silence)
     pauses = delays(0.1, 5.0, rng)
     give_up: float | None = None
     refusals = Refusals()
-    told = False
+    reported = False
     while True:
         ended = container.ended
         pause = next(pauses)
@@ -87,28 +114,43 @@ async def follow(
                 return
         except NotFound:
             if container.gone or ended:
+                if passage.broken:
+                    raise LogIncomplete("its stream broke off, and the pod is gone") from None
                 return  # its log went with it
         except ApiError as error:
             _log.info("log_interrupted", pod=pod, reason=str(error))
-            if give_up is not None and not isinstance(error, Unreachable) and anyio.current_time() > give_up:
-                raise LogIncomplete(f"the rest of the chaincode's log could not be read: {error}") from error
-            if isinstance(error, Unreachable):
-                give_up = None  # the log is not lost because nobody answers
+            if give_up is not None:
+                if isinstance(error, Unreachable) and not await _answers(api, pod):
+                    give_up = None  # the log is not lost because the API server is away
+                elif anyio.current_time() > give_up:
+                    raise LogIncomplete(f"it could not be read: {error}") from error
             if not isinstance(error, Invalid) and refusals.last(error, anyio.current_time()):
                 # Invalid says that the container waits to start. The rest is no reason to stop listening: a Role can be
                 # mended.
-                if not told:
-                    await trouble(error)
-                told = True
+                if not reported:
+                    await refused(error)
+                reported = True
                 pause = REFUSED_PAUSE if give_up is None else pause
         else:
             if give_up is not None and anyio.current_time() > give_up and passage.position == before:
-                raise LogIncomplete("the chaincode's log does not come to an end")
+                raise LogIncomplete("every answer breaks off")
         if passage.position != before:
+            give_up = None
             pauses = delays(0.1, 5.0, rng)
-            refusals, told = Refusals(), False
+            refusals, reported = Refusals(), False
         with anyio.move_on_after(pause):
             await container.changed()
+
+
+async def _answers(api: Api, pod: str) -> bool:
+    """Say whether the API server is there: then it is a node that keeps a log back."""
+    try:
+        await api.get(PODS, ObjectOnly, pod)
+    except Unreachable:
+        return False
+    except ApiError:
+        return True
+    return True
 
 
 class _Passage:
@@ -119,20 +161,31 @@ class _Passage:
         api: Api,
         pod: str,
         name: str,
+        container: Container,
         after: Position | None,
         deliver: Callable[[Batch], Awaitable[None]],
         gap: Callable[[], Awaitable[None]],
+        *,
+        drain: float,
+        silence: float,
     ) -> None:
         self.position = after
+        self.broken = False
+        """Whether a followed stream broke off and no answer has come to its end since: the log may have more."""
         self._api = api
         self._pod = pod
-        self._container_name = name
+        self._name = name
+        self._container = container
         self._deliver = deliver
         self._gap = gap
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._shown: tuple[bool, tuple[int, bytes]] | None = None
         self._barren = 0
         self._missed = False
+        self._patience = drain / 3
+        self._on_its_way = min(ON_ITS_WAY, self._patience)
+        self._silence = silence
+        self._expect_silence()
 
     async def run(self, *, ended: bool) -> bool:
         """Go on until a stream ends; return whether that was the end of the log.
@@ -141,8 +194,12 @@ class _Passage:
         end first, which does prove it, and is followed after that.
         """
         before = self.position
-        if before is None:
+        if before is None and (ended or not self.broken):
             reader = await self._read(None, follow=not ended)
+        elif before is None:
+            # No followed stream has brought a line: what is there comes first.
+            await self._read(None, follow=False)
+            reader = await self._read(self.position, follow=True)
         else:
             reader = await self._read(before, follow=False)
             missed, self._missed = self._missed, reader.beside and not reader.found and not reader.preceded
@@ -177,23 +234,117 @@ class _Passage:
         return True
 
     async def _read(self, after: Position | None, *, follow: bool, everything: bool = False) -> Reader:
-        query = {"container": self._container_name, "timestamps": "true"}
+        reader = Reader(None if everything else after, reported=self._reported)
+        stream = _Stream(math.inf if follow else self._patience)
+        try:
+            async with background() as tasks, AsyncExitStack() as stack:
+                if follow:
+                    tasks.start_soon(self._supervise, stream)
+                answer = self._api.log(self._pod, self._query(after, follow=follow))
+                chunks = await stream.receive(lambda: stack.enter_async_context(answer))
+                while not reader.passed_by and (chunk := await stream.receive(lambda: anext(chunks, b""))):
+                    for batch in reader.feed(chunk):
+                        if everything:
+                            await self._gap()
+                            everything = False
+                        await self._pass_on(batch)
+        except Unreachable:
+            self.broken = self.broken or follow
+            raise
+        self.broken = False
+        return reader
+
+    def _query(self, after: Position | None, *, follow: bool) -> dict[str, str]:
+        query = {"container": self._name, "timestamps": "true"}
         if follow:
             query["follow"] = "true"
         if after is not None:
             query["sinceTime"] = after.since
-        reader = Reader(None if everything else after, told=self._told)
-        async with self._api.log(self._pod, query) as chunks:
-            async for chunk in chunks:
-                for batch in reader.feed(chunk):
-                    if everything:
-                        await self._gap()
-                        everything = False
-                    await self._pass_on(batch)
-                if reader.passed_by:
-                    break
-        return reader
+        return query
 
     async def _pass_on(self, batch: Batch) -> None:
         await self._deliver(batch)
         self.position = batch.position
+        self._expect_silence()
+
+    # Silent streams
+
+    def _expect_silence(self) -> None:
+        """Begin anew to wait ever longer until it is asked whether there is more."""
+        self._intervals = delays(self._silence, max(self._silence, LONGEST_SILENCE))
+        self._interval = next(self._intervals)
+
+    async def _supervise(self, stream: "_Stream") -> None:
+        """Leave a followed stream that brings nothing although there is more, or although the container has ended."""
+        asked = -math.inf
+        while not self._container.ended:
+            due = max(stream.since, asked) + self._interval
+            # Lines that come meanwhile make it due earlier; so look up now and then.
+            with anyio.move_on_after(min(self._silence, max(0.0, due - anyio.current_time()))):
+                await self._container.changed()
+                continue
+            if anyio.current_time() < max(stream.since, asked) + self._interval:
+                continue
+            behind = await self._behind()
+            asked = anyio.current_time()
+            self._interval = next(self._intervals)
+            if behind and await stream.is_silent_for(self._on_its_way):
+                stream.leave("the stream brings nothing although there is more")
+                return
+        while not await stream.is_silent_for(self._on_its_way):
+            pass
+        stream.leave("the stream does not end although the container has")
+
+    async def _behind(self) -> bool:
+        """Say whether the log holds more than what has been passed on, as far as can be seen."""
+        reader = Reader(self.position, reported=set(self._reported))
+        try:
+            async with self._api.log(self._pod, self._query(self.position, follow=False)) as chunks:
+                async for chunk in chunks:
+                    if any(reader.feed(chunk)) or reader.passed_by:
+                        return True
+        except ApiError as error:
+            _log.info("log_interrupted", pod=self._pod, reason=str(error))
+        return False
+
+
+class _Stream:
+    """The waiting for an answer and its pieces, which can be ended without touching what is made of them."""
+
+    def __init__(self, patience: float) -> None:
+        """Begin.
+
+        :param patience: seconds that one wait may take.
+        """
+        self.since = math.inf
+        """Since when it is waited for the next piece; infinite while none is waited for."""
+        self._patience = patience
+        self._waits = 0
+        self._waiting: anyio.CancelScope | None = None
+        self._why = "no answer in time"
+
+    async def receive(self, piece: Callable[[], Awaitable[T]]) -> T:
+        """Wait for a piece.
+
+        :raises Unreachable: if it takes too long, or the stream was left.
+        """
+        self._waits += 1
+        self.since = anyio.current_time()
+        with anyio.CancelScope(deadline=self.since + self._patience) as self._waiting:
+            try:
+                return await piece()
+            finally:
+                self.since, self._waiting = math.inf, None
+        raise Unreachable(self._why, verb="get", resource="pods/log")
+
+    async def is_silent_for(self, seconds: float) -> bool:
+        """Wait for so long, and say whether the piece that was waited for is still to come."""
+        before = self._waits
+        await anyio.sleep(seconds)
+        return self._waiting is not None and self._waits == before
+
+    def leave(self, why: str) -> None:
+        """End the wait for the next piece."""
+        if self._waiting is not None:
+            self._why = why
+            self._waiting.cancel()

@@ -1,37 +1,65 @@
-"""Imports from kubernetes_asyncio what we use of it, without its 1,500 generated modules.
+"""Imports from kubernetes_asyncio what we use of it, without its generated modules.
 
-`kubernetes_asyncio.client` imports every API and model of Kubernetes when it is imported: 3.4 s of CPU and 113 MB.
-We use its configuration and its loaders only, so a package object that holds just those takes its place
-before the loaders ask for it. Where somebody has imported the real one already, that one is used.
+`kubernetes_asyncio.client` imports every API and model of Kubernetes when it is imported: with 36.1 that takes 71 MB
+and 0.37 s of CPU instead of 37 MB and 0.19 s. We use its configuration and its loaders only. So a package that holds
+just those takes its place while they are imported, and is taken away again: whoever imports kubernetes_asyncio before
+or after that finds the whole of it. Where any of this fails, the whole of it is what we use.
 """
 
 import importlib
 import sys
+from contextlib import suppress
+from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+_PACKAGE = "kubernetes_asyncio"
 
-def _stand_in(name: str, path: list[str]) -> ModuleType:
+
+@cache
+def load() -> tuple[Any, Any]:
+    """Return the modules `kubernetes_asyncio.client.configuration` and `kubernetes_asyncio.config`.
+
+    :raises ImportError: if kubernetes_asyncio is not installed.
+    """
+    if not _imported():
+        try:
+            # Its layout is its own affair, and may be another one in the next version.
+            with suppress(Exception):
+                return _without_models()
+        finally:
+            for name in _imported():
+                del sys.modules[name]
+    return _both()
+
+
+def _both() -> tuple[Any, Any]:
+    return (
+        importlib.import_module(f"{_PACKAGE}.client.configuration"),
+        importlib.import_module(f"{_PACKAGE}.config"),
+    )
+
+
+def _without_models() -> tuple[Any, Any]:
+    spec = find_spec(_PACKAGE)
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError(f"{_PACKAGE} is not installed")
+    (root,) = spec.submodule_search_locations
+    _stand_in(_PACKAGE, root)
+    client: Any = _stand_in(f"{_PACKAGE}.client", f"{root}/client")
+    client.Configuration = importlib.import_module(f"{_PACKAGE}.client.configuration").Configuration
+    client.ApiClient = object  # named in annotations, and by functions that we do not call
+    client.Configuration()
+    return _both()
+
+
+def _stand_in(name: str, path: str) -> ModuleType:
     module = ModuleType(name)
-    module.__path__ = path
+    module.__path__ = [path]
     sys.modules[name] = module
     return module
 
 
-def load() -> tuple[Any, Any]:
-    """Return the modules `kubernetes_asyncio.client.configuration` and `kubernetes_asyncio.config`."""
-    if "kubernetes_asyncio" not in sys.modules:
-        spec = find_spec("kubernetes_asyncio")
-        if spec is None or spec.submodule_search_locations is None:
-            raise ImportError("kubernetes_asyncio is not installed")
-        (root,) = spec.submodule_search_locations
-        _stand_in("kubernetes_asyncio", [root])
-        client = _stand_in("kubernetes_asyncio.client", [f"{root}/client"])
-        configuration = importlib.import_module("kubernetes_asyncio.client.configuration")
-        vars(client)["Configuration"] = configuration.Configuration
-        vars(client)["ApiClient"] = object  # named in annotations only
-    return (
-        importlib.import_module("kubernetes_asyncio.client.configuration"),
-        importlib.import_module("kubernetes_asyncio.config"),
-    )
+def _imported() -> list[str]:
+    return [name for name in sys.modules if name == _PACKAGE or name.startswith(f"{_PACKAGE}.")]

@@ -14,8 +14,8 @@ import msgspec
 import structlog
 
 from k8s_builderd.backoff import delays
-from k8s_builderd.kube.api import Api, Resource
-from k8s_builderd.kube.errors import ApiError, Expired, error_for_status
+from k8s_builderd.kube.api import Api, Resource, identity
+from k8s_builderd.kube.errors import ApiError, Expired, Refusals, error_for_status
 from k8s_builderd.kube.objects import Meta, ObjectOnly, RawWatchEvent, Status
 
 MAX_EVENT = 8 * 1024 * 1024
@@ -23,6 +23,9 @@ MAX_EVENT = 8 * 1024 * 1024
 
 WATCH_TIMEOUT = 300
 """Seconds after which the API server ends a watch, so that a new one balances over its instances."""
+
+WATCH_INTERVAL = 0.5
+"""Seconds from the beginning of a watch to that of the next at least, whatever ends it, and although it delivers."""
 
 _log = structlog.get_logger("k8s_builderd.watch")
 _decode_event = msgspec.json.Decoder(RawWatchEvent).decode
@@ -36,6 +39,11 @@ class _Object(Protocol):
 
 
 T = TypeVar("T", bound=_Object)
+S = TypeVar("S")
+
+
+class _Unreadable(ApiError):
+    """Raised for a line of a watch that is not what the Kubernetes API sends: a list has to say what there is."""
 
 
 class Applied(msgspec.Struct, Generic[T], frozen=True):
@@ -53,7 +61,8 @@ class Deleted(msgspec.Struct, Generic[T], frozen=True):
 class Reflector(Generic[T]):
     """Keeps `objects` (by uid) as the API server has them, and tells each change to one synchronous callback.
 
-    `synced` is true while the last list or watch succeeded; `trouble` says what is wrong otherwise.
+    `synced` is true while the last list or watch succeeded; `error` says what is wrong otherwise. An object that cannot
+    be read keeps the state that was known before, and a callback that raises harms no other object.
     """
 
     def __init__(
@@ -65,15 +74,17 @@ class Reflector(Generic[T]):
         changed: Callable[[Applied[T] | Deleted[T]], None],
         *,
         silence: float = 130.0,
+        interval: float = WATCH_INTERVAL,
         rng: Random | None = None,
     ) -> None:
         """Prepare; `run` does the work.
 
         :param silence: seconds without a byte after which a watch counts as dead; two bookmarks' worth.
+        :param interval: seconds between the beginnings of two watches at least.
         """
         self.objects: dict[str, T] = {}
         self.ever_synced = anyio.Event()
-        self.trouble: str | None = f"{resource.rbac} not listed yet"
+        self.error: str | None = f"{resource.rbac} not listed yet"
         self._api = api
         self._resource = resource
         self._kind = kind
@@ -81,6 +92,9 @@ class Reflector(Generic[T]):
         self._selector = selector
         self._changed = changed
         self._silence = silence
+        self._interval = interval
+        self._not_before = 0.0
+        self._refusals = Refusals()
         self._rng = rng or Random()  # noqa: S311 - spreads load, keeps no secret
         self._gone: dict[str, str] = {}
         self._version = ""
@@ -90,7 +104,7 @@ class Reflector(Generic[T]):
     @property
     def synced(self) -> bool:
         """Say whether `objects` is what the API server has, but for what is on its way."""
-        return self.trouble is None
+        return self.error is None
 
     async def run(self) -> None:
         """List and watch until cancelled; whatever the API server does, this goes on."""
@@ -105,18 +119,19 @@ class Reflector(Generic[T]):
                 # The normal case after a restart of the API server, which is well now: so no waiting, the first time.
                 again, self._expired = self._expired, True
                 version = ""
-                self._trouble("the resourceVersion has expired, listing again")
+                self._failed("the resourceVersion has expired, listing again")
                 if not again:
                     continue
             except ApiError as error:
                 # A refusal is not cured by asking for the same again: only a list is. Where nothing but the watch is
                 # forbidden, a list now and then still tells what happens.
                 version = self._version if version and error.transient else ""
-                self._trouble(str(error))
+                self._failed(self._refusals.words(error, anyio.current_time()))
                 pause = error.pause(0)
-            except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+            except Exception:  # noqa: BLE001 - a bug of ours, not the API server's fault; watching goes on
                 version = ""
-                self._trouble(f"cannot read what the API server sent: {error}")
+                _log.exception("watch_crashed", resource=self._resource.rbac)
+                self._failed("internal error in k8s-builderd: see watch_crashed in its log")
             else:
                 continue
             await anyio.sleep(max(pause, next(self._delays)))
@@ -133,25 +148,27 @@ class Reflector(Generic[T]):
     def _restart_delays(self) -> None:
         self._delays = delays(0.2, 5.0, self._rng)
 
-    def _trouble(self, words: str) -> None:
-        if self.trouble != words:
+    def _failed(self, words: str) -> None:
+        if self.error != words:
             _log.warning("watch_interrupted", resource=self._resource.rbac, reason=words)
-        self.trouble = words
+        self.error = words
 
     async def _relist(self) -> str:
         listed = await self._api.list(self._resource, self._kind, labelSelector=self._selector)
         version = listed.version
+        present = {item.metadata.uid for item in listed.items} | listed.unreadable
         if self._version.isdecimal() and version.isdecimal() and _newer(self._version, version):
             # Another past than the one we know: etcd was restored from a backup. Our versions mean nothing there.
             self._gone.clear()
             known, self.objects = self.objects, {}
-            for uid in known.keys() - {item.metadata.uid for item in listed.items}:
-                self._changed(Deleted(known[uid]))
-        present = set()
+            for uid in known.keys() - present:
+                self._tell(Deleted(known[uid]))
+            self.objects = {uid: known[uid] for uid in known.keys() & listed.unreadable}
         for item in listed.items:
-            present.add(item.metadata.uid)
             self._apply(item)
-        for uid in self.objects.keys() - present:
+        # Where one cannot even be told from the others, none is known to be missing.
+        missing = set() if "" in listed.unreadable else self.objects.keys() - present
+        for uid in missing:
             # One that a request of ours created after this list was made is not missing from it.
             if not _newer(self.objects[uid].metadata.resource_version, version):
                 self._delete(self.objects[uid], version)
@@ -160,9 +177,9 @@ class Reflector(Generic[T]):
         return version
 
     def _synced(self) -> None:
-        if self.trouble is not None:
+        if self.error is not None:
             _log.info("watch_synced", resource=self._resource.rbac, objects=len(self.objects))
-        self.trouble = None
+        self.error = None
         self.ever_synced.set()
 
     async def _watch(self, version: str) -> str:
@@ -173,15 +190,18 @@ class Reflector(Generic[T]):
             "timeoutSeconds": str(int(WATCH_TIMEOUT * self._rng.uniform(1, 2))),
         }
         self._version = version
+        await anyio.sleep_until(self._not_before)
+        self._not_before = anyio.current_time() + self._interval
         quiet = True
         async with self._api.watch(self._resource, query) as chunks:
+            self._refusals = Refusals()
             self._synced()
             lines = _lines(chunks)
             while True:
                 with anyio.move_on_after(self._silence) as deadline:
                     line = await anext(lines, None)
                 if deadline.cancelled_caught:
-                    self._trouble(
+                    self._failed(
                         f"no word from the watch of {self._resource.rbac} for {self._silence:g} s, opening another"
                     )
                     if quiet:
@@ -191,7 +211,7 @@ class Reflector(Generic[T]):
                     break
                 if line is None:
                     break
-                self._tell(_decode_event(line))
+                self._take(self._read(_decode_event, line))
                 if quiet:
                     # Only a stream that delivers ends the back-off: one that is opened and cut at once does not.
                     quiet = self._expired = False
@@ -200,22 +220,49 @@ class Reflector(Generic[T]):
             await anyio.sleep(next(self._delays))
         return self._version
 
-    def _tell(self, event: RawWatchEvent) -> None:
+    def _take(self, event: RawWatchEvent) -> None:
         match event.type:
             case "BOOKMARK":
-                self._version = _decode_bookmark(event.object).metadata.resource_version
-            case "ADDED" | "MODIFIED":
-                item = self._decode(event.object)
-                self._version = item.metadata.resource_version
-                self._apply(item)
-            case "DELETED":
-                item = self._decode(event.object)
-                self._version = item.metadata.resource_version
-                self._delete(item, self._version)
+                self._version = self._read(_decode_bookmark, event.object).metadata.resource_version
+            case "ADDED" | "MODIFIED" | "DELETED":
+                self._take_object(event)
             case "ERROR":
-                status = _decode_status(event.object)
+                status = self._read(_decode_status, event.object)
                 kind = error_for_status(status.code or 500)
                 raise kind(status.message or "the watch failed", verb="watch", resource=self._resource.rbac)
+
+    def _take_object(self, event: RawWatchEvent) -> None:
+        deleted = event.type == "DELETED"
+        try:
+            item = self._read(self._decode, event.object)
+        except _Unreadable as error:
+            meta = identity(event.object)
+            if not (meta.uid and meta.resource_version):
+                raise
+            _log.warning("object_unreadable", resource=self._resource.rbac, name=meta.name, reason=str(error))
+            if deleted and (known := self.objects.get(meta.uid)) is not None:
+                self._delete(known, meta.resource_version)
+            self._version = meta.resource_version
+            return
+        self._version = item.metadata.resource_version
+        if deleted:
+            self._delete(item, self._version)
+        else:
+            self._apply(item)
+
+    def _read(self, decode: Callable[[bytes | msgspec.Raw], S], data: bytes | msgspec.Raw) -> S:
+        try:
+            return decode(data)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise _Unreadable(f"it cannot be read ({error})", verb="watch", resource=self._resource.rbac) from error
+
+    def _tell(self, change: Applied[T] | Deleted[T]) -> None:
+        try:
+            self._changed(change)
+        except Exception:  # noqa: BLE001 - a bug of ours in what is made of one object
+            # The newest state stays in `objects`; what is lost is one word about one object.
+            name = change.object.metadata.name
+            _log.exception("change_crashed", resource=self._resource.rbac, name=name)
 
     def _apply(self, item: T) -> None:
         uid = item.metadata.uid
@@ -226,7 +273,7 @@ class Reflector(Generic[T]):
         if latest is None or _newer(item.metadata.resource_version, latest):
             self._gone.pop(uid, None)
             self.objects[uid] = item
-            self._changed(Applied(item))
+            self._tell(Applied(item))
 
     def _delete(self, item: T, version: str) -> None:
         uid = item.metadata.uid
@@ -238,7 +285,7 @@ class Reflector(Generic[T]):
         if len(self._gone) > 1024:
             del self._gone[next(iter(self._gone))]
         if known is not None:
-            self._changed(Deleted(item))
+            self._tell(Deleted(item))
 
 
 def _newer(version: str, than: str) -> bool:

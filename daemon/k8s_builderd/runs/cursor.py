@@ -9,7 +9,7 @@ from k8s_builderd.kube.loglines import Position
 
 _UID = "[0-9A-Za-z-]{1,64}"
 _FORM = re.compile(
-    rf"(?:1|2 (?P<token>[0-9a-f]{{32}}) (?P<heir>[1-9][0-9]{{0,8}})) (?P<job>{_UID})(?: (?P<pod>{_UID})"
+    rf"(?:1|2 (?P<token>[0-9a-f]{{32}}) (?P<takeovers>[1-9][0-9]{{0,8}})) (?P<job>{_UID})(?: (?P<pod>{_UID})"
     r"(?: (?P<at>[0-9TZ:.+-]{20,40}) (?P<digest>[0-9a-f]{16}) (?P<alike>[0-9]{1,18}) (?P<pieces>[0-9]{1,18}))?)?"
 )
 
@@ -21,7 +21,7 @@ class Cursor(Struct, frozen=True):
     """The uids of the Job and its pod, and the position in the log; what is not known yet is empty.
 
     Written as words with one space between them, behind the version of this form: `1 JOB POD AT DIGEST ALIKE PIECES`.
-    Where the Job is an earlier launch's, with that one's token and the how manieth heir this launch is:
+    Where the Job is an earlier launch's, with that one's token and how many launches have gone on with it:
     `2 TOKEN HEIR JOB ...`. `DROPPED` is the one without a Job.
     """
 
@@ -29,13 +29,13 @@ class Cursor(Struct, frozen=True):
     pod: str = ""
     position: Position | None = None
     token: Token | None = None
-    heir: int = 0
+    takeovers: int = 0
 
     def __str__(self) -> str:
         """Return the form in which it travels."""
         if not self.job:
             return _DROPPED
-        words = ["2", self.token.digits, str(self.heir), self.job] if self.token else ["1", self.job]
+        words = ["2", self.token.digits, str(self.takeovers), self.job] if self.token else ["1", self.job]
         if self.pod:
             words.append(self.pod)
             if (at := self.position) is not None:
@@ -60,7 +60,7 @@ class Cursor(Struct, frozen=True):
                 raise ValueError("not a time that a log can have")
             _ = position.since  # raises ValueError for a timestamp that is none
         token = Token(match["token"]) if match["token"] else None
-        return cls(match["job"], match["pod"] or "", position, token, int(match["heir"] or 0))
+        return cls(match["job"], match["pod"] or "", position, token, int(match["takeovers"] or 0))
 
 
 DROPPED = Cursor("")

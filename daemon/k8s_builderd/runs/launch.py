@@ -20,17 +20,30 @@ from k8s_builderd.fabric.objects import Job
 from k8s_builderd.fabric.plan import Owner, Plan
 from k8s_builderd.kube import logs
 from k8s_builderd.kube.api import EVENTS, JOBS, SECRETS, Api
-from k8s_builderd.kube.errors import AlreadyExists, ApiError, Forbidden, Invalid, NotFound, Refusals
+from k8s_builderd.kube.errors import AlreadyExists, ApiError, Invalid, NotFound, Refusals
 from k8s_builderd.kube.loglines import Batch, Position
 from k8s_builderd.kube.objects import Event, ObjectOnly
+from k8s_builderd.metrics import Metrics
+from k8s_builderd.runs.beside import beside
+from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import Cursor
-from k8s_builderd.runs.diagnosis import Diagnosis, diagnose, stage, verdict
-from k8s_builderd.runs.observed import Sightings
+from k8s_builderd.runs.diagnosis import TAIL, Diagnosis, diagnose, left_behind, stage, verdict
+from k8s_builderd.runs.record import Run
+from k8s_builderd.runs.store import Store
 
 EVENTS_FIRST, EVENTS_CAP = 0.4, 5.0
 """Seconds between two looks at the events of a launch that does not come up."""
 
-_log = structlog.get_logger("k8s_builderd.runs.launch")
+QUIET = 5.0
+"""Seconds for which a run waits for the API without a word."""
+
+STAGE_AFTER = 3.0
+"""Seconds for which a launch stays where it is without a word."""
+
+LOOK = 2.0
+"""Seconds that the API has to say whether a container has started after all, before its launch is ended."""
+
+_log = structlog.get_logger("k8s_builderd.launch")
 
 T = TypeVar("T")
 
@@ -38,15 +51,21 @@ T = TypeVar("T")
 class LaunchFailed(BuilderError):
     """Raised when the chaincode does not run and will not; the text says what to change."""
 
+    def __init__(self, text: str, category: Category | None = None) -> None:
+        """Take the line, and its category where it has one."""
+        super().__init__(text)
+        self.category: str | None = category
+
 
 class TimedOut(LaunchFailed):
     """Raised when the container did not run within START_TIMEOUT."""
 
-    def __init__(self, plan: Plan, why: str) -> None:
+    def __init__(self, plan: Plan, why: str, category: Category | None = None) -> None:
         """Take what has held the launch up, as far as it is known; the rest is in the Go builder's words."""
         super().__init__(
             f"error waiting for chaincode job {plan.namespace}/{plan.job_name} to start for chaincode ID"
-            f" {plan.chaincode.chaincode_id}: timed out waiting for the condition" + (f"; {why}" if why else "")
+            f" {plan.chaincode.chaincode_id}: timed out waiting for the condition" + (f"; {why}" if why else ""),
+            category,
         )
 
 
@@ -65,40 +84,27 @@ class Audience(Protocol):
 
 
 class Launch:
-    """One run on its way: its plan, what the watches say of it, and its audience."""
+    """One run on its way: its plan, its record, and its audience."""
 
-    def __init__(
-        self,
-        api: Api,
-        plan: Plan,
-        sightings: Sightings,
-        audience: Audience,
-        *,
-        created: Callable[[Job], None],
-        told: set[str],
-        logged: Callable[[int], None],
-        blind: Callable[[], str | None],
-    ) -> None:
-        """Prepare; `run` takes the steps, in the order in which they stand here.
-
-        :param created: is told of the Job as soon as a request of ours has returned it.
-        :param told: what this run has been told already; what is in it is not told again.
-        :param logged: is told the bytes of log that have been passed on.
-        :param blind: returns why a watch is interrupted, or None.
-        """
+    def __init__(self, api: Api, store: Store, metrics: Metrics, plan: Plan, run: Run, audience: Audience) -> None:
+        """Prepare; `to_end` takes the steps, in the order in which they stand here."""
+        self.unstarted = False
+        """Whether the API, asked last of all, has shown that the container has not started."""
         self._api = api
+        self._store = store
+        self._metrics = metrics
         self._plan = plan
-        self._sightings = sightings
+        self._run = run
+        self._seen = run.observed
         self._audience = audience
-        self._created = created
-        self._told = told
-        self._logged = logged
-        self._blind = blind
-        self._trouble = ""
-        self.uncertain = False
-        """Whether a request was cut off, so that it may have been carried out."""
+        self._job_uid = ""
+        self._last_error = ""
+        self._may_exist = False
+        self._held_up: Diagnosis | None = None
+        self._events_error = ""
+        self._last_lines = b""
 
-    async def run(self, owner: Owner | None, cursor: Cursor | None, deadline: float) -> int:
+    async def to_end(self, owner: Owner | None, cursor: Cursor | None, deadline: float) -> int:
         """Create what is not there yet, wait until the container runs, pass on its log, and say how it ended.
 
         :param deadline: until when the container must run, by `anyio.current_time()`.
@@ -108,141 +114,207 @@ class Launch:
         """
         try:
             with anyio.fail_after(deadline - anyio.current_time()):
-                job_uid = await self._job(owner, cursor)
-                await self._introduce(job_uid, cursor)
-                await self._secret(job_uid)
-                await self._started(job_uid)
+                await beside(lambda: self._start(owner, cursor), self._narrate)
         except TimeoutError:
-            raise TimedOut(self._plan, self._blind() or self._trouble or stage(self._sightings.pod)) from None
-        await self._log(job_uid, cursor)
-        return await self._end(job_uid, knew_pod=cursor is not None and bool(cursor.pod))
+            if not await self._started_after_all():
+                raise self._timed_out() from None
+        except BuilderError:
+            if not await self._started_after_all():
+                raise
+        await self._find_pod()
+        knew_pod = cursor is not None and bool(cursor.pod)
+        if self._seen.started or knew_pod:
+            await beside(lambda: self._log(cursor), self._notice_left_behind)
+        return await self._end(knew_pod=knew_pod)
+
+    async def _start(self, owner: Owner | None, cursor: Cursor | None) -> None:
+        self._job_uid = await self._job(owner, cursor)
+        if cursor is None:
+            await self._introduce()
+        await beside(lambda: self._seen.until(lambda seen: seen.started or seen.ended), self._secret)
+
+    async def _started_after_all(self) -> bool:
+        """Ask the API once more before a launch is ended for not starting: what the watch has told may be old."""
+        if self._run.state.may_run:
+            with anyio.move_on_after(LOOK):
+                try:
+                    await self._store.look(self._run)
+                    self.unstarted = not self._seen.started
+                except ApiError as error:
+                    _log.warning("pod_unknown", job=self._plan.job_name, reason=str(error))
+        return self._seen.started
+
+    # The Job and its Secret
 
     async def _job(self, owner: Owner | None, cursor: Cursor | None) -> str:
         """Return the uid of the run's Job, made now if this run has none yet."""
-        sightings = self._sightings
         if cursor is not None:
-            return self._adopt(cursor)
-        if sightings.job is not None:
-            return sightings.job.metadata.uid
+            return await self._adopt(cursor)
+        if self._seen.job is not None:
+            return self._seen.job.metadata.uid
+        self._run.ask(self._plan)
         body = manifests.job(self._plan, owner)
         try:
             job = await self._patiently(lambda: self._api.create(JOBS, Job, body))
             _log.info("job_created", job=self._plan.job_name)
-        except Invalid as error:
-            if self._plan.template:
-                raise LaunchFailed(f"{error}. Check FABRIC_K8S_BUILDER_POD_TEMPLATE") from error
-            raise
         except AlreadyExists:
             job = await self._patiently(lambda: self._api.get(JOBS, Job, self._plan.job_name))
             if job.metadata.token_sha256 != self._plan.token.sha256:
+                self._run.refused()
                 raise LaunchFailed(
                     f"there is a job {self._plan.namespace}/{self._plan.job_name} of another run: delete it"
                 ) from None
-        self._created(job)
+        except ApiError as error:
+            if self._seen.job is None and not self._may_exist:
+                self._run.refused()
+            if isinstance(error, Invalid) and self._plan.template:
+                raise LaunchFailed(f"{error}. Check FABRIC_K8S_BUILDER_POD_TEMPLATE") from error
+            raise
+        self._store.jobs.adopt(job)
         return job.metadata.uid
 
-    def _adopt(self, cursor: Cursor) -> str:
-        job, pod = self._sightings.job, self._sightings.pod
-        if job is not None and job.metadata.uid != cursor.job:
-            job = None
-        # The pod outlives its Job for a moment, and has the exit code and the rest of the log.
-        if job is None and (pod is None or (cursor.pod and pod.metadata.uid != cursor.pod)):
+    async def _adopt(self, cursor: Cursor) -> str:
+        """Return the uid of the cursor's Job, which an earlier connection of this run was told of.
+
+        :raises Vanished: if neither it nor its pod is there.
+        """
+        if self._has_nothing_of(cursor):
+            # The watch may not have told yet.
+            with suppress(NotFound):
+                self._store.jobs.adopt(await self._patiently(lambda: self._api.get(JOBS, Job, self._plan.job_name)))
+        job = self._seen.job
+        if self._has_nothing_of(cursor):
+            self._run.vanish()
             raise Vanished(
                 f"chaincode job {self._plan.namespace}/{self._plan.job_name} is gone: the chaincode ended or its job"
-                " was deleted while no daemon watched it; the next request starts it anew"
+                " was deleted while no daemon watched it. The next request starts it anew"
             )
-        if job is None:
-            self._sightings.lost_job()
+        if job is None or job.metadata.uid != cursor.job:
+            self._run.lost_job()
         return cursor.job
 
-    async def _secret(self, job_uid: str) -> None:
-        sightings = self._sightings
-        body = manifests.secret(self._plan, job_uid)
+    def _has_nothing_of(self, cursor: Cursor) -> bool:
+        job, pod = self._seen.job, self._seen.pod
+        # The pod outlives its Job for a moment, and has the exit code and the rest of the log.
+        return (job is None or job.metadata.uid != cursor.job) and (
+            pod is None or (bool(cursor.pod) and pod.metadata.uid != cursor.pod)
+        )
 
-        async def create() -> None:
-            if sightings.has_secret or sightings.started or sightings.job_gone:
-                return  # it is known to be there: its volume is mounted; or it will never be needed
-            with suppress(AlreadyExists):  # of this run: no other has this name
-                await self._api.create(SECRETS, ObjectOnly, body)
-            sightings.has_secret = True
-
-        await self._patiently(create)
-
-    async def _introduce(self, job_uid: str, cursor: Cursor | None) -> None:
-        if cursor is not None:
-            return
-        await self._audience.log(self._cursor(job_uid))
+    async def _introduce(self) -> None:
+        await self._audience.log(self._cursor())
         plan = self._plan
         await self._audience.say(
             f"Running chaincode ID {plan.chaincode.chaincode_id} with kubernetes job {plan.namespace}/{plan.job_name}"
         )
 
-    def _cursor(self, job: str, pod: str = "", position: Position | None = None) -> str:
+    def _cursor(self, pod: str = "", position: Position | None = None) -> str:
         plan = self._plan
-        return str(Cursor(job, pod, position, plan.token if plan.heir else None, plan.heir))
+        return str(Cursor(self._job_uid, pod, position, plan.token if plan.takeovers else None, plan.takeovers))
 
-    async def _started(self, job_uid: str) -> None:
-        """Wait until the container runs or has ended; meanwhile tell what holds it up, each thing once.
+    async def _secret(self) -> None:
+        body = manifests.secret(self._plan, self._job_uid)
+
+        async def create() -> None:
+            if self._seen.has_secret or self._seen.started or self._seen.job_gone:
+                return  # it is known to be there: its volume is mounted; or it will never be needed
+            with suppress(AlreadyExists):  # of this run: no other has this name
+                await self._api.create(SECRETS, ObjectOnly, body)
+            self._run.has_secret()
+
+        await self._patiently(create)
+
+    # What holds it up
+
+    async def _narrate(self) -> None:
+        """Tell what holds the launch up, each thing once, until cancelled.
 
         The pod tells most of it at once. That it is refused or cannot mount its volumes is told by events only, so
         these are looked at now and then.
+
+        :raises LaunchFailed: if no waiting will help.
         """
-        sightings = self._sightings
         pauses = delays(EVENTS_FIRST, EVENTS_CAP)
         events: list[Event] = []
-        pause = next(pauses)
-        while not (sightings.started or sightings.ended):
-            await self._tell(diagnose(sightings.pod, events))
-            with anyio.move_on_after(pause) as waiting:
-                await sightings.changed()
-            if waiting.cancelled_caught:
-                pause = next(pauses)
-                events = await self._events(job_uid)
-                if blind := self._blind():
-                    await self._tell_once(blind, f"Waiting for chaincode to start: {blind}")
+        since = anyio.current_time()
+        while True:
+            version = self._seen.version
+            found = diagnose(self._seen.pod, events)
+            await self._tell(found)
+            here = stage(self._seen.pod, events, created=bool(self._job_uid))
+            held_up = found[-1] if found else here
+            if self._held_up is None or self._held_up.cause != held_up.cause:
+                since = anyio.current_time()
+            elif not found and anyio.current_time() >= since + STAGE_AFTER:
+                await self._tell_once(here.cause, f"Waiting for chaincode to start: {here.text}")
+            self._held_up = held_up
+            with anyio.move_on_after(next(pauses)) as waiting:
+                await self._seen.changed_since(version)
+            if waiting.cancelled_caught and self._job_uid:
+                events = await self._events()
+
+    def _timed_out(self) -> TimedOut:
+        if why := self._store.watch_error or self._last_error:
+            return TimedOut(self._plan, why, Category.API_UNAVAILABLE)
+        held_up = self._held_up or stage(self._seen.pod, created=bool(self._job_uid))
+        return TimedOut(self._plan, held_up.text + self._events_error, held_up.category)
 
     async def _tell(self, diagnoses: list[Diagnosis]) -> None:
         for diagnosis in diagnoses:
             if diagnosis.hopeless:
-                raise LaunchFailed(diagnosis.text)
-            self._trouble = diagnosis.text
+                raise LaunchFailed(diagnosis.text, diagnosis.category)
             await self._tell_once(diagnosis.cause, f"Waiting for chaincode to start: {diagnosis.text}")
 
     async def _tell_once(self, cause: str, text: str) -> None:
-        if cause not in self._told:
-            self._told.add(cause)
+        if self._run.tells(cause):
             await self._audience.say(text)
 
-    async def _events(self, job_uid: str) -> list[Event]:
+    async def _events(self) -> list[Event]:
         """Return the events of the Job and its pod, or what is to be had of them."""
-        pod = self._sightings.pod
-        uids = [job_uid] if pod is None else [job_uid, pod.metadata.uid]
+        pod = self._seen.pod
+        uids = [self._job_uid] if pod is None else [self._job_uid, pod.metadata.uid]
         found: list[Event] = []
         for uid in uids:
             try:
                 found += (await self._api.list(EVENTS, Event, fieldSelector=f"involvedObject.uid={uid}")).items
             except ApiError as error:
                 _log.warning("events_unavailable", reason=str(error))
-                self._trouble = self._trouble or f"what holds it up cannot be read: {error}"
+                self._events_error = f"; the events cannot be read: {error}"
                 return found
+        self._events_error = ""
         return found
 
-    async def _log(self, job_uid: str, cursor: Cursor | None) -> None:
-        sightings = self._sightings
-        pod = sightings.pod
+    # The log and the end
+
+    async def _find_pod(self) -> None:
+        """Ask for the pod of a Job that is over where the watch has told of none: unknown is not ended."""
+        pauses = delays(0.2, 5.0)
+        refusals = Refusals()
+        while self._seen.ended and not self._seen.certain:
+            try:
+                await self._store.look(self._run)
+            except ApiError as error:
+                _log.info("pod_unknown", job=self._plan.job_name, reason=str(error))
+                if refusals.last(error, anyio.current_time()):
+                    return
+                await self._tell_once("pod unknown", f"Waiting for the Kubernetes API: {error}")
+                await anyio.sleep(error.pause(next(pauses)))
+
+    async def _log(self, cursor: Cursor | None) -> None:
+        pod = self._seen.pod
         if pod is None:
             return
         uid = pod.metadata.uid
         position = cursor.position if cursor is not None and cursor.pod == uid else None
 
         async def deliver(batch: Batch) -> None:
-            await self._audience.log(self._cursor(job_uid, uid, batch.position), batch.lines)
-            self._logged(len(batch.lines))
+            await self._audience.log(self._cursor(uid, batch.position), batch.lines)
+            self._metrics.logged(len(batch.lines))
+            self._last_lines = (self._last_lines + batch.lines)[-TAIL:]
 
         async def gap() -> None:
             await self._audience.say("Some lines of the chaincode's log are missing here: its file was rotated away")
 
-        async def trouble(error: ApiError) -> None:
+        async def refused(error: ApiError) -> None:
             await self._audience.say(f"The chaincode's log cannot be read, trying again: {error}")
 
         try:
@@ -250,39 +322,56 @@ class Launch:
                 self._api,
                 pod.metadata.name,
                 CONTAINER,
-                sightings,
+                self._seen,
                 position,
                 deliver=deliver,
                 gap=gap,
-                trouble=trouble,
+                refused=refused,
             )
         except logs.LogIncomplete as error:
             # The log is for people: how the chaincode ended is told all the same.
             _log.warning("log_lost", reason=str(error))
             await self._audience.say(f"The end of the chaincode's log is missing: {error}")
 
-    async def _end(self, job_uid: str, *, knew_pod: bool) -> int:
-        sightings = self._sightings
-        while not sightings.ended:
-            await sightings.changed()
-        if sightings.terminated is None and not sightings.job_gone:
-            await self._look_for_job(job_uid)
-        how = verdict(sightings, await self._events(job_uid), knew_pod=knew_pod)
-        _log.info("chaincode_ended", code=how.code, reason=how.text)
+    async def _notice_left_behind(self) -> None:
+        """Tell once that somebody has deleted the Job without its pod: nothing of ours ends that chaincode any more."""
+        await self._seen.until(lambda seen: left_behind(seen) is not None or seen.ended)
+        if (found := left_behind(self._seen)) is not None:
+            await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {found.text}")
+
+    async def _end(self, *, knew_pod: bool) -> int:
+        while True:
+            await self._seen.until(lambda seen: seen.ended)
+            await self._find_pod()
+            if self._seen.terminated is None and not self._seen.job_gone:
+                await self._look_for_job()
+            version = self._seen.version
+            how = verdict(
+                self._seen,
+                await self._events(),
+                pods_known=self._seen.certain,
+                knew_pod=knew_pod,
+                last_lines=self._last_lines,
+            )
+            if how is not None:
+                break
+            with anyio.move_on_after(EVENTS_CAP):
+                await self._seen.changed_since(version)
+        _log.info("chaincode_ended", code=how.code, category=how.category, reason=how.text)
         await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {how.text}")
         return how.code
 
-    async def _look_for_job(self, job_uid: str) -> None:
+    async def _look_for_job(self) -> None:
         """Find out whether the Job went with its pod, where the watch of Jobs has not told yet."""
         try:
             job = await self._api.get(JOBS, Job, self._plan.job_name)
         except NotFound:
-            self._sightings.lost_job()
+            self._run.lost_job()
         except ApiError as error:
             _log.info("job_unknown", reason=str(error))
         else:
-            if job.metadata.uid != job_uid:
-                self._sightings.lost_job()
+            if job.metadata.uid != self._job_uid:
+                self._run.lost_job()
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Ask the API until it answers; what time is left for that is the caller's.
@@ -294,15 +383,15 @@ class Launch:
         while True:
             try:
                 answer = await attempt()
-                self._trouble = ""
+                self._last_error = ""
                 return answer
             except ApiError as error:
                 last = refusals.last(error, anyio.current_time())
-                if last or not (error.transient or isinstance(error, Forbidden)):
+                if last or not (error.transient or error.may_pass):
                     raise
-                self._trouble = str(error)
+                self._last_error = str(error)
                 _log.info("api_retry", reason=str(error))
                 if error.transient:
-                    self.uncertain = True
+                    self._may_exist = True
                     await self._tell_once("api", f"Trying again: {error}")
                 await anyio.sleep(error.pause(next(pauses)))

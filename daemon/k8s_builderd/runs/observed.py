@@ -1,23 +1,21 @@
-"""What the watches have told about one Job and its pod, folded into what the launch has to know."""
+"""What the watches have told of one Job and its pod, folded into what a launch has to know."""
 
-from datetime import datetime, timedelta
+from collections.abc import Callable
 
 import anyio
 
-from k8s_builderd.fabric.manifests import CONTAINER, GRACE_SECONDS
-from k8s_builderd.fabric.objects import Job, Meta, Pod
+from k8s_builderd.fabric.manifests import CONTAINER
+from k8s_builderd.fabric.objects import Job, Pod
 from k8s_builderd.kube.objects import Terminated
 from k8s_builderd.kube.watch import Applied, Deleted
 
-COMING = {None, "", "ContainerCreating", "PodInitializing"}
-"""Reasons for which a container waits while it starts normally."""
 
-
-class Sightings:
+class Observed:
     """The newest state of a Job and its pod, and what must not be forgotten once it was seen.
 
-    A pod can end and vanish between two looks of whoever waits; so the changes are folded in as they come, in
-    `saw`, and only the result is looked at.
+    A pod can end and vanish between two looks of whoever waits. So changes are folded in as they come, in `fold`, and
+    only the result is looked at. Times are those of this daemon's clock (`anyio.current_time()`), taken when it learnt
+    of a thing: the clocks of the API server and of the nodes are compared with no other.
     """
 
     def __init__(self) -> None:
@@ -27,14 +25,18 @@ class Sightings:
         """Whether the Job's Secret is known to be there: no watch tells of it, only the answer to its creation."""
         self.pod: Pod | None = None
         self.pod_gone = False
+        self.no_pod = False
+        """Whether the API has said, asked for it, that the finished Job has no pod."""
         self.terminated: Terminated | None = None
-        self.told_to_end: datetime | None = None
-        """When somebody asked for the pod's end, by its first deletionTimestamp: the kubelet moves it at the end."""
-        self.started = False
+        self.started_at: float | None = None
+        self.told_to_end_at: float | None = None
+        """When somebody was seen to have asked for the pod's end, while its container was not known to have ended."""
+        self.ended_at: float | None = None
+        self.version = 0
         self._changed = anyio.Event()
 
-    def saw(self, change: Applied[Job] | Deleted[Job] | Applied[Pod] | Deleted[Pod]) -> None:
-        """Fold in one change."""
+    def fold(self, change: Applied[Job] | Deleted[Job] | Applied[Pod] | Deleted[Pod], now: float) -> None:
+        """Take in one change, learnt of at `now`."""
         item = change.object
         deleted = isinstance(change, Deleted)
         if isinstance(item, Job):
@@ -44,21 +46,53 @@ class Sightings:
         elif self.pod is None or self.pod.metadata.uid == item.metadata.uid:
             # One pod for each Job: with restartPolicy Never and backoffLimit 0 a second one would be Kubernetes'
             # mistake, and the first is the one whose chaincode the peer knows.
+            told = item.metadata.deletion_timestamp is not None
+            if told and self.told_to_end_at is None and self.terminated is None:
+                self.told_to_end_at = now
             self.pod = item
             self.pod_gone = self.pod_gone or deleted
-            self.started = self.started or container_started(item)
             self.terminated = item.container(CONTAINER).terminated or self.terminated
-            self.told_to_end = self.told_to_end or _asked(item.metadata)
+            if self.started_at is None and container_started(item):
+                self.started_at = now
+        self._note(now)
+
+    def lost_job(self, now: float) -> None:
+        """Note that the Job is gone, where no watch has seen it go."""
+        self.job_gone = True
+        self._note(now)
+
+    def lacks_pod(self, now: float) -> None:
+        """Note that the API, asked for it, knows no pod of the Job."""
+        self.no_pod = True
+        self._note(now)
+
+    def _note(self, now: float) -> None:
+        if not self.ended:
+            self.ended_at = None  # its pod has turned up late
+        elif self.ended_at is None:
+            self.ended_at = now
+        self.version += 1
         self._changed.set()
         self._changed = anyio.Event()
 
-    def lost_job(self) -> None:
-        """Note that the Job is gone, where no watch has seen it go."""
-        self.job_gone = True
+    async def until(self, holds: Callable[["Observed"], bool]) -> None:
+        """Wait until something holds of this. No wake-up can be missed: it is looked at before each wait."""
+        while not holds(self):
+            await self._changed.wait()
+
+    async def changed_since(self, version: int) -> None:
+        """Wait until something has changed since there was this version."""
+        while self.version == version:
+            await self._changed.wait()
 
     async def changed(self) -> None:
         """Wait for the next change."""
         await self._changed.wait()
+
+    @property
+    def started(self) -> bool:
+        """Say whether the container runs or has run."""
+        return self.started_at is not None
 
     @property
     def gone(self) -> bool:
@@ -75,12 +109,27 @@ class Sightings:
         return self.job is not None and self.job.finished
 
     @property
-    def coming(self) -> bool:
+    def certain(self) -> bool:
+        """Say whether there is enough to tell how it ended: the pod, or the API's word that there is none."""
+        return self.pod is not None or self.no_pod
+
+    @property
+    def on_its_way(self) -> bool:
         """Say whether the pod is there, and its container has neither started nor been refused."""
-        if self.started or self.ended or self.job_gone or self.pod is None or self.told_to_end is not None:
+        if self.job is None or self.job_gone or self.pod is None or self.started or self.ended:
             return False
         waiting = self.pod.container(CONTAINER).waiting
-        return waiting is None or waiting.reason in COMING
+        return self.pod.metadata.deletion_timestamp is None and (waiting is None or waiting.normal)
+
+    @property
+    def grace(self) -> float:
+        """The seconds that the pod's containers may take to end."""
+        return self.pod.grace if self.pod is not None else 0.0
+
+    @property
+    def told_to_end(self) -> bool:
+        """Say whether somebody asked for the pod's end before its container had ended."""
+        return self.told_to_end_at is not None
 
 
 def container_started(pod: Pod) -> bool:
@@ -94,11 +143,4 @@ def container_started(pod: Pod) -> bool:
 
 def container_ended(pod: Pod) -> bool:
     """Say whether the pod's chaincode has ended, or can never run, by this state of it."""
-    return pod.container(CONTAINER).terminated is not None or pod.ended
-
-
-def _asked(meta: Meta) -> datetime | None:
-    if meta.deletion_timestamp is None:
-        return None
-    # deletionTimestamp lies the grace period after the request. A grace of 0 is the kubelet's own, when all is over.
-    return meta.deletion_timestamp - timedelta(seconds=meta.deletion_grace_period_seconds or GRACE_SECONDS)
+    return pod.container(CONTAINER).terminated is not None or pod.ended or pod.never_starts(CONTAINER)

@@ -1,113 +1,60 @@
-"""Knows every run: what the watches have seen of it, whether a client attends it, and whether its Job is to be deleted.
+"""All runs of this daemon, by their token and by what they launch, and the two watches that tell of them.
 
-A run outlives its connection. It is created by the first request with its token, or by a Job that a new daemon
-finds, and it is forgotten when its container has ended and nobody attends it. Deleting a Job is a decision made here
-and nowhere else, for one of the reasons of `Reason`; cancellation means that the daemon ends, and deletes nothing.
+A run outlives its connection. It is made by the first request with its token, or by a Job or pod that a new daemon
+finds, and it is forgotten when its container has ended and nobody attends it. Cancellation means that the daemon ends,
+and deletes nothing.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from enum import StrEnum
-from typing import Self
 
 import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from k8s_builderd.backoff import delays
-from k8s_builderd.errors import BuilderError
 from k8s_builderd.fabric import manifests
-from k8s_builderd.fabric.names import Subject
+from k8s_builderd.fabric.names import LaunchKey
 from k8s_builderd.fabric.objects import Job, Meta, Pod
 from k8s_builderd.fabric.plan import Plan
 from k8s_builderd.kube.api import JOBS, PODS, Api
-from k8s_builderd.kube.errors import ApiError, NotFound
+from k8s_builderd.kube.errors import NotFound
 from k8s_builderd.kube.watch import Applied, Deleted, Reflector
 from k8s_builderd.metrics import Metrics
-from k8s_builderd.runs.observed import Sightings
+from k8s_builderd.runs.record import Absence, Claim, Deletion, Reason, Run, State
+from k8s_builderd.runs.stop import delete_job
 from k8s_builderd.settings import Settings
 
-LATE = 15.0
-"""Seconds for which a deleted Job is watched for: a create request that was cut off may be carried out late."""
+KNOCK = 15.0
+"""Seconds that a client which has knocked is waited for: it sleeps for 5 between two attempts at most."""
 
-_log = structlog.get_logger("k8s_builderd.runs.store")
-
-
-class Reason(StrEnum):
-    """Why a Job is deleted."""
-
-    STOPPED = "stopped"
-    CLIENT_GONE = "client gone"
-    FAILED = "failed"
-    SUPERSEDED = "superseded"
-    ORPHAN = "orphan"
+_log = structlog.get_logger("k8s_builderd.runs")
 
 
-class Attendance:
-    """One connection's hold on a run. Ended from outside by `displace`."""
+class Siblings:
+    """The runs of one launch key, and a bell that rings for whoever waits for one of them."""
 
     def __init__(self) -> None:
-        self.since = anyio.current_time()
-        self.left = anyio.Event()
-        self.displaced: BuilderError | None = None
-        self.scope = anyio.CancelScope()
+        self.runs: dict[str, Run] = {}
+        self.version = 0
+        self._changed = anyio.Event()
 
-    def displace(self, error: BuilderError) -> None:
-        """End it; its client is told the error."""
-        self.displaced = error
-        self.scope.cancel()
+    def ring(self) -> None:
+        """Wake who waits."""
+        self.version += 1
+        self._changed.set()
+        self._changed = anyio.Event()
 
-
-class Run:
-    """One run: its names, what the watches say of it, and who attends it."""
-
-    def __init__(self, job_name: str, subject: Subject, token_sha256: str) -> None:
-        self.job_name = job_name
-        self.subject = subject
-        self.token_sha256 = token_sha256
-        self.sightings = Sightings()
-        self.told: set[str] = set()
-        self.attendance: Attendance | None = None
-        self.absences = 0
-        self.since = anyio.current_time()
-        self.made: Plan | None = None
-        """What its Job was made from, where this daemon has made it."""
-        self.peer = ""
-        """The peer process that its newest client was called by (`Plan.peer`)."""
-        self.heir = 0
-        """How many later launches have gone on with its Job."""
-        self.attempted = False
-        """Whether a Job of this run may exist: one was asked for, found, or is named by a cursor."""
-        self.dropped = False
-        """Whether its peer has dropped this launch, so that its chaincode would be refused."""
-        self.ending: anyio.Event | None = None
-        """Set while its Job is being deleted; the event tells that the API has accepted that."""
-        self.reason: Reason | None = None
-        """Why it is being deleted."""
-        self.trouble = ""
-        """Why the API has not accepted that yet."""
-
-    @classmethod
-    def of(cls, meta: Meta) -> Self:
-        """Return the run that a Job found in the cluster belongs to."""
-        return cls(meta.name, meta.subject, meta.token_sha256)
-
-    def displace(self, error: BuilderError) -> None:
-        """End whoever attends it."""
-        if self.attendance is not None:
-            self.attendance.displace(error)
-
-    @property
-    def live(self) -> bool:
-        """Say whether its container runs or may yet come to run."""
-        return self.attempted and not self.sightings.ended
+    async def changed_since(self, version: int) -> None:
+        """Wait until one of the runs has changed, come or gone since there was this version."""
+        while self.version == version:
+            await self._changed.wait()
 
 
-class Registry:
-    """All runs of this daemon's instance, by the hash of their token, and the two watches that tell of them.
+class Store:
+    """All runs of this daemon's instance.
 
-    Never by the name of the Job: its suffix is short enough to be found by trying, and would give one local process
-    another's run.
+    Found by the hash of their token, never by the name of the Job: its suffix is short enough to be found by trying,
+    and would give one local process another's run.
     """
 
     def __init__(self, api: Api, settings: Settings, metrics: Metrics) -> None:
@@ -115,10 +62,10 @@ class Registry:
         self._settings = settings
         self._metrics = metrics
         self._by_token: dict[str, Run] = {}
-        self._changed = anyio.Event()
+        self._by_key: dict[LaunchKey, Siblings] = {}
+        self._objects: dict[str, dict[str, Job | Pod]] = {}
+        """Every Job and pod that is there, by token and uid: what is known of a run before the run is."""
         self._claims_count = False
-        self._unending: set[str] = set()
-        """The uids of pods that did not end when they were told to: their node is lost. Nobody waits for them twice."""
         self._tasks: TaskGroup
         label = manifests.selector(settings.instance)
         self.jobs = Reflector(api, JOBS, Job, label, self._job_changed, silence=settings.watch_silence)
@@ -139,216 +86,241 @@ class Registry:
         return len(self._by_token)
 
     @property
-    def blind(self) -> str | None:
+    def watch_error(self) -> str | None:
         """Why a watch is interrupted, or None."""
-        return self.jobs.trouble or self.pods.trouble
+        return self.jobs.error or self.pods.error
 
     async def synced(self) -> None:
         """Wait until it is known what there is."""
         await self.jobs.ever_synced.wait()
         await self.pods.ever_synced.wait()
 
-    async def changed(self) -> None:
-        """Wait until a watch has told something, or a run has gone."""
-        await self._changed.wait()
+    # Finding runs
+
+    def find(self, token_sha256: str) -> Run | None:
+        """Return the run with this token, where one is known."""
+        return self._by_token.get(token_sha256)
+
+    def get_or_make(self, plan: Plan) -> Run:
+        """Return the run with the plan's token, made now if nothing is known of it."""
+        run = self._by_token.get(plan.token.sha256)
+        return run or self._add(Run(plan.job_name, plan.key, plan.token.sha256))
+
+    def siblings(self, key: LaunchKey) -> Siblings:
+        """Return the runs of a launch key. Those that are looked for again and again are looked for here once."""
+        return self._by_key.get(key) or Siblings()
+
+    def _add(self, run: Run) -> Run:
+        self._by_token[run.token_sha256] = run
+        self._by_key.setdefault(run.key, Siblings()).runs[run.token_sha256] = run
+        known = self._objects.get(run.token_sha256, {}).values()
+        for job in (it for it in known if isinstance(it, Job)):
+            run.found(Applied(job))
+        for pod in (it for it in known if isinstance(it, Pod) and it.job_name == run.job_name):
+            run.found(Applied(pod))
+        return run
+
+    def _forget(self, run: Run) -> None:
+        if self._by_token.get(run.token_sha256) is run:
+            del self._by_token[run.token_sha256]
+            siblings = self._by_key[run.key]
+            del siblings.runs[run.token_sha256]
+            siblings.ring()
+            if not siblings.runs:
+                del self._by_key[run.key]
+
+    def _ring(self, run: Run) -> None:
+        if (siblings := self._by_key.get(run.key)) is not None:
+            siblings.ring()
+
+    # Clients that come and go
+
+    def take(self, run: Run, plan: Plan) -> Claim:
+        """Give a run to the connection that asks with this plan."""
+        claim = run.take(plan)
+        self._ring(run)
+        return claim
+
+    def release(self, run: Run, claim: Claim, *, comes_back: bool) -> None:
+        """Take a run back from a connection that has ended.
+
+        :param comes_back: whether its client may come back: then it has its grace.
+        """
+        if run.release(claim):
+            if comes_back and run.deletion is None:
+                self._miss(run, self._settings.reconnect_grace, Reason.CLIENT_GONE)
+            self._settle(run)
+        self._ring(run)
+
+    def knocked(self, token_sha256: str) -> None:
+        """Note that the client of a run has tried to come back and was not served."""
+        if (run := self._by_token.get(token_sha256)) is not None:
+            run.knock(anyio.current_time() + max(KNOCK, self._settings.reconnect_grace))
 
     async def expire_orphans(self) -> None:
         """Start the grace of the Jobs that nobody claims, once the watches are synced. Call when the socket is open."""
         await self.synced()
         self._claims_count = True
         for run in list(self._by_token.values()):
-            if run.attendance is None and run.ending is None:
-                self.start_grace(run, self._settings.orphan_grace, Reason.ORPHAN)
+            self._count_as_orphan(run)
 
-    def claim(self, plan: Plan) -> Run:
-        """Return the run with the plan's token, made now if nothing is known of it."""
-        token = plan.token.sha256
-        run = self._by_token.get(token)
-        if run is None:
-            run = self._by_token[token] = Run(plan.job_name, plan.subject, token)
-            self._catch_up(run)
-        return run
-
-    # Other launches of the same chaincode
-
-    def coming(self, plan: Plan) -> Run | None:
-        """Return an earlier launch on the same terms whose pod is there but whose container has not started, if any."""
-        if plan.token.sha256 in self._by_token:
-            return None
-        return next(
-            (
-                run
-                for run in self._by_token.values()
-                if run.made is not None
-                and run.made.terms == plan.terms
-                and run.ending is None
-                and run.sightings.job is not None
-                and run.sightings.coming
-            ),
-            None,
-        )
-
-    def rivals(self, run: Run) -> list[Run]:
-        """Return the other launches of the same chaincode that have not ended, those still without a Job included."""
-        return [
-            rival
-            for rival in self._by_token.values()
-            if rival is not run
-            and rival.subject == run.subject
-            and (rival.live or (rival.attendance is not None and not rival.sightings.ended))
-            and (rival.sightings.pod is None or rival.sightings.pod.metadata.uid not in self._unending)
-        ]
-
-    def pods_of_others(self, run: Run) -> list[Pod]:
-        """Return the pods of other launches of the same chaincode."""
-        return [
-            pod
-            for pod in self.pods.objects.values()
-            if pod.metadata.subject == run.subject and job_of(pod.metadata) != run.job_name
-        ]
-
-    async def look_at(self, pod: Meta) -> None:
-        """Ask for a pod, because the watch may have fallen silent, and take in what the API says.
-
-        :raises ApiError: if it says nothing.
-        """
-        try:
-            found = await self._api.get(PODS, Pod, pod.name)
-        except NotFound:
-            self.pods.lose(pod.uid)
+    def _count_as_orphan(self, run: Run) -> None:
+        if run.claim is not None or run.absence is not None or run.deletion is not None or not run.state.may_run:
             return
-        if found.metadata.uid == pod.uid:
-            self.pods.adopt(found)
+        job = run.observed.job
+        if job is not None and self._is_mine(job.metadata):
+            self._miss(run, self._settings.orphan_grace, Reason.ORPHAN)
+        elif job is not None and run.tells("job_of_another_daemon"):
+            _log.info("job_of_another_daemon", job=run.job_name)
+
+    def _is_mine(self, job: Meta) -> bool:
+        return is_mine(job, pod_uid=self._settings.pod_uid, host=self._settings.host)
+
+    def _miss(self, run: Run, seconds: float, reason: Reason) -> None:
+        absence = run.miss(anyio.current_time() + seconds, reason)
+        self._tasks.start_soon(self._expire, run, absence)
+
+    async def _expire(self, run: Run, absence: Absence) -> None:
+        while run.absence is absence and anyio.current_time() < absence.until:  # noqa: ASYNC110 - no polling
+            await anyio.sleep_until(absence.until)  # a knock may put it off meanwhile
+        if run.absence is not absence:
+            return
+        if absence.reason is Reason.LEFT_OVER or run.state.may_run:
+            _log.warning("job_unclaimed", job=run.job_name, reason=absence.reason)
+            self.delete(run, absence.reason)
         else:
-            self.pods.lose(pod.uid)
+            self._forget(run)
 
-    def give_up(self, pods: list[Meta]) -> None:
-        """Wait no more for the end of these pods."""
-        if not pods:
-            return
-        _log.warning("pods_do_not_end", pods=[meta.name for meta in pods])
-        self._unending |= {meta.uid for meta in pods}
-
-    def given_up(self, uid: str) -> bool:
-        """Say whether a pod's end is waited for no more."""
-        return uid in self._unending
-
-    # How a run ends without its client
+    # Deletion
 
     def may_have_job(self, run: Run) -> bool:
         """Say whether a Job of this run may exist."""
         # Before the watches have told, a Job may be there that an earlier daemon made for this token.
-        return run.attempted or not self.jobs.ever_synced.is_set()
+        return run.state.may_run or (run.state is State.WAITING and not self.jobs.ever_synced.is_set())
 
-    def begin_deletion(self, run: Run, reason: Reason) -> anyio.Event:
-        """Delete the run's Job, in the background; the event tells that the API has accepted that."""
-        if run.ending is None:
-            run.ending, run.reason = anyio.Event(), reason
-            run.attempted = True
+    def delete(self, run: Run, reason: Reason) -> Deletion:
+        """Delete the run's Job, in the background."""
+        if run.deletion is None:
             self._metrics.deleted(reason)
-            self._tasks.start_soon(self._see_deleted, run, run.ending, reason)
-        return run.ending
+            self._tasks.start_soon(self._carry_out, run, run.delete(reason))
+            self._ring(run)
+        assert run.deletion is not None
+        return run.deletion
 
-    async def _see_deleted(self, run: Run, accepted: anyio.Event, reason: Reason) -> None:
-        """Delete the Job until it is gone and its container has ended."""
-        pauses = delays(0.1, 5.0)
-        sightings = run.sightings
-        while True:
-            absent = False
-            try:
-                job = await self._api.get(JOBS, Job, run.job_name)
-                if job.metadata.token_sha256 != run.token_sha256:
-                    raise NotFound("the job of that name is another run's")
-                await self._api.delete(JOBS, run.job_name, job.metadata.uid)
-                _log.info("job_deleted", job=run.job_name, reason=reason)
-            except NotFound:
-                absent = sightings.job is None
-            except ApiError as error:
-                run.trouble = str(error)
-                _log.warning("job_not_deleted", job=run.job_name, reason=run.trouble)
-                await anyio.sleep(error.pause(next(pauses)))
-                continue
-            run.trouble = ""
-            accepted.set()
-            with anyio.move_on_after(LATE):
-                # What was absent and turns up now is a creation that had been cut off and was carried out late.
-                while not (sightings.job_gone and sightings.ended) and not (absent and sightings.job is not None):
-                    await sightings.changed()
-            if sightings.job is None or sightings.job_gone or not self.jobs.synced:
-                break
-        self._forget(run)
-        self._pulse()
-
-    def start_grace(self, run: Run, seconds: float, reason: Reason) -> None:
-        """Delete the run's Job unless a client attends it within so many seconds."""
-        self._tasks.start_soon(self._expire, run, seconds, reason, run.absences + (run.attendance is not None))
-
-    async def _expire(self, run: Run, seconds: float, reason: Reason, absence: int) -> None:
-        await anyio.sleep(seconds)
-        if run.attendance is None and run.absences == absence and run.ending is None:
-            if run.live:
-                _log.warning("job_unclaimed", job=run.job_name, seconds=seconds, reason=reason)
-                self.begin_deletion(run, reason)
-            else:
+    async def _carry_out(self, run: Run, deletion: Deletion) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._ring_when_accepted, run, deletion)
+            if await delete_job(self._api, run, deletion, lambda: self.watch_error):
                 self._forget(run)
+            else:
+                _log.info("deletion_withdrawn", job=run.job_name, reason=deletion.reason)
+                run.withdraw()
+                if run.claim is None:
+                    self._miss(run, self._settings.reconnect_grace, Reason.CLIENT_GONE)
+            tasks.cancel_scope.cancel()
 
-    def settle(self, run: Run) -> None:
-        """Forget a run that is over and that nobody attends."""
-        if run.attendance is None and run.ending is None and not run.live:
-            self._forget(run)
+    async def _ring_when_accepted(self, run: Run, deletion: Deletion) -> None:
+        await deletion.accepted.wait()
+        self._ring(run)
+
+    def _settle(self, run: Run) -> None:
+        """Forget a run that is over and that nobody attends, once its Job finishes by itself."""
+        if not run.over:
+            return
+        job = run.observed.job
+        if run.state is State.ENDED and job is not None and not job.finished and not run.observed.job_gone:
+            # Another container of the pod may go on, and then nothing finishes the Job (recorded: second-container).
+            if (run.absence is None or run.absence.reason is not Reason.LEFT_OVER) and self._is_mine(job.metadata):
+                self._miss(run, manifests.TTL_SECONDS, Reason.LEFT_OVER)
+            return
+        self._forget(run)
 
     # What the watches tell
 
+    async def look(self, run: Run) -> None:
+        """Ask the API for the run's pod, because the watch may not have told, and take in what it says.
+
+        :raises ApiError: if it says nothing.
+        """
+        pod = run.observed.pod
+        if pod is None:
+            query = f"{manifests.selector(self._settings.instance)},job-name={run.job_name}"
+            listed = await self._api.list(PODS, Pod, labelSelector=query)
+            for found in listed.items:
+                self.pods.adopt(found)
+            if run.observed.pod is None:
+                run.lacks_pod()
+            return
+        uid = pod.metadata.uid
+        try:
+            found = await self._api.get(PODS, Pod, pod.metadata.name)
+        except NotFound:
+            self.pods.lose(uid)
+            return
+        if found.metadata.uid != uid:
+            self.pods.lose(uid)
+            return
+        self.pods.adopt(found)
+        run.confirm()
+
     def _job_changed(self, change: Applied[Job] | Deleted[Job]) -> None:
-        meta = change.object.metadata
-        token = meta.token_sha256
+        job = change.object
+        token = job.metadata.token_sha256
+        self._remember(change)
         run = self._by_token.get(token)
         if run is None:
-            if isinstance(change, Deleted) or change.object.finished or not token:
+            if isinstance(change, Deleted) or job.finished or not token:
                 return
-            run = self._by_token[token] = Run.of(meta)
-            self._catch_up(run)
-            if self._claims_count:
-                self.start_grace(run, self._settings.orphan_grace, Reason.ORPHAN)
-        elif run.sightings.job is None and run.job_name != meta.name:
-            run.job_name = meta.name  # an earlier daemon, with other settings, has made it
-            self._catch_up(run)
-        run.attempted = True
-        run.sightings.saw(change)
-        self.settle(run)
-        self._pulse()
+            run = self._add(Run.of(job))
+        is_new = run.observed.job is None or run.made is None
+        run.found(change)
+        if is_new and self._claims_count:
+            self._count_as_orphan(run)
+        self._settle(run)
+        self._ring(run)
 
     def _pod_changed(self, change: Applied[Pod] | Deleted[Pod]) -> None:
+        pod = change.object
+        self._remember(change)
+        run = self._by_token.get(pod.metadata.token_sha256)
+        if run is None:
+            if isinstance(change, Deleted) or not pod.metadata.token_sha256 or not _may_run(pod):
+                return
+            run = self._add(Run.of(pod))  # its Job is gone, or the watch of Jobs has not told yet
+        known = run.observed.pod
+        if pod.job_name != run.job_name and (known is None or known.metadata.uid != pod.metadata.uid):
+            return
+        run.found(change)
+        self._settle(run)
+        self._ring(run)
+
+    def _remember(self, change: Applied[Job] | Deleted[Job] | Applied[Pod] | Deleted[Pod]) -> None:
         meta = change.object.metadata
-        if isinstance(change, Deleted):
-            self._unending.discard(meta.uid)
-        run = self._by_token.get(meta.token_sha256)
-        if run is not None and job_of(meta) == run.job_name:
-            run.sightings.saw(change)
-            self.settle(run)
-        self._pulse()
+        of_token = self._objects.setdefault(meta.token_sha256, {})
+        if isinstance(change, Applied):
+            of_token[meta.uid] = change.object
+        else:
+            of_token.pop(meta.uid, None)
+        if not of_token:
+            del self._objects[meta.token_sha256]
 
-    def _catch_up(self, run: Run) -> None:
-        """Tell a run what the watches have seen before it was known here."""
-        for job in self.jobs.objects.values():
-            if job.metadata.token_sha256 == run.token_sha256:
-                run.attempted = True
-                run.job_name = job.metadata.name
-                run.sightings.saw(Applied(job))
-        for pod in self.pods.objects.values():
-            meta = pod.metadata
-            if meta.token_sha256 == run.token_sha256 and job_of(meta) == run.job_name:
-                run.sightings.saw(Applied(pod))
-
-    def _forget(self, run: Run) -> None:
-        if self._by_token.get(run.token_sha256) is run:
-            del self._by_token[run.token_sha256]
-
-    def _pulse(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+    def __iter__(self) -> Iterator[Run]:
+        return iter(list(self._by_token.values()))
 
 
-def job_of(meta: Meta) -> str:
-    """Return the name of the Job that owns a pod, empty where none does."""
-    return next((owner.name for owner in meta.owner_references or () if owner.kind == "Job"), "")
+def is_mine(job: Meta, *, pod_uid: str, host: str) -> bool:
+    """Say whether an earlier daemon of this very pod or host has made a Job.
+
+    Names and labels alone never say so: a copied values file gives them to two daemons.
+
+    :param pod_uid: the uid of the daemon's own pod; empty where it has none.
+    :param host: the daemon's `Settings.host`.
+    """
+    owners = [owner.uid for owner in job.owner_references or () if owner.kind == "Pod"]
+    if owners:
+        return pod_uid in owners
+    return job.host in {"", host}  # none: made before there was this annotation
+
+
+def _may_run(pod: Pod) -> bool:
+    return pod.container(manifests.CONTAINER).terminated is None and not pod.ended

@@ -5,7 +5,7 @@ import hashlib
 from k8s_builderd.errors import ProtocolError
 from k8s_builderd.fabric import names
 from k8s_builderd.fabric.names import Token
-from k8s_builderd.fabric.package import CHAINCODE_FILE, IMAGE_FILE, decode_chaincode, decode_image
+from k8s_builderd.fabric.package import CHAINCODE_FILE, IMAGE_FILE, decode_built_image, decode_chaincode
 from k8s_builderd.fabric.plan import Plan
 from k8s_builderd.gateway.connection import Connection
 from k8s_builderd.gateway.protocol import Request
@@ -25,7 +25,24 @@ async def serve(request: Request, connection: Connection, settings: Settings, ru
     connection.debug = plan.settings.debug
     for name in settings.overridden(request.environment):
         await connection.say_debug(f"The daemon's {name} is used, not the peer's")
+    if cursor is None:
+        await _warn(plan, connection)
     return await runs.attend(plan, cursor, connection)
+
+
+async def _warn(plan: Plan, connection: Connection) -> None:
+    """Tell what is allowed and yet may be a mistake."""
+    if plan.image.tag:
+        await connection.say(
+            f"image.json names the tag {plan.image.tag!a} and a digest. Kubernetes runs the image of the digest; the"
+            " tag means nothing"
+        )
+    if not plan.chaincode.reachable:
+        await connection.say(
+            f"The chaincode is told to connect to {plan.chaincode.peer_address}. That works only on the peer's own"
+            " machine: for chaincode in pods, set CORE_PEER_CHAINCODEADDRESS on the peer to an address that pods can"
+            " reach"
+        )
 
 
 def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Plan:
@@ -35,10 +52,9 @@ def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Pl
     :raises PackageError: if a document cannot be used.
     """
     launch = settings.for_launch(request.environment)
-    image = decode_image(request.document(IMAGE_FILE))
+    image = decode_built_image(request.document(IMAGE_FILE))
     chaincode = decode_chaincode(request.document(CHAINCODE_FILE))
-    inherited = cursor.token if cursor is not None else None
-    token = inherited or Token(request.token.decode())
+    token = token_of(request, cursor)
     object_name = names.object_name(
         launch.object_name_prefix, launch.peer_id, chaincode.peer_address, chaincode.mspid, chaincode.chaincode_id
     )
@@ -52,10 +68,27 @@ def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Pl
         peer=hashlib.sha256(chaincode.root_cert.encode()).hexdigest()[:32] if chaincode.tls else "",
         instance=settings.instance,
         namespace=settings.namespace,
+        host=settings.host,
+        security_profile=settings.security_profile,
         run_as_non_root=settings.run_as_non_root,
         template=settings.pod_template,
-        heir=cursor.heir if cursor is not None else 0,
+        takeovers=cursor.takeovers if cursor is not None else 0,
     )
+
+
+def knocked(request: Request, runs: Runs) -> None:
+    """Take note that the client of a run is there, though it is turned away for now.
+
+    :param request: need not hold more than token and cursor.
+    :raises ProtocolError: if the cursor is none of ours.
+    """
+    runs.knocked(token_of(request, read_cursor(request)).sha256)
+
+
+def token_of(request: Request, cursor: Cursor | None) -> Token:
+    """Return the token of the run: the client's own, or of the earlier launch with whose Job it goes on."""
+    reused = cursor.token if cursor is not None else None
+    return reused or Token(request.token.decode())
 
 
 def read_cursor(request: Request) -> Cursor | None:

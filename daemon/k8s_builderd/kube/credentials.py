@@ -1,0 +1,158 @@
+"""Who we are to the API server: its address, and certificates and a bearer token that may change.
+
+kubernetes_asyncio finds them: in a pod, or in a kubeconfig with token, client certificate or exec plugin.
+"""
+
+import os
+import signal
+import ssl
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from k8s_builderd.errors import SettingsError
+from k8s_builderd.kube import slim
+from k8s_builderd.kube.errors import Unauthorized
+
+LOAD_TIMEOUT = 60.0
+"""Seconds that loading the credentials may take; an exec plugin may have to ask somebody far away."""
+
+
+class Login(msgspec.Struct, frozen=True, eq=False):
+    """What one load has found. Every load makes another, so that two can be told apart."""
+
+    configuration: Any
+    tls: ssl.SSLContext | bool
+
+    async def headers(self) -> dict[str, str]:
+        """Return the Authorization header, the token read anew from its file where that is due.
+
+        :raises Unauthorized: if it cannot be read, as when its file is empty for a moment; it is read again next time.
+        """
+        try:
+            settings = await self.configuration.auth_settings()
+        except Exception as error:  # the library raises whatever a file makes it raise
+            raise Unauthorized(f"the credentials cannot be read: {error}") from error
+        if (bearer := settings.get("BearerToken")) is None:
+            return {}
+        value = bearer["value"].strip()
+        if not value.isprintable():
+            raise Unauthorized("the credentials cannot be used: the token holds control characters")
+        return {"Authorization": value}
+
+
+class Credentials:
+    """The newest login, and how to come by a newer one.
+
+    A load goes on in a task of its own: whoever waits for it may lose patience, and the others still get it.
+    """
+
+    def __init__(self, kubeconfig: str, tasks: TaskGroup, *, load_timeout: float = LOAD_TIMEOUT) -> None:
+        """Prepare; `load` comes first.
+
+        :param kubeconfig: a file's path, or empty for the pod's own service account.
+        :param tasks: where loads run.
+        """
+        self._kubeconfig = kubeconfig
+        self._tasks = tasks
+        self._load_timeout = load_timeout
+        self._configuration, self._config = slim.load()
+        self._renewal: _Renewal | None = None
+        self.current: Login
+
+    async def load(self) -> None:
+        """Read the configuration, now.
+
+        :raises SettingsError: if there is none, it cannot be used, or an exec plugin does not end.
+        """
+        configuration = self._configuration.Configuration()
+        try:
+            with anyio.fail_after(self._load_timeout):
+                if self._kubeconfig:
+                    await self._config.load_kube_config(
+                        config_file=self._kubeconfig, client_configuration=configuration, persist_config=False
+                    )
+                else:
+                    self._config.load_incluster_config(client_configuration=configuration)
+        except Exception as error:  # the loaders raise whatever a file or plugin makes them raise
+            why: Exception | str = error
+            if isinstance(error, TimeoutError):
+                why = f"no answer within {self._load_timeout:g} s"
+                _kill_plugins()
+            if self._kubeconfig:
+                raise SettingsError(
+                    f"The KUBECONFIG_PATH environment variable must name a kubeconfig that can be used:"
+                    f" {self._kubeconfig}: {why}"
+                ) from error
+            raise SettingsError(
+                f"Not in a Kubernetes pod ({why}): set the KUBECONFIG_PATH environment variable to a kubeconfig"
+            ) from error
+        self.current = Login(configuration, _tls(configuration))
+
+    async def renewed(self, than: Login) -> Login:
+        """Return a newer login than one that was refused; all who ask at the same time share one load.
+
+        :raises Unauthorized: if it cannot be loaded.
+        """
+        if self.current is than:
+            if self._renewal is None:
+                self._renewal = _Renewal()
+                self._tasks.start_soon(self._renew, self._renewal)
+            renewal = self._renewal
+            await renewal.done.wait()
+            if renewal.error is not None:
+                raise Unauthorized(str(renewal.error)) from renewal.error
+        return self.current
+
+    async def _renew(self, renewal: "_Renewal") -> None:
+        try:
+            await self.load()
+        except SettingsError as error:
+            renewal.error = error
+        finally:
+            self._renewal = None
+            renewal.done.set()
+
+
+class _Renewal:
+    """One load that some wait for."""
+
+    def __init__(self) -> None:
+        self.done = anyio.Event()
+        self.error: SettingsError | None = None
+
+
+def _kill_plugins() -> None:
+    """Kill the exec plugins that this process has started: the library leaves behind what it no longer waits for."""
+    for directory in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, ValueError, IndexError):
+            _, _, fields = (directory / "stat").read_text("utf-8", "replace").rpartition(")")
+            parent = int(fields.split()[1])
+            if parent == os.getpid() and b"KUBERNETES_EXEC_INFO=" in (directory / "environ").read_bytes():
+                os.kill(int(directory.name), signal.SIGKILL)
+
+
+def _tls(configuration: Any) -> ssl.SSLContext | bool:
+    """Return what TLS to speak by a configuration of kubernetes_asyncio.
+
+    :raises SettingsError: if a certificate file is missing or broken.
+    """
+    if not configuration.host.startswith("https"):
+        return True
+    try:
+        context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+        if configuration.cert_file:
+            context.load_cert_chain(configuration.cert_file, configuration.key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"The kubeconfig's certificates cannot be used: {error}") from error
+    # What Go's clients do not ask for either: from Python 3.13 on, a cluster whose CA lacks a key usage extension
+    # would be refused. Chain and name are checked all the same.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

@@ -1,0 +1,284 @@
+"""What is done about earlier launches of the same chaincode before a new one begins. Pure: facts in, a decision out.
+
+The rules are the peer's own (Fabric's core/chaincode):
+
+- A peer launches a chaincode only when none is registered. When *any* stream that has sent REGISTER for its id closes,
+  the peer drops whoever holds that id, a launch in progress included (handler_registry.go, Deregister). So nothing new
+  begins before an earlier container has ended; and where that one was connected to the very process that launches, its
+  end has dropped the new launch, which then ends as well. The next request succeeds.
+- A launch that fails drops its id once more, whoever holds it by then (runtime_launcher.go, Launch). So a dropped
+  launch and the one after it end in one moment.
+- A peer that has waited for chaincode.startuptimeout forgets the launch and stops nothing. If each launch began anew, a
+  start slower than that would never succeed. So a new launch goes on with a Job whose pod is still on its way.
+"""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+from msgspec import Struct
+
+from k8s_builderd.runs.record import Reason, Run, State
+
+END_NEWS = 2.0
+"""Seconds in which a node tells that a container has ended; 0.2 to 1.3 were measured."""
+
+CRASH_NEWS = 1.5
+"""Seconds after a launch in which the news of an end may still be of one before the launch."""
+
+END_MARGIN = 5.0
+"""Seconds beyond its pod's grace in which a container must have ended."""
+
+REUSABLE = 480.0
+"""Seconds from a launch to the last one that may go on with its Job: a peer forgets a certificate after 600.
+
+Without TLS it holds too: a pod that is stuck without a word is to be made anew some time.
+"""
+
+
+class Known(Struct, frozen=True, kw_only=True):
+    """A launch as this daemon knows it at one moment. Times are of the daemon's own clock."""
+
+    run: str
+    """What identifies it: the hash of its token."""
+    job: str
+    since: float
+    """When this daemon first heard of it."""
+    peer: str = ""
+    """The peer process that launched it; empty where the peer runs without TLS."""
+    reuse_key: Any = None
+    """What its Job was made from, where this daemon has made it; for the launch that asks, what it would make."""
+    state: State = State.WAITING
+    on_its_way: bool = False
+    """Whether its pod starts, and nothing is wrong with that."""
+    claimed: float | None = None
+    """Since when a client is connected."""
+    started: bool = False
+    ended: float | None = None
+    """When its container was seen to have ended."""
+    deleting: bool = False
+    """Whether the deletion of its Job was decided."""
+    replaced: bool = False
+    """Whether that was because the peer has launched again."""
+    deletion_error: str = ""
+    """Why the API has not accepted that yet."""
+    told: float | None = None
+    """Since when it is known that it was told to end: the API accepted the deletion, or its pod says so."""
+    has_job: bool = True
+    """Whether there is a Job that can be deleted."""
+    pod: str = ""
+    pod_told: bool = False
+    """Whether its pod says that it was told to end."""
+    certain: bool = True
+    """Whether its end, where it has ended, was the pod's word, and not taken from the Job alone."""
+    confirmed: float | None = None
+    """When the API, asked, last said that its pod is still there."""
+    grace: float = 2.0
+    """Seconds that its pod may take to end."""
+    given_up: bool = False
+    dropped: bool = False
+
+    @classmethod
+    def of(cls, run: Run) -> "Known":
+        """Return what is known of a run."""
+        seen, deletion = run.observed, run.deletion
+        told = [
+            at for at in (seen.told_to_end_at, deletion.accepted_at if deletion is not None else None) if at is not None
+        ]
+        reusable = run.made is not None and deletion is None
+        return cls(
+            run=run.token_sha256,
+            job=run.job_name,
+            since=run.since,
+            peer=run.peer,
+            reuse_key=run.made.reuse_key if reusable and run.made is not None else None,
+            state=run.state,
+            on_its_way=seen.on_its_way,
+            claimed=run.claim.since if run.claim is not None and run.claim.revoked is None else None,
+            started=seen.started,
+            ended=seen.ended_at,
+            deleting=deletion is not None,
+            replaced=deletion is not None and deletion.reason is Reason.REPLACED,
+            deletion_error=deletion.last_error if deletion is not None else "",
+            told=min(told, default=None),
+            has_job=not seen.job_gone and (seen.job is not None or seen.pod is None),
+            pod=seen.pod.metadata.name if seen.pod is not None else "",
+            pod_told=seen.told_to_end,
+            certain=seen.certain,
+            confirmed=run.confirmed_at,
+            grace=seen.grace,
+            given_up=run.given_up,
+            dropped=run.dropped,
+        )
+
+
+class Create(Struct, frozen=True):
+    """Nothing is in the way: make a Job."""
+
+
+class Reuse(Struct, frozen=True):
+    """Go on with the Job of this run, whose pod is still on its way."""
+
+    run: str
+
+
+class Wait(Struct, frozen=True):
+    """Look again when something has changed, or at `until` at the latest. `why` is empty while nobody need know."""
+
+    until: float
+    why: str = ""
+
+
+class Replace(Struct, frozen=True):
+    """Tell the clients of these that the peer has launched again, and delete what they have in the cluster."""
+
+    runs: frozenset[str]
+
+
+class Look(Struct, frozen=True):
+    """Ask the API for the pods of these: by what is known they should have ended."""
+
+    runs: frozenset[str]
+
+
+class GiveUp(Struct, frozen=True):
+    """Wait no more for these: they were told to end, the API still has their pods, and their time is over."""
+
+    runs: frozenset[str]
+
+
+class Yield(Struct, frozen=True):
+    """End this launch, and with it those whose clients are named."""
+
+    why: str
+    together_with: frozenset[str] = frozenset()
+
+
+Decision = Create | Reuse | Wait | Replace | Look | GiveUp | Yield
+
+DROPPED = "the peer cancelled this launch because the previous chaincode disconnected: retry the request"
+DROPPED_TOGETHER = "the peer cancelled this launch together with the one before it: retry the request"
+LAUNCHED_AGAIN = (
+    "the peer has launched this chaincode again. If it was still starting, raise the peer's chaincode.startuptimeout"
+)
+
+
+def decide(
+    me: Known,
+    others: Collection[Known],
+    now: float,
+    *,
+    peer_patience: float,
+    may_reuse: bool = False,
+    came_dropped: bool = False,
+    watch_error: str = "",
+) -> Decision:
+    """Say what to do next for a launch that has no Job yet.
+
+    :param others: all other launches of the chaincode that were known at any time since this one came.
+    :param peer_patience: seconds that the peer waits for a launch at least.
+    :param may_reuse: whether this launch is new, so that it may go on with another's Job.
+    :param came_dropped: whether its client says that the peer has dropped it before. Such a launch ends nothing itself:
+        what runs by now may be a later launch's.
+    :param watch_error: why the watches do not tell what there is; empty while they do.
+    """
+    alive = [it for it in others if it.state.may_run and not it.given_up]
+    if came_dropped:
+        ending = [it for it in alive if it.told is not None and now < _due(it, me)]
+        return Wait(max(_due(it, me) for it in ending), _names(ending)) if ending else Yield(DROPPED)
+    if doomed := [it.run for it in others if it.since < me.since and _is_waited_for(it, me, now, peer_patience)]:
+        return Yield(DROPPED_TOGETHER, frozenset(doomed))
+    if may_reuse:
+        for it in alive:
+            if (
+                it.on_its_way
+                and it.reuse_key is not None
+                and it.reuse_key == me.reuse_key
+                and now <= it.since + REUSABLE
+            ):
+                return Reuse(it.run)
+    if any(it.state is State.WAITING and it.claimed is not None and it.since > me.since for it in others):
+        return Yield(LAUNCHED_AGAIN)  # the peer waits for the newest only
+    # A peer launches again only after the old stream has closed. A container that still seems to run has most likely
+    # just crashed: its node is to say so first, for its own `run` to tell why, and for no launch to be dropped.
+    if any(_may_have_crashed(it, me, now) for it in alive):
+        return Wait(me.since + END_NEWS)
+    if standing := [
+        it.run
+        for it in others
+        if (it.state.may_run and not it.given_up and it.has_job and not it.deleting)
+        or (it.claimed is not None and it.state is not State.ENDED)
+    ]:
+        return Replace(frozenset(standing))
+    if alive:
+        return _outlast(alive, me, now, watch_error)
+    if watch_error and any(it.state is State.ENDED and not it.certain for it in others):
+        return Wait(now + END_MARGIN, watch_error)  # unknown is not ended
+    return Yield(DROPPED) if me.dropped or is_dropped(me, others, now) else Create()
+
+
+def is_dropped(me: Known, others: Collection[Known], now: float) -> bool:
+    """Say whether the peer drops, or has dropped, this launch because of the end of another."""
+    return any(_drops(it, me, now) for it in others)
+
+
+def _drops(it: Known, me: Known, now: float) -> bool:
+    """Say whether the end of a launch costs a later one of the same peer process its registration.
+
+    Each start of a peer makes a new CA, which tells its processes apart. Without TLS it is the same process as long as
+    the old launch's `run` is there, or was until just now.
+    """
+    ended_since = it.ended is not None and it.ended > me.since
+    if it.given_up or not it.started or not (it.state.may_run or ended_since):
+        return False
+    was_connected = it.claimed is not None or ((it.deleting or ended_since) and not it.replaced)
+    if it.peer != me.peer or not (me.peer or was_connected):
+        return False
+    if it.ended is None:
+        return not _may_have_crashed(it, me, now)
+    # It was told to end and so had not crashed before; or it ended too late for that.
+    return it.told is not None or it.ended > me.since + CRASH_NEWS
+
+
+def _may_have_crashed(it: Known, me: Known, now: float) -> bool:
+    """Say whether a container that seems to run may have ended before this launch came."""
+    return it.started and it.told is None and not it.deleting and now < me.since + END_NEWS
+
+
+def _is_waited_for(it: Known, me: Known, now: float, patience: float) -> bool:
+    """Say whether the peer process still waits for a launch, though it has launched again: it has dropped it.
+
+    It waits for as long as the launch's `run` is there; only after its chaincode.startuptimeout it does not any more.
+    """
+    if it.claimed is None or it.started or it.state is State.ENDED or it.peer != me.peer:
+        return False
+    return it.dropped or now < it.claimed + patience
+
+
+def _outlast(alive: list[Known], me: Known, now: float, watch_error: str) -> Decision:
+    """Wait for the end of containers that have been told to end, as long as that can be seen."""
+    if refused := [it for it in alive if it.deleting and it.told is None]:
+        errors = [it.deletion_error for it in refused if it.deletion_error]
+        return Wait(math.inf, errors[0] if errors else _names(alive))
+    if pending := [it for it in alive if now < _due(it, me)]:
+        return Wait(min(_due(it, me) for it in pending), _names(alive))
+    if watch_error:
+        return Wait(now + END_MARGIN, watch_error)
+    if unseen := [it.run for it in alive if it.pod and (it.confirmed is None or it.confirmed < _due(it, me))]:
+        return Look(frozenset(unseen))
+    if untold := sorted(it.pod for it in alive if it.pod and not it.pod_told):
+        names = ", ".join(untold)
+        return Wait(
+            now + END_MARGIN,
+            f"nothing deletes pod {names}: delete it, or check that kube-controller-manager runs",
+        )
+    return GiveUp(frozenset(it.run for it in alive))
+
+
+def _due(it: Known, me: Known) -> float:
+    """Return when its container must have ended."""
+    return (me.since if it.told is None else it.told) + it.grace + END_MARGIN
+
+
+def _names(launches: Collection[Known]) -> str:
+    return ", ".join(sorted({it.job or it.pod for it in launches}))

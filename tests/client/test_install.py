@@ -1,0 +1,248 @@
+"""`k8s-builder install-client`: a complete builder folder, written again and again while a peer uses it."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from k8s_builder import programs
+from k8s_builder.main import main
+from k8s_builder.programs import NAMES, install
+
+from .standin import CLIENT, Peer, exits, log, peer_in_a_short_directory, words
+from .test_calls import BROKEN, broken
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    with peer_in_a_short_directory(sys.executable) as peer:
+        peer.daemon.open()
+        yield peer
+
+
+@pytest.fixture
+def builder(tmp_path: Path) -> Path:
+    return tmp_path / "there/builder"
+
+
+def command(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["install-client", *map(str, arguments)])
+
+
+def edition(monkeypatch: pytest.MonkeyPatch, folder: Path, mark: str) -> None:
+    """Have another edition be installed from now on, both halves of which show its mark."""
+    shutil.copytree(CLIENT, folder / mark, ignore=shutil.ignore_patterns("__pycache__"))
+    package = folder / mark / "k8s_builder_client"
+    for name, old, new in (
+        ("__main__.py", "stderr = Stderr(program,", f"stderr = Stderr(program + ' {mark}',"),
+        ("call.py", '"Expected %s', f'"{mark} Expected %s'),
+    ):
+        text = (package / name).read_text()
+        assert old in text
+        (package / name).write_text(text.replace(old, new))
+    monkeypatch.setattr(programs, "_package", lambda: package)
+
+
+def says(builder: Path, name: str = "detect", **environment: str) -> str:
+    """Call a program without arguments, as a peer with this environment does, and return what it says."""
+    done = subprocess.run([builder / "bin" / name], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    return done.stderr
+
+
+def state(folder: Path) -> dict[str, tuple[int, int, int]]:
+    found = {file: file.lstat() for file in folder.rglob("*")}
+    return {str(file): (status.st_ino, status.st_mtime_ns, status.st_mode) for file, status in found.items()}
+
+
+def test_the_four_programs_work_from_there(peer: Peer, builder: Path) -> None:
+    done = command(builder)
+    assert (done.exit_code, done.output) == (0, f"{builder}: detect, build, release, run of k8s-builderd 0.1.0\n")
+    assert sorted(file.name for file in (builder / "bin").iterdir()) == sorted(NAMES)
+    peer.bin = builder / "bin"
+    for name in NAMES:
+        program = peer.call(name)
+        connection = peer.daemon.accept()
+        assert connection.request().one("H") == b"1\0%s\0%d" % (name.encode(), program.pid)
+        connection.send(words(b"word\n"), exits(3))
+        assert program.ends_saying(b"word\n") == 3
+
+
+def test_a_second_time_changes_nothing(builder: Path) -> None:
+    install(builder)
+    before = state(builder)
+    install(builder)
+    assert state(builder) == before
+
+
+def test_another_user_can_use_it_whatever_the_umask_is(builder: Path) -> None:
+    umask = os.umask(0o077)
+    try:
+        install(builder)
+    finally:
+        os.umask(umask)
+    for path in (builder.parent, builder, *builder.rglob("*")):
+        mode = stat.S_IMODE(path.lstat().st_mode)
+        program = path.parent == builder / "bin"
+        assert mode == (0o755 if path.is_dir() or program else 0o644), path
+
+
+def test_it_is_compiled(builder: Path) -> None:
+    install(builder)
+    sources = {file.stem for file in builder.rglob("*.py")}
+    compiled = {file.name.partition(".")[0] for file in builder.rglob(f"*.{sys.implementation.cache_tag}.pyc")}
+    assert sources == compiled
+
+
+def test_a_copied_folder_of_the_image_is_brought_up_to_date(peer: Peer, builder: Path) -> None:
+    """Its `python` stays, and so does the package that a running program may be about to import from."""
+    shutil.copytree(CLIENT, builder)
+    (builder / "python/bin").mkdir(parents=True)
+    (builder / "python/bin/python3").write_text(f'#!/bin/sh\necho beside >&2\nexec {sys.executable} "$@"\n')
+    (builder / "python/bin/python3").chmod(0o755)
+    install(builder)
+    assert says(builder).startswith("beside\ndetect [")
+    assert (builder / "k8s_builder_client/session.py").exists()
+
+
+# In use
+
+
+def test_whoever_calls_meanwhile_gets_all_of_one_edition(
+    builder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edition(monkeypatch, tmp_path, "A")
+    install(builder)
+    failed: list[BaseException] = []
+    ended = threading.Event()
+
+    def replace() -> None:
+        try:
+            for number in range(20):
+                edition(monkeypatch, tmp_path, f"B{number}")
+                install(builder)
+        except BaseException as error:  # noqa: BLE001 - told below
+            failed.append(error)
+        finally:
+            ended.set()
+
+    replacing = threading.Thread(target=replace)
+    replacing.start()
+    seen = set()
+    while not ended.is_set():
+        said = says(builder, "run")
+        mark = said.split()[1]
+        assert said.startswith(f"run {mark} [")
+        assert f": {mark} Expected " in said
+        seen.add(mark)
+    replacing.join()
+    assert failed == []
+    assert says(builder).startswith("detect B19 [")
+    assert len(list((builder / "lib").iterdir())) == 2  # this one, and the one before
+
+
+def test_a_run_that_is_there_stays(peer: Peer, builder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(builder)
+    peer.bin = builder / "bin"
+    program = peer.call("run")
+    connection = peer.daemon.accept()
+    connection.request()
+    connection.send(log(b"c", b"one\n"))
+    assert program.line() == b"one"
+    for mark in ("A", "B", "C"):
+        edition(monkeypatch, tmp_path, mark)
+        install(builder)
+    connection.close()
+    connection = peer.daemon.accept()
+    assert connection.request().one("C") == b"c"
+    connection.send(log(b"d", b"two\n"), exits(0))
+    assert program.ends_saying(b"two\n") == 0
+
+
+def test_what_somebody_has_changed_is_not_used_and_not_touched(builder: Path) -> None:
+    install(builder)
+    [changed] = builder.rglob("session.py")
+    changed.write_text("raise SystemExit(99)\n")
+    install(builder)
+    assert "Expected " in says(builder)
+    assert changed.read_text() == "raise SystemExit(99)\n"
+
+
+def test_what_a_killed_installation_left_is_removed_in_time(builder: Path) -> None:
+    install(builder)
+    old, new = builder / "lib/.k8s_builder_client-old", builder / "lib/.k8s_builder_client-new"
+    for left in (old, new):
+        (left / "k8s_builder_client").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    install(builder)
+    assert not old.exists()
+    assert new.exists()
+
+
+# Which Python
+
+
+def test_the_given_python_is_preferred_to_all_others(builder: Path, tmp_path: Path) -> None:
+    given = tmp_path / "with a space" / "$python"
+    given.parent.mkdir()
+    given.write_text(f'#!/bin/sh\necho "given" >&2\nexec {sys.executable} "$@"\n')
+    given.chmod(0o755)
+    assert command(builder, "--python", given).exit_code == 0
+    assert says(builder, PATH=os.environ["PATH"]).startswith("given\ndetect [")
+    given.unlink()
+    assert says(builder, PATH=os.environ["PATH"]).startswith("detect [")
+    install(builder)
+    given.symlink_to(sys.executable)
+    assert str(given) not in (builder / "bin/run").read_text()
+
+
+def test_a_relative_path_is_made_absolute(builder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(sys.executable).parent)
+    assert command(builder, "--python", Path(sys.executable).name).exit_code == 0
+    assert f"beside={sys.executable}\n" in (builder / "bin/run").read_text()
+
+
+@pytest.mark.parametrize("kind", [*BROKEN, "not there", "a quote", "2.7"])
+def test_a_python_that_cannot_be_used_is_refused_in_one_line(builder: Path, tmp_path: Path, kind: str) -> None:
+    python = tmp_path / ("a 'quote'" if kind == "a quote" else "there/python3")
+    if kind in BROKEN:
+        broken(python, kind)
+    elif kind == "2.7":
+        python.parent.mkdir()
+        python.write_text("#!/bin/sh\necho 2 7\n")
+        python.chmod(0o755)
+    done = command(builder, "--python", python)
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: ")
+    assert done.output.count("\n") == 1
+    assert "python3" in done.output or "quote" in done.output
+    if kind == "2.7":
+        assert done.output == f"Error: {python} is Python 2.7, and the programs need 3.8 or later\n"
+    assert not builder.exists()
+
+
+# Errors
+
+
+def test_what_is_in_the_way_is_told_in_one_line(builder: Path) -> None:
+    builder.parent.mkdir()
+    builder.write_text("")
+    done = command(builder)
+    assert done.exit_code == 1
+    assert done.output == f"Error: the builder folder cannot be written: {builder}: File exists\n"
+
+
+def test_a_program_that_cannot_be_replaced_leaves_the_others_whole(builder: Path) -> None:
+    (builder / "bin/run").mkdir(parents=True)
+    done = command(builder)
+    assert done.exit_code == 1
+    assert done.output == f"Error: the builder folder cannot be written: {builder / 'bin/run'}: Is a directory\n"
+    assert "Expected " in says(builder)
+    assert sorted(file.name for file in (builder / "bin").iterdir()) == sorted(NAMES)

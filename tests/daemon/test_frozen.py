@@ -1,0 +1,42 @@
+"""A daemon that is frozen (SIGSTOP): the kernel connects for it, and nothing answers."""
+
+import signal
+
+import pytest
+
+from tests.daemon.scene import Running, Scene
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_calls_are_told_and_end_and_chaincode_goes_on(scene: Scene, daemon: Running) -> None:
+    package = await scene.package("running", script="n=0; while :; do echo tick $n; n=$((n+1)); sleep 0.1; done")
+    run = await scene.call("run", package)
+    await run.line("tick 1")
+    daemon.send(signal.SIGSTOP)
+    for program in ("detect", "build", "release", "run"):
+        code, lines = await scene.said(program, await scene.package(), FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="3s")
+        assert code == 1
+        assert [line.partition(f" at {scene.socket}")[0] for line in lines] == [
+            "Waiting for k8s-builderd",
+            "Could not reach k8s-builderd",
+        ]
+        assert all("It does not answer" in line for line in lines)
+    await run.line(f"Waiting for k8s-builderd at {scene.socket}, the chaincode goes on meanwhile: It does not answer")
+    daemon.send(signal.SIGCONT)
+    await run.line("Connected to k8s-builderd after")
+    await run.line("tick ", times=run.count("tick ") + 3)
+    ticks = [line for line in run.lines if line.startswith(b"tick")]
+    assert ticks == [b"tick %d" % number for number in range(len(ticks))]
+
+
+async def test_a_launch_that_waits_for_the_api_is_not_given_up(scene: Scene) -> None:
+    """The daemon has nothing to say for long, but gives signs of life."""
+    await scene.fault(verb="list", resource="jobs", action={"do": "hang"})
+    await scene.daemon()
+    run = await scene.call("run", await scene.package(script="echo hello"), FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="1s")
+    await run.line("Waiting for the Kubernetes API")
+    await scene.cluster.switch("DELETE", "faults")
+    await run.line("hello")
+    assert await run.wait() == 0
+    assert run.count("does not answer") == run.count("Connected to") == 0

@@ -1,0 +1,215 @@
+"""What is done about earlier launches, as a table of cases. Read it beside Fabric's core/chaincode.
+
+Times are seconds of the daemon's clock. The launch that asks (`me`) came at 100; the peer has patience for 5 s.
+"""
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from k8s_builderd.runs.decide import (
+    CRASH_NEWS,
+    DROPPED,
+    DROPPED_TOGETHER,
+    END_MARGIN,
+    END_NEWS,
+    LAUNCHED_AGAIN,
+    REUSABLE,
+    Create,
+    Decision,
+    GiveUp,
+    Known,
+    Look,
+    Replace,
+    Reuse,
+    Wait,
+    Yield,
+    decide,
+    is_dropped,
+)
+from k8s_builderd.runs.record import State
+
+CAME = 100.0
+PATIENCE = 5.0
+ME = Known(run="me", job="cc-me", since=CAME, peer="p", reuse_key="image 1", claimed=CAME)
+PLAIN = replace(ME, peer="")
+OLD = frozenset({"old"})
+
+
+def old(**facts: Any) -> Known:
+    """Return an earlier launch, of the same peer process."""
+    return Known(**{"run": "old", "job": "cc-old", "since": 10.0, "peer": "p", "pod": "cc-old-x", **facts})
+
+
+def pending(**facts: Any) -> Known:
+    return old(**{"state": State.PENDING, "on_its_way": True, "reuse_key": "image 1", **facts})
+
+
+def running(**facts: Any) -> Known:
+    return old(**{"state": State.RUNNING, "started": True, **facts})
+
+
+def replaced(**facts: Any) -> Known:
+    """Return one whose Job was deleted for `me`, and the API accepted that at once."""
+    return running(**{"deleting": True, "replaced": True, "told": CAME, "pod_told": True, **facts})
+
+
+def ended(at: float, **facts: Any) -> Known:
+    return old(**{"state": State.ENDED, "started": True, "ended": at, **facts})
+
+
+SOON = CAME + 0.1
+LATER = CAME + END_NEWS + 0.1
+DUE = CAME + 2.0 + END_MARGIN
+
+CASES: dict[str, tuple[list[Known], float, Decision]] = {
+    # Nothing in the way.
+    "nothing else is known": ([], SOON, Create()),
+    "the old one had ended before": ([ended(90.0)], SOON, Create()),
+    "one that waits was given up by its client": ([old(state=State.WAITING)], SOON, Create()),
+    # One that still seems to run has most likely just crashed, and its node has not told yet.
+    "it runs": ([running()], SOON, Wait(CAME + END_NEWS)),
+    "it crashed: its node tells in time": ([ended(CAME + 1.2)], CAME + 1.2, Create()),
+    "it runs on, so it had not crashed": ([running(claimed=10.0)], LATER, Replace(OLD)),
+    "it runs on without a client": ([running()], LATER, Replace(OLD)),
+    "it was told to end before, so it had not crashed": ([running(deleting=True, told=99.0, pod_told=True)], SOON,
+        Wait(99.0 + 2.0 + END_MARGIN, "cc-old")),
+    # One whose container has not started.
+    "it is pending": ([pending(on_its_way=False)], SOON, Replace(OLD)),
+    "its Job was asked for, and nothing has been seen": ([old(state=State.CREATING, pod="")], SOON, Replace(OLD)),
+    "its client waits, without a Job, for longer than the peer's patience": (
+        [old(state=State.WAITING, claimed=10.0)], SOON, Replace(OLD)),
+    "its client waits, and so does the peer: it has dropped both": (
+        [old(state=State.WAITING, since=99.0, claimed=99.0)], SOON, Yield(DROPPED_TOGETHER, OLD)),
+    "the same with a Job": ([pending(since=99.0, claimed=99.0)], SOON, Yield(DROPPED_TOGETHER, OLD)),
+    "another process of the peer waited for it": (
+        [pending(peer="q", since=99.0, claimed=99.0)], SOON, Replace(OLD)),
+    "it is known to be dropped, however long ago": (
+        [old(state=State.WAITING, claimed=10.0, dropped=True)], SOON, Yield(DROPPED_TOGETHER, OLD)),
+    "a newer launch waits": (
+        [Known(run="new", job="cc-new", since=CAME + 1, peer="p", claimed=CAME + 1)], CAME + 2, Yield(LAUNCHED_AGAIN)),
+    # Waiting for the end.
+    "its deletion is not accepted yet": ([replaced(told=None, pod_told=False)], LATER, Wait(float("inf"), "cc-old")),
+    "and the API says why": (
+        [replaced(told=None, deletion_error="cannot delete jobs.batch: no")], LATER,
+        Wait(float("inf"), "cannot delete jobs.batch: no")),
+    "it is told to end": ([replaced()], LATER, Wait(DUE, "cc-old")),
+    "its pod has a grace of its own": ([replaced(grace=30.0)], LATER, Wait(CAME + 30.0 + END_MARGIN, "cc-old")),
+    "its time is over: the watch may be silent": ([replaced()], DUE, Look(OLD)),
+    "its time is over, and the API still has it": ([replaced(confirmed=DUE)], DUE, GiveUp(OLD)),
+    "and nothing has told its pod to end": (
+        [replaced(confirmed=DUE, pod_told=False)], DUE,
+        Wait(DUE + END_MARGIN, "nothing deletes pod cc-old-x: delete it, or check that kube-controller-manager runs")),
+    "a pod whose Job is gone, told by nobody": (
+        [running(peer="q", has_job=False)], LATER, Wait(DUE, "cc-old")),
+    "it was given up for an earlier launch": ([replaced(given_up=True)], LATER, Create()),
+    "of two, the slower one is waited for": (
+        [replaced(), replaced(run="older", job="cc-older", grace=30.0)], DUE,
+        Wait(CAME + 30.0 + END_MARGIN, "cc-old, cc-older")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_done(case: str) -> None:
+    others, now, decision = CASES[case]
+    assert decide(ME, others, now, peer_patience=PATIENCE) == decision
+
+
+DROPS: dict[str, tuple[Known, Known, float, bool]] = {
+    "it runs, and may have crashed": (ME, running(), SOON, False),
+    "it runs on: its stream was open": (ME, running(), LATER, True),
+    "it runs for a process of the peer that is no more": (ME, running(peer="q"), LATER, False),
+    "it never ran": (ME, pending(), LATER, False),
+    "it had ended before": (ME, ended(99.0), LATER, False),
+    "the news of its end came soon: a crash": (ME, ended(CAME + 1.2), LATER, False),
+    "its end came too late for a crash": (ME, ended(CAME + CRASH_NEWS + 0.1), LATER, True),
+    "it was told to end after the launch": (ME, ended(CAME + 0.3, told=CAME + 0.1), LATER, True),
+    "it was told to end before, and ended after": (ME, ended(CAME + 0.3, told=99.0), SOON, True),
+    "it is told to end": (ME, running(told=99.0), SOON, True),
+    "it came up while it was being replaced": (ME, replaced(), LATER, True),
+    "without TLS, its `run` is connected": (PLAIN, running(peer="", claimed=10.0), LATER, True),
+    "without TLS, its `run` is dead, and so its peer": (PLAIN, running(peer=""), LATER, False),
+    "without TLS, the dead one is replaced": (PLAIN, replaced(peer=""), LATER, False),
+    "without TLS, the dead one has been replaced": (
+        PLAIN, ended(CAME + 3, peer="", told=CAME + 2, deleting=True, replaced=True), LATER, False),
+    "without TLS, its `run` was there until just now": (PLAIN, running(peer="", deleting=True), SOON, True),
+    "without TLS, it ended too late for a crash": (PLAIN, ended(CAME + CRASH_NEWS + 0.1, peer=""), LATER, True),
+    "a peer that has got TLS since": (ME, running(peer="", claimed=10.0), LATER, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DROPS)
+def test_whether_its_end_drops_the_launch(case: str) -> None:
+    me, other, now, drops = DROPS[case]
+    assert is_dropped(me, [other], now) is drops
+
+
+def test_a_dropped_launch_ends_when_what_it_was_dropped_for_has_ended() -> None:
+    dropped = replace(ME, dropped=True)
+    assert decide(dropped, [running()], LATER, peer_patience=PATIENCE) == Replace(OLD)
+    assert decide(dropped, [replaced()], LATER, peer_patience=PATIENCE) == Wait(DUE, "cc-old")
+    assert decide(dropped, [ended(LATER, deleting=True, replaced=True)], LATER, peer_patience=PATIENCE) == Yield(
+        DROPPED
+    )
+
+
+class TestOneThatComesBackDropped:
+    """Its daemon has died meanwhile. What runs by now may be a later launch's."""
+
+    def decide(self, *others: Known, now: float = LATER) -> Decision:
+        return decide(replace(ME, dropped=True), others, now, peer_patience=PATIENCE, came_dropped=True)
+
+    def test_it_ends_nobody(self) -> None:
+        assert self.decide(running(claimed=90.0), pending()) == Yield(DROPPED)
+
+    def test_it_ends_together_with_what_is_ending(self) -> None:
+        assert self.decide(replaced()) == Wait(DUE, "cc-old")
+        assert self.decide(replaced(), now=DUE) == Yield(DROPPED)
+
+
+class TestReuse:
+    """A peer that has given up a slow start asks again, and the pod is still on its way."""
+
+    def decide(self, *others: Known, now: float = SOON) -> Decision:
+        return decide(ME, others, now, peer_patience=PATIENCE, may_reuse=True)
+
+    def test_its_job_is_taken(self) -> None:
+        assert self.decide(pending()) == Reuse("old")
+
+    def test_also_from_a_client_that_the_peer_has_given_up(self) -> None:
+        assert self.decide(pending(claimed=10.0)) == Reuse("old")
+
+    @pytest.mark.parametrize(
+        "facts",
+        [
+            {"reuse_key": "image 2"},
+            {"reuse_key": None},
+            {"on_its_way": False},
+            {"deleting": True, "told": 99.0, "reuse_key": None},
+            {"since": SOON - REUSABLE - 1},
+        ],
+        ids=["another image", "another daemon's", "refused", "being deleted", "an old certificate"],
+    )
+    def test_or_not(self, facts: dict[str, Any]) -> None:
+        assert not isinstance(self.decide(pending(**facts)), Reuse)
+
+    def test_not_while_the_peer_waits_for_it(self) -> None:
+        assert self.decide(pending(since=99.0, claimed=99.0)) == Yield(DROPPED_TOGETHER, OLD)
+
+    def test_only_when_new(self) -> None:
+        assert decide(ME, [pending()], SOON, peer_patience=PATIENCE) == Replace(OLD)
+
+
+class TestUnknownIsNotEnded:
+    """What no watch tells is no fact."""
+
+    def decide(self, *others: Known, now: float = LATER) -> Decision:
+        return decide(ME, others, now, peer_patience=PATIENCE, watch_error="cannot watch pods: gone")
+
+    def test_an_end_that_nobody_can_see_is_waited_for(self) -> None:
+        assert self.decide(replaced(), now=DUE) == Wait(DUE + END_MARGIN, "cannot watch pods: gone")
+
+    def test_a_job_that_is_over_without_a_known_pod(self) -> None:
+        assert self.decide(ended(90.0, certain=False)) == Wait(LATER + END_MARGIN, "cannot watch pods: gone")
+        assert self.decide(ended(90.0)) == Create()

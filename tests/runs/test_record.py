@@ -1,0 +1,186 @@
+"""The states of a run and the ways between them, and that nobody else changes one."""
+
+import ast
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import pytest
+from msgspec.structs import replace
+
+from k8s_builderd.errors import BuilderError
+from k8s_builderd.fabric.objects import Job, Meta, Pod
+from k8s_builderd.kube.objects import (
+    Condition,
+    ContainerState,
+    ContainerStatus,
+    JobStatus,
+    OwnerReference,
+    PodStatus,
+    Running,
+    Terminated,
+    Waiting,
+)
+from k8s_builderd.kube.watch import Applied, Deleted
+from k8s_builderd.runs.record import Reason, Run, State
+from tests.fabric.test_manifests import plan
+
+pytestmark = pytest.mark.anyio
+
+RUNS = Path(__file__).parents[2] / "daemon" / "k8s_builderd" / "runs"
+NAME = "hlfcc-basic10-abc-bcdfg"
+JOB = Job(Meta(name=NAME, uid="j"))
+FAILED = Job(JOB.metadata, JobStatus(conditions=(Condition("Failed", "True", "BackoffLimitExceeded"),)))
+
+
+def pod(state: ContainerState | None = None, phase: str = "Pending", uid: str = "p") -> Pod:
+    meta = Meta(name=f"{NAME}-x", uid=uid, owner_references=(OwnerReference("Job", NAME, "j"),))
+    statuses = (ContainerStatus("chaincode", state),) if state is not None else None
+    return Pod(meta, PodStatus(phase=phase, container_statuses=statuses))
+
+
+PENDING = pod(ContainerState(waiting=Waiting("ContainerCreating")))
+RUNNING = pod(ContainerState(running=Running()), "Running")
+ENDED = pod(ContainerState(terminated=Terminated(exit_code=3)), "Failed")
+
+
+def state(run: Run) -> State:
+    return run.state  # a call: that a transition changes it is what mypy cannot know
+
+
+def new() -> Run:
+    return Run(NAME, plan().key, plan().token.sha256)
+
+
+async def test_the_way_of_a_launch() -> None:
+    run = new()
+    assert state(run) is State.WAITING
+    run.ask(plan())
+    assert state(run) is State.CREATING
+    run.found(Applied(JOB))
+    assert state(run) is State.PENDING
+    run.found(Applied(PENDING))
+    assert state(run) is State.PENDING
+    run.found(Applied(RUNNING))
+    assert state(run) is State.RUNNING
+    run.found(Applied(ENDED))
+    assert state(run) is State.ENDED
+    assert run.over
+
+
+async def test_a_plain_no_leaves_nothing_to_delete() -> None:
+    run = new()
+    run.ask(plan())
+    run.refused()
+    assert state(run) is State.WAITING
+    assert run.over
+
+
+async def test_what_is_found_may_have_come_any_way() -> None:
+    for seen, expected in ((PENDING, State.PENDING), (RUNNING, State.RUNNING), (ENDED, State.ENDED)):
+        run = Run.of(JOB)
+        assert run.job_name == NAME
+        run.found(Applied(seen))
+        assert state(run) is expected
+
+
+async def test_a_pod_that_turns_up_after_its_job_has_gone() -> None:
+    run = new()
+    run.ask(plan())
+    run.found(Applied(JOB))
+    run.found(Deleted(JOB))
+    assert state(run) is State.ENDED
+    run.found(Applied(RUNNING))
+    assert state(run) is State.RUNNING
+    assert run.observed.ended_at is None
+
+
+async def test_a_failed_job_says_nothing_of_a_pod_that_nobody_has_seen() -> None:
+    run = new()
+    run.found(Applied(FAILED))
+    assert state(run) is State.ENDED
+    assert not run.observed.certain
+    run.lacks_pod()
+    assert run.observed.certain
+
+
+async def test_the_first_decision_to_delete_counts() -> None:
+    run = new()
+    run.found(Applied(JOB))
+    deletion = run.delete(Reason.STOPPED)
+    assert run.delete(Reason.CLIENT_GONE) is deletion
+    assert deletion.reason is Reason.STOPPED
+
+
+async def test_no_clock_ends_a_container_that_has_started() -> None:
+    run = new()
+    run.found(Applied(RUNNING))
+    with pytest.raises(AssertionError):
+        run.delete(Reason.NOT_STARTED)
+    with pytest.raises(AssertionError):
+        run.delete(Reason.LEFT_OVER)
+    assert run.deletion is None
+
+
+async def test_a_claim_is_of_one_connection() -> None:
+    run = new()
+    first = run.take(plan())
+    second = run.take(plan())
+    assert not run.release(first)
+    assert run.claim is second
+    assert run.release(second)
+    assert run.claim is None
+
+
+async def test_a_revoked_claim_knows_why() -> None:
+    claim = new().take(plan())
+    claim.revoke(BuilderError("why"))
+    assert claim.scope.cancel_called
+    assert str(claim.revoked) == "why"
+
+
+async def test_who_knocks_is_waited_for() -> None:
+    run = new()
+    absence = run.miss(anyio.current_time() + 3, Reason.ORPHAN)
+    run.knock(anyio.current_time() + 15)
+    assert absence.until > anyio.current_time() + 10
+    run.knock(anyio.current_time() + 1)
+    assert absence.until > anyio.current_time() + 10  # a knock never makes it shorter
+
+
+async def test_its_client_comes_back_and_the_grace_is_over() -> None:
+    run = new()
+    run.miss(anyio.current_time() + 3, Reason.CLIENT_GONE)
+    run.take(plan())
+    assert run.absence is None
+
+
+async def test_the_end_is_told_by_the_order_in_which_it_was_seen() -> None:
+    """Not by the clocks of API server and node: who ended by itself and was deleted then was not told to end."""
+    run = new()
+    run.found(Applied(RUNNING))
+    run.found(Applied(ENDED))
+    deleted = replace(ENDED, metadata=replace(ENDED.metadata, deletion_timestamp=datetime.now(UTC)))
+    run.found(Applied(deleted))
+    assert not run.observed.told_to_end
+
+
+def test_nobody_else_assigns() -> None:
+    """A run's fields, and those of what it has seen, are assigned in record.py and observed.py alone."""
+    fields = {name.lstrip("_") for cls in (Run,) for name in vars(new_without_loop())}
+    fields |= {"started_at", "ended_at", "told_to_end_at", "has_secret", "job_gone", "pod_gone", "no_pod"}
+    for path in RUNS.glob("*.py"):
+        if path.name in {"record.py", "observed.py"}:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                owner = ast.unparse(node.value)
+                assert owner == "self" or node.attr.lstrip("_") not in fields, f"{path.name}: {ast.unparse(node)}"
+
+
+def new_without_loop() -> Run:
+    return anyio.run(_new)
+
+
+async def _new() -> Run:
+    return new()

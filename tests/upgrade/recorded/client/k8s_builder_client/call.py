@@ -1,0 +1,80 @@
+"""One call of the peer: which program, which directories, which settings. Pure; raises CallError for what is wrong."""
+
+import os
+
+from . import duration
+
+TYPE_CHECKING = False  # typing's own would cost more than all of this package
+if TYPE_CHECKING:
+    from typing import Mapping
+
+ARGUMENTS = {
+    "detect": ("CHAINCODE_SOURCE_DIR", "CHAINCODE_METADATA_DIR"),
+    "build": ("CHAINCODE_SOURCE_DIR", "CHAINCODE_METADATA_DIR", "BUILD_OUTPUT_DIR"),
+    "release": ("BUILD_OUTPUT_DIR", "RELEASE_OUTPUT_DIR"),
+    "run": ("BUILD_OUTPUT_DIR", "RUN_METADATA_DIR"),
+}
+"""What Fabric's external builder interface passes to each program, in this order."""
+
+SOCKET = b"FABRIC_K8S_BUILDER_SOCKET"
+CONNECT_TIMEOUT = b"FABRIC_K8S_BUILDER_CONNECT_TIMEOUT"
+DEBUG = b"FABRIC_K8S_BUILDER_DEBUG"
+
+_DEFAULT_SOCKET = b"/run/k8s-builder/builder.sock"
+_DEFAULT_CONNECT_TIMEOUT = b"30s"
+_LONGEST_SOCKET_PATH = 107  # sun_path of unix(7), less its final NUL
+_TRUE = (b"1", b"t", b"T", b"TRUE", b"true", b"True")  # Go's strconv.ParseBool
+
+
+class CallError(Exception):
+    """Raised when the call cannot be carried out; the message is the one line for the peer's log."""
+
+
+class Call:
+    """What the peer called, with what. Takes the stage's name, its arguments and the environment, all as bytes."""
+
+    def __init__(self, stage: str, arguments: "list[bytes]", environment: "Mapping[bytes, bytes]") -> None:
+        self.stage = stage
+        self.environment = environment
+        names = ARGUMENTS[stage]
+        if len(arguments) != len(names):
+            raise CallError("Expected %s and %s arguments" % (", ".join(names[:-1]), names[-1]))
+        self.directories = {name: arguments[index] for index, name in enumerate(names)}
+
+    @property
+    def input(self) -> "bytes | None":
+        """The directory that `Y` frames copy from; None where the stage copies nothing."""
+        return self.directories[ARGUMENTS[self.stage][0]] if self.stage in ("build", "release") else None
+
+    @property
+    def output(self) -> bytes:
+        """The directory that `Y` frames copy to, where the stage copies something."""
+        return self.directories[ARGUMENTS[self.stage][-1]]
+
+    @property
+    def debug(self) -> bool:
+        """Whether debug lines are wanted."""
+        return self.environment.get(DEBUG) in _TRUE
+
+    @property
+    def socket_path(self) -> bytes:
+        """The daemon's socket. Raises CallError where it is longer than a socket's path can be."""
+        path = self.environment.get(SOCKET) or _DEFAULT_SOCKET
+        if len(path) > _LONGEST_SOCKET_PATH:
+            raise CallError(
+                "The %s environment variable is %d bytes long, and the path of a socket must be a maximum of %d: %s"
+                % (SOCKET.decode(), len(path), _LONGEST_SOCKET_PATH, os.fsdecode(path[:200]))
+            )
+        return path
+
+    @property
+    def connect_timeout(self) -> float:
+        """Seconds to wait for the daemon. Raises CallError where it is no Go duration."""
+        text = self.environment.get(CONNECT_TIMEOUT) or _DEFAULT_CONNECT_TIMEOUT
+        try:
+            return duration.seconds(text.decode("utf-8", "replace"))
+        except ValueError as error:
+            raise CallError(
+                "The %s environment variable must be a valid Go duration string, e.g. 3m40s: %s"
+                % (CONNECT_TIMEOUT.decode(), str(error)[:200])
+            ) from None
