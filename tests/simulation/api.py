@@ -134,12 +134,19 @@ class ModelApi:
     async def list(self, resource: Resource, kind: type[T], **selectors: str) -> Listing[T]:
         def work() -> Listing[T]:
             chosen = [
-                _decoded(item, kind)
+                item
                 for item in self.cluster.objects[resource.plural].values()
                 if _matches(item["metadata"].get("labels") or {}, selectors.get("labelSelector", ""))
                 and _has(item, selectors.get("fieldSelector", ""))
             ]
-            return Listing(str(self.cluster.version), chosen)
+            readable: list[T] = []
+            unreadable = set()
+            for item in chosen:
+                try:
+                    readable.append(_decoded(item, kind))
+                except msgspec.MsgspecError:
+                    unreadable.add(item["metadata"]["uid"])
+            return Listing(str(self.cluster.version), readable, unreadable)
 
         return await self._request("list", resource, work)
 

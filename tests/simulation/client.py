@@ -50,6 +50,11 @@ class Connection:
     async def exit(self, code: int) -> None:
         await self._send(("exit", code, None))
 
+    def give_sign(self) -> None:
+        """Tell the client that somebody is there."""
+        self.frames.append(("sign", None, None))
+        self.client.wake()
+
     async def stop_asked(self) -> bool:
         while True:
             if self.stop_sent:
@@ -195,8 +200,6 @@ class Client:
                 times.append(self._absence.tell_at)
                 if not self.cursor:
                     times.append(self._absence.deadline)
-        elif not self._absence.over and self._stop_deadline is None:
-            times.append(self._absence.settles_at)
         return max(min(times) - self.world.now, 0.001) if times else None
 
     def _stop(self, now: float) -> None:
@@ -216,7 +219,7 @@ class Client:
             self._absence.failed(now, "Connection refused", "", self._longest(), self._spread())
             return
         self.knocked_at = now
-        self._absence.connected(now)
+        self._absence.connected(now, "It does not answer", "")
         self.connection = Connection(self)
         self.asked_at = now if self.asked_at is None else self.asked_at
         daemon.accept(self.connection)
@@ -232,6 +235,8 @@ class Client:
                 return
             self._absence.end(now)
             match frame:
+                case "sign", _, _:
+                    pass
                 case "say", text, _:
                     self._say(text)
                 case "log", cursor, lines:
@@ -248,8 +253,7 @@ class Client:
                 self._say("The stop was not answered in time")
                 self._end(1)
         elif self.connection is not None:
-            if now >= away.settles_at:
-                away.end(now)
+            return
         elif not self.cursor and now >= away.deadline:
             self._say("Could not reach k8s-builderd")
             self._end(1)

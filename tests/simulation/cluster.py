@@ -441,6 +441,7 @@ class Cluster:
         meta = {
             **template["metadata"],
             "name": f"{name}-{self.random.randrange(10**5):05d}",
+            "labels": {**template["metadata"]["labels"], "job-name": name},
             "ownerReferences": [{"kind": "Job", "name": name, "uid": uid, "controller": True}],
         }
         pod = self.add("pods", {"metadata": meta, "spec": template["spec"], "status": {"phase": "Pending"}})

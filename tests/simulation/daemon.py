@@ -9,13 +9,13 @@ import anyio.abc
 import msgspec
 from structlog.contextvars import bound_contextvars
 
-from k8s_builderd.errors import BuilderError, ClientGone
+from k8s_builderd.errors import BuilderError, ClientGone, SettingsError
 from k8s_builderd.gateway.protocol import Request
-from k8s_builderd.gateway.stages.run import make_plan, read_cursor
+from k8s_builderd.gateway.stages import run
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.owner import OwnPod
 from k8s_builderd.runs.attend import Runs
-from k8s_builderd.runs.store import Registry
+from k8s_builderd.runs.store import Store
 from k8s_builderd.settings import Settings
 from tests.simulation.api import ModelApi
 from tests.simulation.client import Client, Connection
@@ -40,11 +40,13 @@ class Daemon:
         self.started_at = self.world.now
         self.listening = False
         self.connections: list[Connection] = []
+        self._served: list[Connection] = []
         self.settings = Settings(
             environment={},
             kubeconfig="",
             namespace="fabric",
             instance=site.instance,
+            host=f"host of {site.name}",
             pod_name=site.pod["name"] if site.pod else "",
             pod_uid=site.pod["uid"] if site.pod else "",
             **site.settings,
@@ -55,21 +57,21 @@ class Daemon:
         self.alive = True
         self._scope = anyio.CancelScope()
         self._tasks: anyio.abc.TaskGroup
-        self.registry: Any = None
+        self.store: Store
         self.world.sim.spawn(self._serve)
 
     async def _serve(self) -> None:
         serving.set(self)
-        api: Any = self.api
+        api: Any = self.api  # it has the methods of the real one
         try:
             with self._scope:
                 async with anyio.create_task_group() as self._tasks:
                     metrics = Metrics()
-                    self.registry = Registry(api, self.settings, metrics)
-                    self._runs = Runs(api, self.registry, self.settings, metrics)
-                    async with self.registry.open():
+                    self.store = Store(api, self.settings, metrics)
+                    self._runs = Runs(api, self.store, self.settings, metrics)
+                    async with self.store.open():
                         self.listening = True
-                        self._tasks.start_soon(self.registry.expire_orphans)
+                        self._tasks.start_soon(self.store.expire_orphans)
                         await OwnPod().confirm(api, self.settings, self._runs.set_owner)
                         await anyio.sleep_forever()
         finally:
@@ -82,35 +84,37 @@ class Daemon:
 
     async def _handle(self, connection: Connection) -> None:
         serving.set(self)
+        request: Any = _request(connection.client)
         try:
-            if len(self.connections) > self.settings.max_connections:
+            if len(self._served) >= self.settings.max_connections:
+                run.knocked(request, self._runs)
                 return  # the `run` is to come again
-            code = await self._call(connection)
+            self._served.append(connection)
+            connection.give_sign()
+            with bound_contextvars(client_pid=request.pid):
+                code = await self._call(request, connection)
             with anyio.move_on_after(FAREWELL):
                 await connection.exit(code)
         except ClientGone:
             pass
+        except Exception as error:  # noqa: BLE001 - it is told as wrong
+            self.world.wrong(f"the daemon's code broke: {error!r}", error)
         finally:
+            if connection in self._served:
+                self._served.remove(connection)
             self.connections.remove(connection)
             connection.close()
 
-    async def _call(self, connection: Connection) -> int:
-        request = _request(connection.client)
-        with bound_contextvars(client_pid=request.pid):
-            try:
-                cursor = read_cursor(request)
-                plan = make_plan(request, self.settings, cursor)
-                return await self._runs.attend(plan, cursor, connection)
-            except BuilderError as error:
-                text = f"Error running chaincode: {error}"
-            except ClientGone:
-                raise
-            except Exception as error:  # noqa: BLE001 - it is told as wrong
-                self.world.wrong(f"the daemon's code broke: {error!r}", error)
-                text = "Error running chaincode: the daemon made a mistake"
-            with anyio.move_on_after(FAREWELL):
-                await connection.say(text)
-            return 1
+    async def _call(self, request: Request, connection: Any) -> int:
+        try:
+            return await run.serve(request, connection, self.settings, self._runs)
+        except SettingsError as error:
+            text = str(error)
+        except BuilderError as error:
+            text = f"Error running chaincode: {error}"
+        with anyio.move_on_after(FAREWELL):
+            await connection.say(text)
+        return 1
 
     def crash(self) -> None:
         """Be killed: nothing that it does after this has an effect."""

@@ -454,8 +454,8 @@ class World:
         if left:
             self.wrong(f"these are left: {', '.join(left)}")
         for daemon in self.daemons:
-            if daemon.alive and daemon.registry.count:
-                self.wrong(f"{daemon} remembers {daemon.registry.count} runs that are no more")
+            if daemon.alive and daemon.store.count:
+                self.wrong(f"{daemon} remembers {daemon.store.count} runs that are no more")
 
     def no_task_left(self) -> None:
         """Check that daemons which have ended leave no task, and the others none but their own."""
