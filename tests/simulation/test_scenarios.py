@@ -73,6 +73,15 @@ def test_a_daemon_that_is_killed_costs_nothing(world: World) -> None:
     over(world)
 
 
+def test_a_daemon_that_ends_while_it_reads_the_rest_of_a_log(world: World) -> None:
+    site = launched(world)
+    pod = world.cluster.containers[0].name
+    world.sim.call(lambda: world.cluster.delete("pods", pod, force=True))
+    world.advance(0.05)
+    world.end_daemon(site, crash=False)
+    over(world)
+
+
 def test_a_run_that_is_killed_has_its_job_deleted_after_the_grace(world: World) -> None:
     launched(world)
     world.sim.call(world.clients[0].kill)
