@@ -66,6 +66,7 @@ class Store:
         self._objects: dict[str, dict[str, Job | Pod]] = {}
         """Every Job and pod that is there, by token and uid: what is known of a run before the run is."""
         self._claims_count = False
+        self._open = False
         self._tasks: TaskGroup
         label = manifests.selector(settings.instance)
         self.jobs = Reflector(api, JOBS, Job, label, self._job_changed, silence=settings.watch_silence)
@@ -77,7 +78,11 @@ class Store:
         async with anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self.jobs.run)
             self._tasks.start_soon(self.pods.run)
-            yield
+            self._open = True
+            try:
+                yield
+            finally:
+                self._open = False
             self._tasks.cancel_scope.cancel()
 
     @property
@@ -151,7 +156,7 @@ class Store:
 
         :param comes_back: whether its client may come back: then it has its grace.
         """
-        if run.release(claim):
+        if run.release(claim) and self._open:  # else the daemon ends: nothing is begun any more
             if comes_back and run.deletion is None:
                 self._miss(run, self._settings.reconnect_grace, Reason.CLIENT_GONE)
             self._settle(run)
