@@ -90,7 +90,7 @@ def test_no_interpreter_is_told_in_one_line(peer: Peer) -> None:
     del peer.environment["FABRIC_K8S_BUILDER_PYTHON"]
     program = peer.call("run", PATH="/nowhere")
     program.says(
-        f"Found no Python (3.8 or later) that runs here: tried {peer.bin}/../python/bin/python3 and python3 in PATH. Set "
+        f"Found no Python (3.8 or later) that runs here: tried {peer.bin}/../python/bin/python3 and python3 in PATH."
     )
     assert program.ends_saying() == 1
 

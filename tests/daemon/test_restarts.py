@@ -193,7 +193,7 @@ async def test_a_run_that_the_next_daemon_has_adopted_is_stopped_as_ever(scene: 
     await replaced(scene, run, claimed=claimed)
     await run.line(b"line %d" % (len(chaincode_lines(run)) + 2))
     assert await run.terminate() == 0
-    assert b"is accepted" in run.lines[-1]
+    assert b"accepted the deletion" in run.lines[-1]
     await nothing_left(scene)
 
 
@@ -222,7 +222,7 @@ async def test_the_next_daemon_cannot_use_the_request(scene: Scene) -> None:
     await run.line("line 2")
     await kill(daemon)
     daemon = await scene.daemon(NAMESPACE="other")
-    await run.line("k8s-builderd cannot serve this launch now. The chaincode keeps running: The FABRIC_K8S")
+    await run.line("k8s-builderd cannot continue this launch: The FABRIC_K8S")
     await daemon.line("request_refused")
     assert not run.ended.is_set()
     await kill(daemon)
@@ -246,7 +246,7 @@ async def test_the_next_daemon_would_give_other_names(scene: Scene, claimed: str
     await replaced(scene, run, claimed=claimed, OBJECT_NAME_PREFIX="other")
     await run.line("line 5")
     assert await run.terminate() == 0
-    assert run.lines[-1].endswith(f"chaincode job default/{job} is accepted".encode())
+    assert run.lines[-1].endswith(f"the Kubernetes API accepted the deletion of chaincode job default/{job}".encode())
     await nothing_left(scene)
     assert len(ticking.pids) == 1
 
@@ -300,7 +300,7 @@ async def test_a_job_that_was_deleted_while_no_daemon_ran(scene: Scene, claimed:
     await replaced(scene, run, claimed=claimed)
     assert await run.wait() == 1
     assert b"is gone" in run.lines[-1]
-    assert b"while no daemon watched it" in run.lines[-1]
+    assert b"while no daemon was watching" in run.lines[-1]
     lines = chaincode_lines(run)
     assert lines == [b"line %d" % number for number in range(len(lines))]
     await nothing_left(scene)

@@ -95,7 +95,7 @@ class Runs:
         try:
             if previous is not None:
                 previous.revoke(
-                    launched_again() if plan.takeovers else Yielded("this run goes on over a newer connection")
+                    launched_again() if plan.takeovers else Yielded("this run continues on a newer connection")
                 )
                 await previous.left.wait()
             if plan.takeovers and cursor is None:
@@ -183,7 +183,7 @@ class Runs:
         with anyio.move_on_after(QUIET):
             await self._all_known(cursor)
             return
-        why = self._store.watch_error or "the daemon's own pod is not known yet"
+        why = self._store.watch_error or "the daemon has not looked up its own pod yet"
         await connection.say(f"Waiting for the Kubernetes API: {why}")
         with anyio.move_on_after(math.inf if cursor is not None else deadline - anyio.current_time()) as waiting:
             await self._all_known(cursor)
@@ -210,7 +210,7 @@ class Runs:
             )
             return 1
         if deletion.accepted.is_set():
-            await connection.say(f"Stopped: the deletion of chaincode job {job} is accepted")
+            await connection.say(f"Stopped: the Kubernetes API accepted the deletion of chaincode job {job}")
             return 0
         await connection.say(
             f"The Kubernetes API has not accepted the deletion of chaincode job {job} yet. The daemon keeps trying"

@@ -162,7 +162,7 @@ class Launch:
             if job.metadata.token_sha256 != self._plan.token.sha256:
                 self._run.refused()
                 raise LaunchFailed(
-                    f"there is a job {self._plan.namespace}/{self._plan.job_name} of another run: delete it"
+                    f"job {self._plan.namespace}/{self._plan.job_name} exists and belongs to another run: delete it"
                 ) from None
         except ApiError as error:
             if self._seen.job is None and not self._may_exist:
@@ -187,7 +187,7 @@ class Launch:
             self._run.vanish()
             raise Vanished(
                 f"chaincode job {self._plan.namespace}/{self._plan.job_name} is gone: the chaincode ended or its job"
-                " was deleted while no daemon watched it. The next request starts it anew"
+                " was deleted while no daemon was watching. The next request starts it again"
             )
         if job is None or job.metadata.uid != cursor.job:
             self._run.lost_job()
@@ -312,10 +312,12 @@ class Launch:
             self._last_lines = (self._last_lines + batch.lines)[-TAIL:]
 
         async def gap() -> None:
-            await self._audience.say("Some lines of the chaincode's log are missing here: its file was rotated away")
+            await self._audience.say(
+                "Lines of the chaincode's log are missing here: the file was rotated before they were read"
+            )
 
         async def refused(error: ApiError) -> None:
-            await self._audience.say(f"The chaincode's log cannot be read, trying again: {error}")
+            await self._audience.say(f"Cannot read the chaincode's log, retrying: {error}")
 
         try:
             await logs.follow(
@@ -357,6 +359,7 @@ class Launch:
                 break
             with anyio.move_on_after(EVENTS_CAP):
                 await self._seen.changed_since(version)
+        self._metrics.ended(how.category)
         _log.info("chaincode_ended", code=how.code, category=how.category, reason=how.text)
         await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {how.text}")
         return how.code
@@ -393,5 +396,5 @@ class Launch:
                 _log.info("api_retry", reason=str(error))
                 if error.transient:
                     self._may_exist = True
-                    await self._tell_once("api", f"Trying again: {error}")
+                    await self._tell_once("api", f"Retrying: {error}")
                 await anyio.sleep(error.pause(next(pauses)))
