@@ -132,6 +132,7 @@ class Store:
 
     def _forget(self, run: Run) -> None:
         if self._by_token.get(run.token_sha256) is run:
+            run.end_absence()
             del self._by_token[run.token_sha256]
             siblings = self._by_key[run.key]
             del siblings.runs[run.token_sha256]
@@ -191,9 +192,10 @@ class Store:
         self._tasks.start_soon(self._expire, run, absence)
 
     async def _expire(self, run: Run, absence: Absence) -> None:
-        while run.absence is absence and anyio.current_time() < absence.until:  # noqa: ASYNC110 - no polling
-            await anyio.sleep_until(absence.until)  # a knock may put it off meanwhile
-        if run.absence is not absence:
+        while not absence.over.is_set() and (left := absence.until - anyio.current_time()) > 0:
+            with anyio.move_on_after(left):  # a knock may put it off meanwhile
+                await absence.over.wait()
+        if absence.over.is_set():
             return
         if absence.reason is Reason.LEFT_OVER or run.state.may_run:
             _log.warning("job_unclaimed", job=run.job_name, reason=absence.reason)
