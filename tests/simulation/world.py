@@ -146,7 +146,9 @@ class World:
         rest = ", ".join(f"{name}={value}" for name, value in event.items() if name not in {"event", "exc_info"})
         self.note(f"{serving.get()} logs {event['event']}: {rest}")
         if (event.get("exc_info") or method in {"exception", "critical"}) and not self.mistakes_expected:
-            self.wrong(f"{event['event']} is logged as a mistake of ours", sys.exc_info()[1])
+            told = event.get("exc_info")
+            error = told if isinstance(told, BaseException) else sys.exc_info()[1]
+            self.wrong(f"{event['event']} is logged as a mistake of ours", error)
         raise structlog.DropEvent
 
     def logged(self, name: str) -> list[MutableMapping[str, Any]]:
