@@ -135,14 +135,14 @@ def test_whoever_calls_meanwhile_gets_all_of_one_edition(
 
     replacing = threading.Thread(target=replace)
     replacing.start()
-    seen = set()
-    while not ended.is_set():
-        said = says(builder, "run")
-        mark = said.split()[1]
-        assert said.startswith(f"run {mark} [")
-        assert f": {mark} Expected " in said
-        seen.add(mark)
-    replacing.join()
+    try:
+        while not ended.is_set():
+            said = says(builder, "run")
+            mark = said.split()[1]
+            assert said.startswith(f"run {mark} [")
+            assert f": {mark} Expected " in said
+    finally:
+        replacing.join()
     assert failed == []
     assert says(builder).startswith("detect B19 [")
     assert len(list((builder / "lib").iterdir())) == 2  # this one, and the one before

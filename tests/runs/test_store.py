@@ -1,10 +1,18 @@
-"""Whose a Job is."""
+"""Whose a Job is, and what belongs to which run."""
+
+from collections.abc import Callable
+from typing import cast
 
 import pytest
 
-from k8s_builderd.fabric.objects import Annotations, Meta
-from k8s_builderd.kube.objects import OwnerReference
-from k8s_builderd.runs.store import is_mine
+from k8s_builderd.fabric.objects import Annotations, Job, Meta, Pod
+from k8s_builderd.kube.api import Api
+from k8s_builderd.kube.objects import ContainerState, ContainerStatus, OwnerReference, PodStatus, Running
+from k8s_builderd.metrics import Metrics
+from k8s_builderd.runs.record import State
+from k8s_builderd.runs.store import Store, is_mine
+from k8s_builderd.settings import Settings
+from tests.fabric.test_manifests import plan
 
 
 def job(*owners: tuple[str, str], host: str = "") -> Meta:
@@ -41,3 +49,44 @@ def job(*owners: tuple[str, str], host: str = "") -> Meta:
 )
 def test_a_job_is_mine_by_its_owner_or_by_its_host(meta: Meta, pod_uid: str, mine: bool) -> None:
     assert is_mine(meta, pod_uid=pod_uid, host="here") is mine
+
+
+def pod_of(meta: Meta, name: str) -> Pod:
+    owner = (OwnerReference("Job", name, "j"),)
+    running = ContainerStatus("chaincode", ContainerState(running=Running()))
+    return Pod(
+        Meta(name=f"{name}-x", uid="p", resource_version="2", annotations=meta.annotations, owner_references=owner),
+        PodStatus("Running", container_statuses=(running,)),
+    )
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("claimed", ["first", "between", "last"])
+@pytest.mark.parametrize("first", ["job", "pod"])
+async def test_job_and_pod_are_found_in_any_order(first: str, claimed: str) -> None:
+    """Two watches tell of them, and an earlier daemon, with another prefix, has named them."""
+    made = plan()
+    annotations = Annotations(
+        token_sha256=made.token.sha256,
+        chaincode_id=made.key.chaincode_id,
+        mspid=made.key.mspid,
+        peer_address=made.key.peer_address,
+        peer_id=made.key.peer_id,
+    )
+    meta = Meta(name="other-basic10-abc-bcdfg", uid="j", resource_version="1", annotations=annotations)
+    store = Store(cast(Api, None), Settings.load({}), Metrics())
+    steps: list[Callable[[], object]] = [
+        lambda: store.jobs.adopt(Job(meta)),
+        lambda: store.pods.adopt(pod_of(meta, meta.name)),
+    ]
+    if first == "pod":
+        steps.reverse()
+    steps.insert(["first", "between", "last"].index(claimed), lambda: store.take(store.get_or_make(made), made))
+    for step in steps:
+        step()
+    run = store.find(made.token.sha256)
+    assert run is not None
+    assert run.job_name == meta.name
+    assert run.state is State.RUNNING
+    assert store.count == 1
+    assert list(store.siblings(made.key).runs.values()) == [run]

@@ -118,12 +118,17 @@ class Store:
     def _add(self, run: Run) -> Run:
         self._by_token[run.token_sha256] = run
         self._by_key.setdefault(run.key, Siblings()).runs[run.token_sha256] = run
-        known = self._objects.get(run.token_sha256, {}).values()
-        for job in (it for it in known if isinstance(it, Job)):
+        for job in (it for it in self._known(run) if isinstance(it, Job)):
             run.found(Applied(job))
-        for pod in (it for it in known if isinstance(it, Pod) and it.job_name == run.job_name):
-            run.found(Applied(pod))
+        self._find_pods(run)
         return run
+
+    def _find_pods(self, run: Run) -> None:
+        for pod in (it for it in self._known(run) if isinstance(it, Pod) and it.job_name == run.job_name):
+            run.found(Applied(pod))
+
+    def _known(self, run: Run) -> list[Job | Pod]:
+        return list(self._objects.get(run.token_sha256, {}).values())
 
     def _forget(self, run: Run) -> None:
         if self._by_token.get(run.token_sha256) is run:
@@ -278,7 +283,10 @@ class Store:
                 return
             run = self._add(Run.of(job))
         is_new = run.observed.job is None or run.made is None
+        name = run.job_name
         run.found(change)
+        if run.job_name != name:
+            self._find_pods(run)  # they may have been told of before their Job, which has another name than expected
         if is_new and self._claims_count:
             self._count_as_orphan(run)
         self._settle(run)
