@@ -18,6 +18,7 @@ import structlog
 
 from k8s_builderd import backoff
 from k8s_builderd.kube import watch
+from tests.simulation.api import Fault
 from tests.simulation.client import Client
 from tests.simulation.cluster import EPOCH, TOKEN, Cluster, Container, Object, launch_key
 from tests.simulation.daemon import Daemon, serving, token_sha256
@@ -44,6 +45,8 @@ class Site:
     startup_timeout: float = 300.0
     start_timeout: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    """What each daemon meets when it starts."""
     daemon: Daemon | None = None
     peer: Process | None = None
     pod: Object | None = None
