@@ -450,6 +450,22 @@ def test_each_request_may_fail_once(world: World, verb: str, what: str) -> None:
     over(world)
 
 
+def test_a_stop_of_nothing_while_the_api_server_goes_away(world: World) -> None:
+    """Whether a Job has come late cannot be told from a watch that is interrupted; and it is not waited for for ever."""
+    site = world.site(faults=[Fault("list", "jobs", "slow")])
+    assert site.daemon is not None
+    assert site.peer is not None
+    world.ask(site)
+    world.advance(0.5)
+    world.sim.call(site.peer.stop, CHAINCODES[0])
+    world.advance(10)
+    assert world.clients[0].code == 0
+    world.sim.call(site.daemon.api.lose)
+    world.advance(20)
+    world.sim.call(site.daemon.api.heal)
+    over(world)
+
+
 def test_an_api_server_that_is_away(world: World) -> None:
     site = launched(world)
     assert site.daemon is not None

@@ -48,8 +48,10 @@ async def delete_job(api: Api, run: Run, deletion: Deletion, watch_error: Callab
         if not waiting.cancelled_caught:
             if seen.ended:
                 return True
-        elif seen.job is None and seen.pod is None and watch_error() is None:
-            return True  # there never was one
+        elif seen.job is None and seen.pod is None:
+            if watch_error() is None:
+                return True  # there never was one
+            # The watches may not have told of one that came late: ask again.
         else:
             _log.warning("deletion_pending", job=run.job_name, job_gone=seen.job_gone, container_ended=seen.ended)
             # A Job that stays has a finalizer, or a controller that does not work: asking again does not help it.
