@@ -451,7 +451,7 @@ def test_each_request_may_fail_once(world: World, verb: str, what: str) -> None:
 
 
 def test_a_stop_of_nothing_while_the_api_server_goes_away(world: World) -> None:
-    """Whether a Job has come late cannot be told from a watch that is interrupted; and it is not waited for for ever."""
+    """Whether a Job has come late cannot be told from a watch that is interrupted; and the wait for it has an end."""
     site = world.site(faults=[Fault("list", "jobs", "slow")])
     assert site.daemon is not None
     assert site.peer is not None

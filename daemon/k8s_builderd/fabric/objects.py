@@ -5,6 +5,7 @@ from msgspec import Struct, field
 from k8s_builderd.fabric.names import (
     CHAINCODE_ANNOTATION,
     HOST_ANNOTATION,
+    INSTANCE_LABEL,
     MSPID_ANNOTATION,
     PEER_ADDRESS_ANNOTATION,
     PEER_ANNOTATION,
@@ -27,10 +28,17 @@ class Annotations(Struct, frozen=True, gc=False):
     host: str = field(default="", name=HOST_ANNOTATION)
 
 
+class Labels(Struct, frozen=True, gc=False):
+    """`metadata.labels`, as far as they are read."""
+
+    instance: str = field(default="", name=INSTANCE_LABEL)
+
+
 class Meta(objects.Meta, frozen=True):
     """`metadata` of an object that a launch has made."""
 
     annotations: Annotations | None = None
+    labels: Labels | None = None
 
     @property
     def launch_key(self) -> LaunchKey:
@@ -47,6 +55,11 @@ class Meta(objects.Meta, frozen=True):
     def host(self) -> str:
         """The value of `names.HOST_ANNOTATION`, empty where there is none."""
         return self.annotations.host if self.annotations else ""
+
+    @property
+    def instance(self) -> str:
+        """The instance of the daemon that made it, empty where there is none."""
+        return self.labels.instance if self.labels else ""
 
     @property
     def peer(self) -> str:
