@@ -450,6 +450,34 @@ def test_each_request_may_fail_once(world: World, verb: str, what: str) -> None:
     over(world)
 
 
+def test_a_run_that_comes_back_when_its_job_is_gone_and_its_pod_is_not(world: World) -> None:
+    """Daemon and answer were lost when the Job was made, and the peer has launched again since."""
+    site = world.site(startup_timeout=20)
+    world.cluster.image.there = False
+    asked = world.ask(site)
+    assert world.sim.advance_until(lambda: bool(world.cluster.objects["jobs"]), 5, 0.001)
+    world.end_daemon(site)
+    first = world.clients[0]
+    assert not first.cursor
+    world.sim.call(first.freeze)
+    assert world.sim.advance_until(lambda: asked.over, 30)
+    (stale,) = world.cluster.workers.values()
+    world.start_daemon(site)
+    again = world.ask(site)
+    assert world.sim.advance_until(lambda: stale.object is not None and stale.object["status"]["phase"] == "Failed", 9)
+    stale.node.down = True  # its pod stays
+    assert world.sim.advance_until(lambda: bool(world.clients[1].cursor), 5)
+    world.sim.call(first.thaw)
+    world.advance(1)
+    assert first.code == 1
+    assert first.said("The next request starts it anew")
+    world.heal()
+    world.sim.advance_until(lambda: again.over, 30)
+    assert again.container is not None
+    world.stays(site)
+    over(world)
+
+
 def test_a_stop_of_nothing_while_the_api_server_goes_away(world: World) -> None:
     """Whether a Job has come late cannot be told from a watch that is interrupted; and it is not waited for for ever."""
     site = world.site(faults=[Fault("list", "jobs", "slow")])
