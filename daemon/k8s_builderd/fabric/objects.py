@@ -27,10 +27,17 @@ class Annotations(Struct, frozen=True, gc=False):
     host: str = field(default="", name=HOST_ANNOTATION)
 
 
+class Labels(Struct, frozen=True, gc=False):
+    """`metadata.labels`, of which the Job controller's own is read."""
+
+    job_name: str = field(default="", name="job-name")
+
+
 class Meta(objects.Meta, frozen=True):
     """`metadata` of an object that a launch has made."""
 
     annotations: Annotations | None = None
+    labels: Labels | None = None
 
     @property
     def launch_key(self) -> LaunchKey:
@@ -72,5 +79,11 @@ class Pod(objects.Pod, frozen=True):
 
     @property
     def job_name(self) -> str:
-        """The name of the Job that owns it; empty where none does."""
-        return next((owner.name for owner in self.metadata.owner_references or () if owner.kind == "Job"), "")
+        """The name of the Job that it was made for, which may be gone; empty where it was made for none."""
+        owner = next((owner.name for owner in self.metadata.owner_references or () if owner.kind == "Job"), "")
+        return owner or (self.metadata.labels.job_name if self.metadata.labels else "")
+
+    @property
+    def left_behind(self) -> bool:
+        """Say whether no Job owns it: somebody has deleted that without its pod."""
+        return not any(owner.kind == "Job" for owner in self.metadata.owner_references or ())
