@@ -417,6 +417,39 @@ def test_a_stop_after_the_job_was_deleted_without_its_pod(world: World) -> None:
     assert not world.clients[0].said("is deleted"), world.clients[0].words
 
 
+def test_a_job_deleted_without_its_pod_before_the_pod_was_seen(world: World) -> None:
+    """The watch of pods is silent: the pod is asked for, and is found although no Job owns it any more."""
+    site = world.site()
+    assert site.daemon is not None
+    world.advance(1)
+    world.sim.call(site.daemon.api.silence, "pods")
+    assert world.works(site) == 1
+    job = next(iter(world.cluster.objects["jobs"]))
+    world.sim.call(lambda: world.cluster.delete("jobs", job, orphan=True))
+    world.advance(20)
+    lives(world, site)
+    world.sim.call(world.cluster.containers[0].exit, 3)
+    world.advance(160)
+    assert world.clients[0].said("ended with exit code 3"), world.clients[0].words
+    over(world)
+
+
+def test_a_job_deleted_without_its_pod_and_a_new_daemon(world: World) -> None:
+    site = launched(world)
+    job = next(iter(world.cluster.objects["jobs"]))
+    world.sim.call(lambda: world.cluster.delete("jobs", job, orphan=True))
+    world.advance(5)
+    world.end_daemon(site)
+    world.start_daemon(site)
+    world.advance(20)
+    lives(world, site)
+    world.sim.call(world.cluster.containers[0].exit, 3)
+    world.advance(20)
+    assert world.clients[0].said("ended with exit code 3"), world.clients[0].words
+    assert len(world.clients[0].lines) == len(world.cluster.containers[0].lines)
+    over(world)
+
+
 def test_a_stop_while_the_controller_manager_is_down(world: World) -> None:
     site = launched(world)
     assert site.peer is not None
