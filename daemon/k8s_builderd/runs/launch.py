@@ -116,7 +116,7 @@ class Launch:
             with anyio.fail_after(deadline - anyio.current_time()):
                 await beside(lambda: self._start(owner, cursor), self._narrate)
         except TimeoutError:
-            if not await self._started_after_all():
+            if not await self._started_in_time():
                 raise self._timed_out() from None
         except BuilderError:
             if not await self._started_after_all():
@@ -134,15 +134,38 @@ class Launch:
         await beside(lambda: self._seen.until(lambda seen: seen.started or seen.ended), self._secret)
 
     async def _started_after_all(self) -> bool:
-        """Ask the API once more before a launch is ended for not starting: what the watch has told may be old."""
+        """Ask the API once more before a launch is ended: what the watch has told may be old."""
         if self._run.state.may_run:
-            with anyio.move_on_after(LOOK):
-                try:
-                    await self._store.look(self._run)
-                    self.unstarted = not self._seen.started
-                except ApiError as error:
-                    _log.warning("pod_unknown", job=self._plan.job_name, reason=str(error))
+            await self._look()
         return self._seen.started
+
+    async def _started_in_time(self) -> bool:
+        """Ask the API whether a container whose time is over has started, until it answers where there is a Job.
+
+        Such a chaincode may be running, and used by its peer: that the API says nothing is no reason to end it.
+        """
+        pauses = delays(0.2, 5.0)
+        while self._run.state.may_run and not self._seen.started:
+            if not (error := await self._look()) or self._seen.job is None:
+                break
+            await self._tell_once("pod unknown", f"Waiting for the Kubernetes API: {error}")
+            with anyio.move_on_after(next(pauses)):
+                await self._seen.until(lambda seen: seen.started or seen.ended)
+        return self._seen.started
+
+    async def _look(self) -> str:
+        """Ask the API for the pod; return why it has not answered, or nothing."""
+        error = f"no answer within {LOOK:g} s"
+        with anyio.move_on_after(LOOK):
+            try:
+                await self._store.look(self._run)
+            except ApiError as failed:
+                error = str(failed)
+            else:
+                self.unstarted = not self._seen.started
+                return ""
+        _log.warning("pod_unknown", job=self._plan.job_name, reason=error)
+        return error
 
     # The Job and its Secret
 
