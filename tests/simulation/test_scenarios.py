@@ -178,6 +178,41 @@ def test_a_time_out_looks_once_more(world: World) -> None:
     over(world)
 
 
+def test_a_time_out_while_the_api_server_is_away(world: World) -> None:
+    """The chaincode has come up and is used, and nobody can see it: no news is no verdict."""
+    site = world.site(start_timeout="8s")
+    assert site.daemon is not None
+    world.advance(1)
+    asked = world.ask(site)
+    assert world.sim.advance_until(lambda: bool(world.cluster.objects["secrets"]), 5, 0.001)
+    world.sim.call(site.daemon.api.lose)
+    world.advance(60)
+    assert asked.container is not None
+    world.sim.call(site.daemon.api.heal)
+    world.advance(30)
+    lives(world, site)
+    over(world)
+
+
+def test_a_time_out_tells_the_truth_when_the_api_server_is_back(world: World) -> None:
+    site = world.site(start_timeout="8s")
+    assert site.daemon is not None
+    world.advance(1)
+    world.cluster.image.there = False
+    world.ask(site)
+    assert world.sim.advance_until(lambda: bool(world.clients[0].cursor), 5, 0.001)
+    world.sim.call(site.daemon.api.lose)
+    world.advance(60)
+    assert world.clients[0].code is None
+    world.sim.call(site.daemon.api.heal)
+    world.advance(10)
+    assert world.clients[0].code == 1
+    assert world.clients[0].said("timed out waiting for the condition")
+    world.advance(20)
+    assert not world.cluster.objects["jobs"]
+    over(world)
+
+
 def test_an_exception_in_the_passing_on_of_a_log(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     site = launched(world)
     world.mistakes_expected = True
@@ -512,7 +547,7 @@ def test_a_run_that_comes_back_when_its_job_is_gone_and_its_pod_is_not(world: Wo
 
 
 def test_a_stop_of_nothing_while_the_api_server_goes_away(world: World) -> None:
-    """Whether a Job has come late cannot be told from a watch that is interrupted; and it is not waited for for ever."""
+    """No interrupted watch can tell whether a Job has come late; but nothing waits for it for ever."""
     site = world.site(faults=[Fault("list", "jobs", "slow")])
     assert site.daemon is not None
     assert site.peer is not None
