@@ -167,6 +167,8 @@ class Launch:
         """Return the uid of the run's Job, made now if this run has none yet."""
         if cursor is not None:
             return await self._adopt(cursor)
+        if self._seen.job is None and self._seen.pod is not None:
+            await self._look_for_job_of_pod()
         if self._seen.job is not None:
             return self._seen.job.metadata.uid
         self._run.ask(self._plan)
@@ -190,6 +192,17 @@ class Launch:
         self._store.jobs.adopt(job)
         return job.metadata.uid
 
+    async def _look_for_job_of_pod(self) -> None:
+        """Ask for a Job whose pod is there, though no watch has told of it.
+
+        :raises Vanished: if it is gone: it was deleted before this run's client had heard of it.
+        """
+        with suppress(NotFound):
+            self._store.jobs.adopt(await self._patiently(lambda: self._api.get(JOBS, Job, self._plan.job_name)))
+        if self._seen.job is None:
+            self._run.lost_job()
+            raise self._vanished()
+
     async def _adopt(self, cursor: Cursor) -> str:
         """Return the uid of the cursor's Job, which an earlier connection of this run was told of.
 
@@ -205,10 +218,7 @@ class Launch:
         job = self._seen.job
         if self._has_nothing_of(cursor):
             self._run.vanish()
-            raise Vanished(
-                f"chaincode job {self._plan.namespace}/{self._plan.job_name} is gone: the chaincode ended or its job"
-                " was deleted while no daemon watched it. The next request starts it anew"
-            )
+            raise self._vanished()
         if job is None or job.metadata.uid != cursor.job:
             self._run.lost_job()
         return cursor.job
@@ -224,6 +234,12 @@ class Launch:
                 f"its job {self._plan.namespace}/{meta.name} belongs to the instance {meta.instance}, and this daemon"
                 f" is {self._plan.instance}. Set FABRIC_K8S_BUILDER_INSTANCE={meta.instance} on the daemon"
             )
+
+    def _vanished(self) -> Vanished:
+        return Vanished(
+            f"chaincode job {self._plan.namespace}/{self._plan.job_name} is gone: the chaincode ended or its job"
+            " was deleted while no daemon watched it. The next request starts it anew"
+        )
 
     def _has_nothing_of(self, cursor: Cursor) -> bool:
         job, pod = self._seen.job, self._seen.pod

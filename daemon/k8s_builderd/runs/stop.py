@@ -43,7 +43,7 @@ async def delete_job(api: Api, run: Run, deletion: Deletion, watch_error: Callab
         if there and not logged:
             logged = True
             _log.info("job_deleted", job=run.job_name, reason=deletion.reason)
-        elif not there and seen.pod is not None and not seen.ended and not seen.told_to_end and not seen.pod.job_name:
+        elif not there and seen.pod is not None and not seen.ended and not seen.told_to_end and seen.pod.left_behind:
             deletion.orphaned_pod = seen.pod.metadata.name
             _log.warning("pod_without_job", job=run.job_name, pod=deletion.orphaned_pod)
         deletion.accept()
