@@ -1,5 +1,6 @@
 """`k8s-builder install-client`: a complete builder folder, written again and again while a peer uses it."""
 
+import errno
 import os
 import shutil
 import stat
@@ -125,7 +126,7 @@ def test_whoever_calls_meanwhile_gets_all_of_one_edition(
 
     def replace() -> None:
         try:
-            for number in range(20):
+            for number in range(8):
                 edition(monkeypatch, tmp_path, f"B{number}")
                 install(builder)
         except BaseException as error:  # noqa: BLE001 - told below
@@ -135,16 +136,21 @@ def test_whoever_calls_meanwhile_gets_all_of_one_edition(
 
     replacing = threading.Thread(target=replace)
     replacing.start()
-    seen = set()
-    while not ended.is_set():
-        said = says(builder, "run")
-        mark = said.split()[1]
-        assert said.startswith(f"run {mark} [")
-        assert f": {mark} Expected " in said
-        seen.add(mark)
-    replacing.join()
+    try:
+        while not ended.is_set():
+            try:
+                said = says(builder, "run")
+            except OSError as error:
+                # The fork took along what the other thread was writing, so its own exec finds the file busy.
+                assert error.errno == errno.ETXTBSY  # noqa: PT017
+                continue
+            mark = said.split()[1]
+            assert said.startswith(f"run {mark} [")
+            assert f": {mark} Expected " in said
+    finally:
+        replacing.join()
     assert failed == []
-    assert says(builder).startswith("detect B19 [")
+    assert says(builder).startswith("detect B7 [")
     assert len(list((builder / "lib").iterdir())) == 2  # this one, and the one before
 
 
