@@ -3,8 +3,8 @@
     python -m benchmarks.mutate --mutants 60 --seed 1
 
 Each mutant is one change in one place, in a copy of the tree: a comparison turned round or moved by one, a condition
-negated, `and` made `or`, a number or a truth value changed, a time made none, a statement left out. Lines of the log are
-left alone, and so is what is only an assertion. A mutant that lives is either as good as the original, which is for
+negated, `and` made `or`, a number or a truth value changed, a time made none, a statement left out. Lines of the log
+are left alone, and so are assertions. A mutant that lives is either as good as the original, which is for
 people to judge, or shows that a test is missing.
 """
 

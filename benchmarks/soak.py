@@ -2,9 +2,10 @@
 
     python -m benchmarks.soak --seconds 600 --seed 1
 
-An embedded cluster in this process, a daemon and its clients as processes of their own. In the first third the daemon
-is killed and started anew as well; the daemon of the other two thirds is the one that is looked at for leaks. Every
-log is compared line by line, every exit code and every last line with what was done. Exit code 1: something is wrong.
+An embedded cluster in this process, whose node has a clock of its own. Two daemons, each an instance of its own and
+with half of the clients; all of them processes. In the first third the daemons are killed and started anew as well. The
+first daemon of the other two thirds is the one that is looked at for leaks. Every log is compared line by line, every
+exit code and every last line with what was done. Exit code 1: something is wrong.
 """
 
 import json
@@ -46,7 +47,7 @@ echo "last after $i"
 exit $(cat {stop})
 """
 
-STATUSES = (429, 500, 503)
+STATUSES = (401, 429, 500, 503)
 CALLS: tuple[Mapping[str, str], ...] = (
     {"verb": "create", "resource": "jobs"},
     {"verb": "create", "resource": "secrets"},
@@ -56,6 +57,9 @@ CALLS: tuple[Mapping[str, str], ...] = (
     {"verb": "list", "resource": "pods"},
     {"verb": "log"},
 )
+CLOCK = 3.0
+"""Seconds that the node's clock is ahead of everybody else's."""
+
 WATCH_FAULTS = ("close", "expire", "error", "gone", "silent", "half", "duplicate", "replay")
 
 
@@ -125,6 +129,9 @@ class Soak:
         self.scene = scene
         self.random = Random(seed)  # noqa: S311 - repeatable, keeps no secret
         self.daemon: Running
+        self.second: Running
+        """Of another instance: it shares the namespace, and nothing else."""
+        self.second_socket = scene.socket.with_name("second.sock")
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.runs: list[Running] = []
@@ -135,19 +142,23 @@ class Soak:
     def write_log(self, path: Path) -> None:
         """Append what the daemons have said."""
         with path.open("ab") as file:
-            file.writelines(line + b"\n" for line in [*self.past, *self.daemon.lines])
+            file.writelines(line + b"\n" for line in [*self.past, *self.daemon.lines, *self.second.lines])
 
     async def start_daemon(self) -> None:
         """Start the next daemon."""
         self.daemon = await self.scene.daemon(**SETTINGS)
+
+    async def start_second(self) -> None:
+        """Start the next daemon of the other instance."""
+        self.second = await self.scene.daemon(**SETTINGS, INSTANCE="second", SOCKET=str(self.second_socket))
 
     async def live(self, slot: "Slot") -> None:
         """Live one life after another until it is over."""
         lives = [slot.ends, slot.fails, slot.is_stopped, slot.loses_run, slot.loses_reader, slot.is_deleted]
         lives += [
             slot.is_launched_twice,
-            slot.is_superseded,
-            slot.is_superseded_by_another_peer,
+            slot.is_replaced,
+            slot.is_replaced_by_another_peer,
             slot.stops_reading,
             slot.is_frozen,
         ]
@@ -208,11 +219,13 @@ class Soak:
         await anyio.sleep(down)
 
     async def _replace(self) -> None:
-        self.daemon.send(self.random.choice([signal.SIGKILL, signal.SIGTERM]))
-        await self.daemon.wait()
-        self.past += self.daemon.lines
+        first = self.random.random() < 0.7
+        daemon = self.daemon if first else self.second
+        daemon.send(self.random.choice([signal.SIGKILL, signal.SIGTERM]))
+        await daemon.wait()
+        self.past += daemon.lines
         await anyio.sleep(self.random.choice([0, 0, 1, 3]))
-        await self.start_daemon()
+        await (self.start_daemon() if first else self.start_second())
 
     async def settle(self) -> None:
         """Let the faults end, and wait until the daemon knows of nothing more."""
@@ -221,8 +234,9 @@ class Soak:
         gauges: Mapping[str, float] = {}
         with anyio.move_on_after(PATIENCE):
             while True:
-                gauges = (await usage(self.scene, self.daemon)).gauges
-                if gauges["runs"] == gauges["connections"] == 0:
+                known = [(await usage(self.scene, daemon)).gauges for daemon in (self.daemon, self.second)]
+                gauges = {name: sum(each[name] for each in known) for name in ("runs", "connections")}
+                if not any(gauges.values()):
                     break
                 await anyio.sleep(0.5)
             await anyio.sleep(IDLE)
@@ -243,7 +257,7 @@ class Soak:
             "pods that have not ended": [p["metadata"]["name"] for p in pods if "terminated" not in container_state(p)],
             "secrets without a job": [s["metadata"]["name"] for s in secrets if s["metadata"]["name"] not in names],
             "log streams": state["streams"]["log"] or [],
-            "watches beside two": state["streams"]["watch"] if state["streams"]["watch"] != 2 else [],
+            "watches beside four": state["streams"]["watch"] if state["streams"]["watch"] != 4 else [],
             "programs": [run.pid for run in self.runs if not run.ended.is_set()],
         }
         self.wrong += [f"left: {what}: {found}" for what, found in left.items() if found]
@@ -274,7 +288,8 @@ class Slot:
     # What is done
 
     async def _call(self, *, read: bool = True) -> Running:
-        run = await self._soak.scene.call("run", self._package, read=read)
+        socket = self._soak.second_socket if self.number % 2 else self._soak.scene.socket
+        run = await self._soak.scene.call("run", self._package, read=read, FABRIC_K8S_BUILDER_SOCKET=str(socket))
         self._soak.runs.append(run)
         return run
 
@@ -289,7 +304,7 @@ class Slot:
             if not run.ended.is_set():
                 self._soak.counts["launches"] += 1
                 return run
-            if b"the next request starts" not in run.lines[-1]:
+            if b"retry the request" not in run.lines[-1]:
                 raise Wrong(f"a launch failed: {_tail(run)}")
             self._soak.counts["launches dropped by the peer"] += 1
             told.append(f"{time.strftime('%H:%M:%S')} {_tail(run)}")
@@ -391,8 +406,9 @@ class Slot:
                 await anyio.sleep(0.2)
 
     async def is_launched_twice(self) -> None:
-        """Be launched again by the same peer while it comes up: the second goes on with the Job, or is dropped."""
+        """Be launched again by the same peer while it comes up: the second reuses the Job, or is dropped."""
         (self._directory / "stop").unlink(missing_ok=True)
+        self._write("burst", 0)
         old = await self._call()
         await until(lambda: old.ended.is_set() or b"kubernetes job" in b"".join(old.lines), "a job")
         new = await self._call()
@@ -400,28 +416,28 @@ class Slot:
         if await self._code(old) != 1:
             raise Wrong(f"launched twice: {_tail(old)}")
         if new.ended.is_set():
-            if b"the next request starts" not in new.lines[-1]:
+            if b"retry the request" not in new.lines[-1]:
                 raise Wrong(f"launched twice: {_tail(new)}")
             return
-        self._soak.counts["jobs inherited"] += new.count("goes on with its job")
+        self._soak.counts["jobs reused"] += new.count("Reusing job")
         self._end(0)
         if await self._code(new) != 0:
             raise Wrong(f"exit code: {_tail(new)}")
         _check(new, whole=True)
 
-    async def is_superseded(self) -> None:
+    async def is_replaced(self) -> None:
         """Be launched again by the same peer, while it runs."""
         old = await self._launch()
         await self._a_while(old)
         new = await self._call()
         await until(lambda: new.ended.is_set() or _ticks(new) > 0, "the end of a dropped launch")
-        if not new.ended.is_set() or b"the next request starts" not in new.lines[-1] or await self._code(new) != 1:
+        if not new.ended.is_set() or b"retry the request" not in new.lines[-1] or await self._code(new) != 1:
             raise Wrong(f"launched again: {_tail(new)}")
         if await self._code(old) != 1:
-            raise Wrong(f"superseded: {_tail(old)}")
+            raise Wrong(f"replaced: {_tail(old)}")
         _check(old)
 
-    async def is_superseded_by_another_peer(self) -> None:
+    async def is_replaced_by_another_peer(self) -> None:
         """Be launched again by a peer that has restarted, while it runs."""
         old = await self._launch()
         await self._a_while(old)
@@ -429,7 +445,7 @@ class Slot:
         self._package.connect(root_cert=f"-----BEGIN CERTIFICATE-----\npeer {self._peers}\n")
         new = await self._launch()
         if await self._code(old) != 1:
-            raise Wrong(f"superseded: {_tail(old)}")
+            raise Wrong(f"replaced: {_tail(old)}")
         _check(old)
         self._end(0)
         if await self._code(new) != 0:
@@ -487,13 +503,16 @@ def _check(run: Running, *, whole: bool = False, upto: int | None = None) -> Non
     :raises Wrong: if a line is missing, there twice, or (where the chaincode ended by itself) the last has not come.
     """
     lines = [line for line in run.lines[:upto] if not line.startswith(b"run [")]
-    if whole:
-        if not lines or lines[-1] != b"last after %d" % (len(lines) - 1):
-            raise Wrong(f"the log's end is missing: {_tail(run)}")
-        lines.pop()
     for number, line in enumerate(lines):
-        if line != b"line %d" % number and not (number and line.startswith(b"last after ")):
-            raise Wrong(f"a gap or a repeat: {line!r} where line {number} should be, of {len(lines)}")
+        if line not in {b"line %d" % number, b"last after %d" % number}:
+            raise Wrong(f"a gap or a repeat: {line!r} where line {number} should be, of {len(lines)}: {_words(run)}")
+    if whole and (not lines or not lines[-1].startswith(b"last after")):
+        raise Wrong(f"the log's end is missing: {_words(run)}")
+
+
+def _words(run: Running) -> str:
+    """Return what the builder itself has said."""
+    return " | ".join(line.decode(errors="replace") for line in run.lines if line.startswith(b"run ["))
 
 
 def _arguments(pid: int) -> str:
@@ -507,8 +526,10 @@ async def soak(seconds: float, seed: int, slots: int, growth: float, log: Path |
     """Run it, say what happened, and return whether all was as it must be."""
     with tempfile.TemporaryDirectory(prefix="soak-") as directory:
         async with open_scene(Path(directory), log_limit=1 << 30, bookmark_interval=2.0) as scene:
+            await scene.cluster.switch("PATCH", "environment", {"nodeClock": CLOCK})
             run = Soak(scene, seed)
             await run.start_daemon()
+            await run.start_second()
             made = [await Slot.make(run, number) for number in range(slots)]
             async with anyio.create_task_group() as tasks:
                 for slot in made:
@@ -529,12 +550,14 @@ async def soak(seconds: float, seed: int, slots: int, growth: float, log: Path |
             # What a daemon holds that has never done anything.
             if log is not None:
                 run.write_log(log)
-            broke = run.daemon.count("launch_broke") + run.daemon.count("call_broke") + run.daemon.count("Traceback")
+            broke = sum(d.count("_crashed") + d.count("Traceback") for d in (run.daemon, run.second))
+            broke += sum(b"_crashed" in line or b"Traceback" in line for line in run.past)
             if broke:
                 run.wrong.append(f"the daemon's log tells of {broke} mistakes of its own")
-            run.daemon.send(signal.SIGTERM)
-            if await run.daemon.wait() != 0:
-                run.wrong.append("the daemon did not end with 0")
+            for daemon in (run.daemon, run.second):
+                daemon.send(signal.SIGTERM)
+                if await daemon.wait() != 0:
+                    run.wrong.append("a daemon did not end with 0")
             await run.start_daemon()
             await run.daemon.line("watch_synced", 2)
             await anyio.sleep(IDLE)

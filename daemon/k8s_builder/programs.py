@@ -228,13 +228,13 @@ def _replace(path: Path, text: str, *, mode: int = 0o755) -> None:
     if path.is_file() and path.read_bytes() == data and path.stat().st_mode & 0o777 == mode:
         return
     with tempfile.NamedTemporaryFile(prefix=f".{path.name}-", dir=path.parent, delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink()
-            raise
+        file.write(data)
+        file.flush()
+        os.fchmod(file.fileno(), mode)
+        os.fsync(file.fileno())
+    temporary = Path(file.name)
+    try:
+        temporary.replace(path)  # closed before: Linux executes nothing that is open for writing
+    except OSError:
+        temporary.unlink()
+        raise

@@ -214,6 +214,26 @@ async def test_a_run_that_the_next_daemon_has_adopted_and_that_dies_is_cleared_a
     await nothing_left(scene)
 
 
+async def test_the_next_daemon_cannot_use_the_request(scene: Scene) -> None:
+    """Its settings are others, by mistake: the chaincode goes on until they are put right."""
+    daemon = await scene.daemon()
+    ticking = await Ticking.make(scene)
+    run = await scene.call("run", ticking.package, FABRIC_K8S_BUILDER_NAMESPACE="default")
+    await run.line("line 2")
+    await kill(daemon)
+    daemon = await scene.daemon(NAMESPACE="other")
+    await run.line("k8s-builderd cannot serve this launch now. The chaincode keeps running: The FABRIC_K8S")
+    await daemon.line("request_refused")
+    assert not run.ended.is_set()
+    await kill(daemon)
+    await scene.daemon()
+    await run.line(b"line %d" % (len(chaincode_lines(run)) + 5))
+    ticking.end()
+    assert await run.wait() == 0
+    assert_whole(run)
+    assert len(ticking.pids) == 1
+
+
 @pytest.mark.parametrize("claimed", ["before", "after"])
 async def test_the_next_daemon_would_give_other_names(scene: Scene, claimed: str) -> None:
     """The operator has changed the prefix of the names meanwhile: what runs keeps those that it has."""

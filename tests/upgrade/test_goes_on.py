@@ -164,7 +164,7 @@ async def test_a_launch_that_was_dropped_ends_and_makes_no_job(scene: Scene, cli
         await run.line("word")
     await scene.daemon()
     assert await run.wait() == 1
-    assert b"the next request starts the chaincode" in run.lines[-1]
+    assert b"Error running chaincode: " in run.lines[-1]
     assert await scene.count("jobs") == 0
 
 

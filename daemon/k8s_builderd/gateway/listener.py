@@ -54,7 +54,7 @@ class Listener:
         stages: Mapping[str, Serve],
         metrics: Metrics,
         *,
-        knocked: Callable[[Request], None],
+        knocked: Callable[[Request], object],
     ) -> None:
         """Prepare to listen.
 

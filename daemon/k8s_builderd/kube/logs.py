@@ -33,7 +33,7 @@ SILENCE, LONGEST_SILENCE = 60.0, 900.0
 """Seconds without a line after which it is asked what a running container's log holds, doubled each time up to the cap.
 
 Between the API server and a kubelet a connection can die without a word, and the log stands still. A look costs one
-request, and where nothing is new the stream stays as it is: a thousand idle containers ask 1.4 times a second.
+request, and where nothing is new the stream stays as it is: a thousand idle containers ask 1.5 times a second together.
 """
 
 PROOF, DOUBTFUL_PROOF = 2, 4

@@ -23,6 +23,9 @@ from k8s_builderd.settings import Settings
 STOP_PATIENCE = 2.0
 """Seconds that `run` waits for the API to accept a deletion; the peer kills it after 5."""
 
+REFUSALS_KEPT = 4096
+"""How many refusals are remembered, so that a client which comes again and again is told once."""
+
 _log = structlog.get_logger("k8s_builderd.runs")
 
 
@@ -50,15 +53,22 @@ class Runs:
         self._metrics = metrics
         self._owner: Owner | None = None
         self._owner_known = anyio.Event()
+        self._refused: dict[tuple[str, str], None] = {}
 
     def set_owner(self, owner: Owner | None) -> None:
         """Say which pod is to own the Jobs; launches wait for this."""
         self._owner = owner
         self._owner_known.set()
 
-    def knocked(self, token_sha256: str) -> None:
-        """Keep the claim of a run whose client is there but cannot be served now."""
+    def knocked(self, token_sha256: str, because: str = "") -> bool:
+        """Keep the claim of a run whose client is there but cannot be served now; return whether that is news to it."""
         self._store.knocked(token_sha256)
+        refusal = (token_sha256, because)
+        new = refusal not in self._refused
+        self._refused[refusal] = None
+        if len(self._refused) > REFUSALS_KEPT:
+            del self._refused[next(iter(self._refused))]
+        return new
 
     async def attend(self, plan: Plan, cursor: Cursor | None, connection: Connection) -> int:
         """Serve one connection of a run until its chaincode ends, or it is stopped.

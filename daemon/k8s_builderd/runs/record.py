@@ -14,7 +14,6 @@ from typing import Self
 
 import anyio
 import structlog
-from msgspec import Struct
 
 from k8s_builderd.errors import BuilderError
 from k8s_builderd.fabric.names import LaunchKey
@@ -87,11 +86,14 @@ class Claim:
         self.scope.cancel()
 
 
-class Absence(Struct):
+class Absence:
     """The time without a client: until when the Job is left alone, and why it is deleted then."""
 
-    until: float
-    reason: Reason
+    def __init__(self, until: float, reason: Reason) -> None:
+        self.until = until
+        self.reason = reason
+        self.over = anyio.Event()
+        """Set when it counts no more: a client has come, or there is nothing left to wait for."""
 
 
 class Deletion:
@@ -221,7 +223,8 @@ class Run:
         assert plan.token.sha256 == self.token_sha256
         assert plan.takeovers >= self._takeovers
         self._takeovers, self._peer = plan.takeovers, plan.peer
-        self._claim, self._absence = Claim(), None
+        self._claim = Claim()
+        self.end_absence()
         return self._claim
 
     def release(self, claim: Claim) -> bool:
@@ -235,8 +238,15 @@ class Run:
     def miss(self, until: float, reason: Reason) -> Absence:
         """Give its client until then to come back."""
         assert self._claim is None
+        self.end_absence()
         self._absence = Absence(until, reason)
         return self._absence
+
+    def end_absence(self) -> None:
+        """Note that nobody is waited for any more."""
+        if self._absence is not None:
+            self._absence.over.set()
+            self._absence = None
 
     def knock(self, until: float) -> None:
         """Note that its client has tried to come back and was not served: it has until then at least."""
@@ -317,7 +327,8 @@ class Run:
         if self._deletion is None:
             assert reason is not Reason.NOT_STARTED or not self.observed.started
             assert reason is not Reason.LEFT_OVER or self.state is State.ENDED
-            self._deletion, self._absence = Deletion(reason), None
+            self._deletion = Deletion(reason)
+            self.end_absence()
         return self._deletion
 
     def withdraw(self) -> None:

@@ -66,6 +66,7 @@ class Store:
         self._objects: dict[str, dict[str, Job | Pod]] = {}
         """Every Job and pod that is there, by token and uid: what is known of a run before the run is."""
         self._claims_count = False
+        self._open = False
         self._tasks: TaskGroup
         label = manifests.selector(settings.instance)
         self.jobs = Reflector(api, JOBS, Job, label, self._job_changed, silence=settings.watch_silence)
@@ -77,7 +78,11 @@ class Store:
         async with anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self.jobs.run)
             self._tasks.start_soon(self.pods.run)
-            yield
+            self._open = True
+            try:
+                yield
+            finally:
+                self._open = False
             self._tasks.cancel_scope.cancel()
 
     @property
@@ -113,15 +118,21 @@ class Store:
     def _add(self, run: Run) -> Run:
         self._by_token[run.token_sha256] = run
         self._by_key.setdefault(run.key, Siblings()).runs[run.token_sha256] = run
-        known = self._objects.get(run.token_sha256, {}).values()
-        for job in (it for it in known if isinstance(it, Job)):
+        for job in (it for it in self._known(run) if isinstance(it, Job)):
             run.found(Applied(job))
-        for pod in (it for it in known if isinstance(it, Pod) and it.job_name == run.job_name):
-            run.found(Applied(pod))
+        self._find_pods(run)
         return run
+
+    def _find_pods(self, run: Run) -> None:
+        for pod in (it for it in self._known(run) if isinstance(it, Pod) and it.job_name == run.job_name):
+            run.found(Applied(pod))
+
+    def _known(self, run: Run) -> list[Job | Pod]:
+        return list(self._objects.get(run.token_sha256, {}).values())
 
     def _forget(self, run: Run) -> None:
         if self._by_token.get(run.token_sha256) is run:
+            run.end_absence()
             del self._by_token[run.token_sha256]
             siblings = self._by_key[run.key]
             del siblings.runs[run.token_sha256]
@@ -146,7 +157,7 @@ class Store:
 
         :param comes_back: whether its client may come back: then it has its grace.
         """
-        if run.release(claim):
+        if run.release(claim) and self._open:  # else the daemon ends: nothing is begun any more
             if comes_back and run.deletion is None:
                 self._miss(run, self._settings.reconnect_grace, Reason.CLIENT_GONE)
             self._settle(run)
@@ -181,9 +192,10 @@ class Store:
         self._tasks.start_soon(self._expire, run, absence)
 
     async def _expire(self, run: Run, absence: Absence) -> None:
-        while run.absence is absence and anyio.current_time() < absence.until:  # noqa: ASYNC110 - no polling
-            await anyio.sleep_until(absence.until)  # a knock may put it off meanwhile
-        if run.absence is not absence:
+        while not absence.over.is_set() and (left := absence.until - anyio.current_time()) > 0:
+            with anyio.move_on_after(left):  # a knock may put it off meanwhile
+                await absence.over.wait()
+        if absence.over.is_set():
             return
         if absence.reason is Reason.LEFT_OVER or run.state.may_run:
             _log.warning("job_unclaimed", job=run.job_name, reason=absence.reason)
@@ -273,7 +285,10 @@ class Store:
                 return
             run = self._add(Run.of(job))
         is_new = run.observed.job is None or run.made is None
+        name = run.job_name
         run.found(change)
+        if run.job_name != name:
+            self._find_pods(run)  # they may have been told of before their Job, which has another name than expected
         if is_new and self._claims_count:
             self._count_as_orphan(run)
         self._settle(run)

@@ -2,7 +2,9 @@
 
 import hashlib
 
-from k8s_builderd.errors import ProtocolError
+import structlog
+
+from k8s_builderd.errors import BuilderError, ClientGone, ProtocolError
 from k8s_builderd.fabric import names
 from k8s_builderd.fabric.names import Token
 from k8s_builderd.fabric.package import CHAINCODE_FILE, IMAGE_FILE, decode_built_image, decode_chaincode
@@ -13,6 +15,8 @@ from k8s_builderd.runs.attend import Runs
 from k8s_builderd.runs.cursor import Cursor
 from k8s_builderd.settings import Settings
 
+_log = structlog.get_logger("k8s_builderd.run")
+
 
 async def serve(request: Request, connection: Connection, settings: Settings, runs: Runs) -> int:
     """Launch the chaincode, pass on its log, and return the exit code of `run` when it has ended.
@@ -21,7 +25,16 @@ async def serve(request: Request, connection: Connection, settings: Settings, ru
     :raises ClientGone: if the connection closed.
     """
     cursor = read_cursor(request)
-    plan = make_plan(request, settings, cursor)
+    try:
+        plan = make_plan(request, settings, cursor)
+    except BuilderError as error:
+        if cursor is None or not cursor.job:
+            raise
+        # An earlier daemon took this request, and its chaincode may be running: no word of ours ends that.
+        if knocked(request, runs, because=str(error)):
+            _log.error("request_refused", reason=str(error))
+            await connection.say(f"k8s-builderd cannot serve this launch now. The chaincode keeps running: {error}")
+        raise ClientGone from error
     connection.debug = plan.settings.debug
     for name in settings.overridden(request.environment):
         await connection.say_debug(f"The daemon's {name} is used, not the peer's")
@@ -76,13 +89,15 @@ def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Pl
     )
 
 
-def knocked(request: Request, runs: Runs) -> None:
+def knocked(request: Request, runs: Runs, because: str = "") -> bool:
     """Take note that the client of a run is there, though it is turned away for now.
 
     :param request: need not hold more than token and cursor.
+    :param because: why.
+    :returns: whether its client has not been told so yet.
     :raises ProtocolError: if the cursor is none of ours.
     """
-    runs.knocked(token_of(request, read_cursor(request)).sha256)
+    return runs.knocked(token_of(request, read_cursor(request)).sha256, because)
 
 
 def token_of(request: Request, cursor: Cursor | None) -> Token:
