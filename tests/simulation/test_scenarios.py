@@ -500,7 +500,7 @@ def test_a_stop_while_the_controller_manager_is_down(world: World) -> None:
 # Faults that are ridden out
 
 
-@pytest.mark.parametrize("what", ["refused", "lost", "late", "hang", "503", "403"])
+@pytest.mark.parametrize("what", ["refused", "lost", "late", "hang", "401", "403", "429", "500", "503"])
 @pytest.mark.parametrize("verb", ["create", "delete", "get", "list", "watch"])
 def test_each_request_may_fail_once(world: World, verb: str, what: str) -> None:
     site = world.site()
