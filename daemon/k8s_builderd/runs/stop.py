@@ -12,8 +12,8 @@ from k8s_builderd.kube.errors import ApiError, NotFound
 from k8s_builderd.runs.record import Deletion, Reason, Run
 
 LATE = 15.0
-"""Seconds after which a deletion that is not over is told, and for which a Job that was not there is watched for: a
-create request that was cut off may be carried out late."""
+"""Seconds beyond the pod's grace after which a deletion that is not over is told, and for which a Job that was absent
+is watched for: a create request that was cut off may be carried out late."""
 
 _log = structlog.get_logger("k8s_builderd.stop")
 
@@ -43,7 +43,7 @@ async def delete_job(api: Api, run: Run, deletion: Deletion, watch_error: Callab
             deletion.orphaned_pod = seen.pod.metadata.name
             _log.warning("pod_without_job", job=run.job_name, pod=deletion.orphaned_pod)
         deletion.accept()
-        with anyio.move_on_after(LATE) as waiting:
+        with anyio.move_on_after(LATE + seen.grace) as waiting:
             await _over(run, absent=absent)
         if not waiting.cancelled_caught:
             if seen.ended:
