@@ -38,16 +38,18 @@ async def test_a_deletion_is_late_only_when_the_pods_grace_is_over(monkeypatch: 
     run = Run(NAME, plan().key, plan().token.sha256)
     run.found(Applied(JOB))
     run.found(Applied(running(grace=1)))
+    deletion = run.delete(Reason.STOPPED)
     began = anyio.current_time()
     late = 0.0
     with anyio.fail_after(30), capture_logs() as lines:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(stop.delete_job, cast(Api, Accepting()), run, run.delete(Reason.STOPPED), lambda: None)
+            tasks.start_soon(stop.delete_job, cast(Api, Accepting()), run, deletion, lambda: None)
+            await deletion.accepted.wait()
+            run.found(Deleted(JOB))
             while not late:
                 await anyio.sleep(0.01)
                 if any(line["event"] == "deletion_pending" for line in lines):
                     late = anyio.current_time()
             run.found(Deleted(running(grace=1)))
-            run.found(Deleted(JOB))
     assert late >= began + 1
     assert [line["event"] for line in lines][-1] == "deletion_done"
