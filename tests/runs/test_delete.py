@@ -29,8 +29,11 @@ def running(grace: int) -> Pod:
 class Accepting:
     """An API that accepts every deletion."""
 
+    def __init__(self) -> None:
+        self.asked = anyio.Event()
+
     async def delete(self, *_: object) -> None:
-        pass
+        self.asked.set()
 
 
 async def test_a_deletion_is_late_only_when_the_pods_grace_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,13 +41,13 @@ async def test_a_deletion_is_late_only_when_the_pods_grace_is_over(monkeypatch: 
     run = Run(NAME, plan().key, plan().token.sha256)
     run.found(Applied(JOB))
     run.found(Applied(running(grace=1)))
-    deletion = run.delete(Reason.STOPPED)
+    api, deletion = Accepting(), run.delete(Reason.STOPPED)
     began = anyio.current_time()
     late = 0.0
     with anyio.fail_after(30), capture_logs() as lines:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(stop.delete_job, cast(Api, Accepting()), run, deletion, lambda: None)
-            await deletion.accepted.wait()
+            tasks.start_soon(stop.delete_job, cast(Api, api), run, deletion, lambda: None)
+            await api.asked.wait()
             run.found(Deleted(JOB))
             while not late:
                 await anyio.sleep(0.01)
