@@ -5,6 +5,7 @@ from msgspec import Struct, field
 from k8s_builderd.fabric.names import (
     CHAINCODE_ANNOTATION,
     HOST_ANNOTATION,
+    INSTANCE_LABEL,
     MSPID_ANNOTATION,
     PEER_ADDRESS_ANNOTATION,
     PEER_ANNOTATION,
@@ -28,8 +29,9 @@ class Annotations(Struct, frozen=True, gc=False):
 
 
 class Labels(Struct, frozen=True, gc=False):
-    """`metadata.labels`, of which the Job controller's own is read."""
+    """`metadata.labels`, as far as they are read."""
 
+    instance: str = field(default="", name=INSTANCE_LABEL)
     job_name: str = field(default="", name="job-name")
 
 
@@ -54,6 +56,11 @@ class Meta(objects.Meta, frozen=True):
     def host(self) -> str:
         """The value of `names.HOST_ANNOTATION`, empty where there is none."""
         return self.annotations.host if self.annotations else ""
+
+    @property
+    def instance(self) -> str:
+        """The instance of the daemon that made it, empty where there is none."""
+        return self.labels.instance if self.labels else ""
 
     @property
     def peer(self) -> str:

@@ -5,6 +5,7 @@ has succeeded, the log goes on after the cursor. So a run that comes back after 
 connection broke, goes the same way as a new one; it only finds more of it done.
 """
 
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Protocol, TypeVar
@@ -40,9 +41,6 @@ QUIET = 5.0
 STAGE_AFTER = 3.0
 """Seconds for which a launch stays where it is without a word."""
 
-LOOK = 2.0
-"""Seconds that the API has to say whether a container has started after all, before its launch is ended."""
-
 _log = structlog.get_logger("k8s_builderd.launch")
 
 T = TypeVar("T")
@@ -73,6 +71,10 @@ class Vanished(LaunchFailed):
     """Raised when the cursor's Job is no longer there; the chaincode is not launched a second time."""
 
 
+class OtherInstance(BuilderError):
+    """Raised when the Job of a run belongs to another instance: this daemon does not watch it."""
+
+
 class Audience(Protocol):
     """Who is told how the launch goes: the connection of one `run`."""
 
@@ -98,6 +100,7 @@ class Launch:
         self._seen = run.observed
         self._audience = audience
         self._job_uid = ""
+        self._introduced = False
         self._last_error = ""
         self._may_exist = False
         self._held_up: Diagnosis | None = None
@@ -112,11 +115,13 @@ class Launch:
         :raises LaunchFailed: if it never ran, or is gone without a trace.
         :raises ApiError: if the API server refuses what the launch needs.
         """
+        if cursor is not None and cursor.pod:
+            deadline = math.inf  # it has started: an earlier daemon has passed on its log
         try:
             with anyio.fail_after(deadline - anyio.current_time()):
                 await beside(lambda: self._start(owner, cursor), self._narrate)
         except TimeoutError:
-            if not await self._started_in_time():
+            if not await self._started_after_all():
                 raise self._timed_out() from None
         except BuilderError:
             if not await self._started_after_all():
@@ -129,43 +134,32 @@ class Launch:
 
     async def _start(self, owner: Owner | None, cursor: Cursor | None) -> None:
         self._job_uid = await self._job(owner, cursor)
-        if cursor is None:
+        if cursor is None and not self._introduced:
+            self._introduced = True
             await self._introduce()
         await beside(lambda: self._seen.until(lambda seen: seen.started or seen.ended), self._secret)
 
     async def _started_after_all(self) -> bool:
-        """Ask the API once more before a launch is ended: what the watch has told may be old."""
-        if self._run.state.may_run:
-            await self._look()
-        return self._seen.started
+        """Ask the API once more before a launch is ended for not starting: what the watch has told may be old.
 
-    async def _started_in_time(self) -> bool:
-        """Ask the API whether a container whose time is over has started, until it answers where there is a Job.
-
-        Such a chaincode may be running, and used by its peer: that the API says nothing is no reason to end it.
+        Asked until it answers: that nothing is known of a Job that is there is no reason to end its launch.
         """
+        self.unstarted = False
         pauses = delays(0.2, 5.0)
+        refusals = Refusals()
         while self._run.state.may_run and not self._seen.started:
-            if not (error := await self._look()) or self._seen.job is None:
-                break
-            await self._tell_once("pod unknown", f"Waiting for the Kubernetes API: {error}")
-            with anyio.move_on_after(next(pauses)):
-                await self._seen.until(lambda seen: seen.started or seen.ended)
-        return self._seen.started
-
-    async def _look(self) -> str:
-        """Ask the API for the pod; return why it has not answered, or nothing."""
-        error = f"no answer within {LOOK:g} s"
-        with anyio.move_on_after(LOOK):
             try:
                 await self._store.look(self._run)
-            except ApiError as failed:
-                error = str(failed)
-            else:
                 self.unstarted = not self._seen.started
-                return ""
-        _log.warning("pod_unknown", job=self._plan.job_name, reason=error)
-        return error
+                break
+            except ApiError as error:
+                _log.warning("pod_unknown", job=self._plan.job_name, reason=str(error))
+                if not self._job_uid or refusals.last(error, anyio.current_time()):
+                    break
+                await self._tell_once("pod unknown", f"Waiting for the Kubernetes API: {error}")
+                with anyio.move_on_after(error.pause(next(pauses))):
+                    await self._seen.until(lambda seen: seen.started or seen.ended)
+        return self._seen.started
 
     # The Job and its Secret
 
@@ -215,9 +209,12 @@ class Launch:
         :raises Vanished: if neither it nor its pod is there.
         """
         if self._has_nothing_of(cursor):
-            # The watch may not have told yet.
             with suppress(NotFound):
-                self._store.jobs.adopt(await self._patiently(lambda: self._api.get(JOBS, Job, self._plan.job_name)))
+                # The watch may not have told yet.
+                self._check_instance(
+                    found := await self._patiently(lambda: self._api.get(JOBS, Job, self._plan.job_name))
+                )
+                self._store.jobs.adopt(found)
         job = self._seen.job
         if self._has_nothing_of(cursor):
             self._run.vanish()
@@ -231,6 +228,18 @@ class Launch:
             f"chaincode job {self._plan.namespace}/{self._plan.job_name} is gone: the chaincode ended or its job"
             " was deleted while no daemon watched it. The next request starts it anew"
         )
+
+    def _check_instance(self, job: Job) -> None:
+        """Check that a Job of this run is one of those that this daemon watches.
+
+        :raises OtherInstance: if it is not.
+        """
+        meta = job.metadata
+        if meta.token_sha256 == self._plan.token.sha256 and meta.instance != self._plan.instance:
+            raise OtherInstance(
+                f"its job {self._plan.namespace}/{meta.name} belongs to the instance {meta.instance}, and this daemon"
+                f" is {self._plan.instance}. Set FABRIC_K8S_BUILDER_INSTANCE={meta.instance} on the daemon"
+            )
 
     def _has_nothing_of(self, cursor: Cursor) -> bool:
         job, pod = self._seen.job, self._seen.pod
