@@ -105,8 +105,8 @@ class Deletion:
         """Set when the API has accepted it, or when it is withdrawn."""
         self.accepted_at: float | None = None
         self.withdrawn = False
-        """Whether it came to nothing: the container of a Job that was to be deleted for not starting has started, or the
-        client for whose absence it was to be deleted has come back.
+        """Whether it came to nothing: the container of a Job that was to be deleted for not starting has started, or
+        the client for whose absence it was to be deleted has come back.
         """
         self.orphaned_pod = ""
         """The pod that goes on although its Job is gone, because somebody deleted the Job without it."""
