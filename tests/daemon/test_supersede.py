@@ -380,6 +380,23 @@ async def test_the_old_ones_pod_is_an_orphan_that_nobody_deletes(scene: Scene) -
     await forgotten(scene, daemon)
 
 
+async def test_the_old_ones_pod_is_told_to_end_long_after_its_job_was_deleted(scene: Scene, daemon: Running) -> None:
+    """It has its grace from then on: nothing new starts beside it."""
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude(deaf=True))
+    connect(ticking.package, tls=True, peer="first")
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    await scene.cluster.switch("PATCH", "components", {"kube-controller-manager": False})
+    connect(ticking.package, tls=True, peer="second")
+    new = await scene.call("run", ticking.package)
+    await new.line("nothing deletes pod")
+    await scene.cluster.switch("PATCH", "components", {"kube-controller-manager": True})
+    await assert_only_runs(scene, new, ticking, overlaps)
+    assert await old.wait() == 1
+    assert daemon.count("pod_does_not_end") == 0
+
+
 async def test_a_stop_while_waiting_for_the_old_one(scene: Scene, daemon: Running) -> None:
     """The wait gives way to it, and nothing is launched."""
     overlaps = Overlaps(scene.directory)

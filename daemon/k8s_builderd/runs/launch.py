@@ -102,6 +102,7 @@ class Launch:
         self._job_uid = ""
         self._introduced = False
         self._last_error = ""
+        self._refusal = ""
         self._may_exist = False
         self._held_up: Diagnosis | None = None
         self._events_error = ""
@@ -288,7 +289,7 @@ class Launch:
             version = self._seen.version
             found = diagnose(self._seen.pod, events)
             await self._tell(found)
-            here = stage(self._seen.pod, events, created=bool(self._job_uid))
+            here = stage(self._seen.pod, events, created=bool(self._job_uid), refusal=self._refusal)
             held_up = found[-1] if found else here
             if self._held_up is None or self._held_up.cause != held_up.cause:
                 since = anyio.current_time()
@@ -434,14 +435,15 @@ class Launch:
         while True:
             try:
                 answer = await attempt()
-                self._last_error = ""
+                self._last_error = self._refusal = ""
                 return answer
             except ApiError as error:
-                last = refusals.last(error, anyio.current_time())
-                if last or not (error.transient or error.may_pass):
+                now = anyio.current_time()
+                if refusals.last(error, now) or not (error.transient or error.may_pass):
                     raise
                 self._last_error = str(error)
-                _log.info("api_retry", reason=str(error))
+                self._refusal = "" if error.transient else refusals.words(error, now)
+                _log.info("api_retry", reason=self._refusal or self._last_error)
                 if error.transient:
                     self._may_exist = True
                     await self._tell_once("api", f"Retrying: {error}")
