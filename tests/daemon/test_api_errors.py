@@ -127,7 +127,7 @@ async def test_a_launch_that_is_forbidden_for_good_says_what_is_lacking(scene: S
     assert b"Check the Role of the daemon's service account" in run.lines[-1]
     assert run.count("has not answered") == 0  # it has, each time
     if call["resource"] == "jobs":
-        assert run.count(lacking + b": the Kubernetes API refuses it for the moment, trying again") == 1
+        assert run.count(lacking + b": the Kubernetes API refuses it for now, retrying") == 1
     await nothing_left(scene)
     await forgotten(scene, daemon)
     assert ticking.pids == []
