@@ -217,12 +217,13 @@ class Store:
 
     def delete(self, run: Run, reason: Reason) -> Deletion:
         """Delete the run's Job, in the background."""
-        if run.deletion is None:
+        is_new = run.deletion is None
+        deletion = run.delete(reason)
+        if is_new:
             self._metrics.deleted(reason)
-            self._begin(self._carry_out, run, run.delete(reason))
+            self._begin(self._carry_out, run, deletion)
             self._ring(run)
-        assert run.deletion is not None
-        return run.deletion
+        return deletion
 
     async def _carry_out(self, run: Run, deletion: Deletion) -> None:
         self._begin(self._ring_when_settled, run, deletion)
