@@ -124,6 +124,8 @@ class Launch:
         except TimeoutError:
             if not await self._started_after_all():
                 raise self._timed_out() from None
+        except OtherInstance:
+            raise  # it may run, but no watch would tell of its end
         except BuilderError:
             if not await self._started_after_all():
                 raise
