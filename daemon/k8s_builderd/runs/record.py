@@ -110,6 +110,8 @@ class Deletion:
         """The pod that goes on although its Job is gone, because somebody deleted the Job without it."""
         self.last_error = ""
         """Why the API has not accepted it yet."""
+        self.is_late = False
+        """Whether it was told that it is not over in time."""
 
     def accept(self) -> None:
         """Note that the API has accepted it, or that there is nothing to delete."""
