@@ -50,6 +50,30 @@ def test_a_daemon_that_comes_back_under_another_instance(world: World, own_pod: 
     over(world)
 
 
+@pytest.mark.parametrize("end", ["exit", "stop", "kill"])
+def test_an_end_under_another_instance(world: World, end: str) -> None:
+    """The daemon cannot watch what its `run` waits for, but it can ask for it."""
+    site = launched(world)
+    world.advance(5)
+    world.end_daemon(site)
+    site.instance = "renamed"
+    world.start_daemon(site)
+    world.advance(7.3)
+    (client,), (container,) = world.clients, world.cluster.containers
+    if end == "exit":
+        world.sim.call(container.exit, 3)
+        world.advance(10)
+        assert client.said("ended with exit code 3"), client.words
+        assert client.code == 1
+        assert len(client.lines) == len(container.lines)
+    else:
+        world.sim.call(client.terminate if end == "stop" else client.kill)
+        world.advance(5 if end == "stop" else 20)
+        assert client.code == (0 if end == "stop" else 137)
+        assert not container.alive
+    over(world)
+
+
 def test_a_connection_that_breaks_while_the_job_is_asked_for(world: World) -> None:
     """The same token comes again, without a cursor, and the Job may exist by then."""
     site = world.site()
