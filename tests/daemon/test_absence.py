@@ -11,7 +11,7 @@ async def test_a_missing_daemon_is_told_with_its_socket_and_a_remedy(scene: Scen
     code, lines = await scene.said("detect", await scene.package(), FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="100ms")
     assert code == 1
     assert str(scene.socket) in lines[-1]
-    assert "Check that the daemon runs" in lines[-1]
+    assert "Check that the daemon is running" in lines[-1]
 
 
 @pytest.mark.parametrize("program", ["build", "run"])
