@@ -124,6 +124,8 @@ class Launch:
         except TimeoutError:
             if not await self._started_after_all():
                 raise self._timed_out() from None
+        except OtherInstance:
+            raise  # it may run, but no watch would tell of its end
         except BuilderError:
             if not await self._started_after_all():
                 raise
@@ -225,12 +227,13 @@ class Launch:
         return cursor.job
 
     def _check_instance(self, job: Job) -> None:
-        """Check that a Job of this run is one of those that this daemon watches.
+        """Check that a Job of this run is one of those that this daemon watches, or has nothing more to tell.
 
         :raises OtherInstance: if it is not.
         """
         meta = job.metadata
-        if meta.token_sha256 == self._plan.token.sha256 and meta.instance != self._plan.instance:
+        is_mine = meta.token_sha256 == self._plan.token.sha256
+        if is_mine and meta.instance != self._plan.instance and not job.finished:
             raise OtherInstance(
                 f"its job {self._plan.namespace}/{meta.name} belongs to the instance {meta.instance}, but this daemon"
                 f" is {self._plan.instance}. Set FABRIC_K8S_BUILDER_INSTANCE={meta.instance} on the daemon"
