@@ -131,7 +131,7 @@ class Container:
             self._pod.close_later(log)
             return
         self.process = process
-        self._node.undertaker.born(process.pid)
+        self._node.reaper.born(process.pid)
         try:
             self._event("Normal", "Started", "Container started")
             view.state = {"running": {"startedAt": seconds(process.started_at)}}
@@ -173,7 +173,7 @@ class Container:
 
     def _forget(self) -> None:
         if self.process is not None:
-            self._node.undertaker.gone(self.process.pid)
+            self._node.reaper.gone(self.process.pid)
             self.process = None
 
     # Its image and its configuration
@@ -308,7 +308,7 @@ class Container:
         self, env: dict[str, str], home: Path, command: Sequence[str], seconds: float
     ) -> tuple[bool, str]:
         await self._node.step()
-        return await execute(command, env, home, seconds, self._node.undertaker)
+        return await execute(command, env, home, seconds, self._node.reaper)
 
     def _event(self, kind: str, reason: str, message: str) -> None:
         self._pod.event(kind, reason, message, self.view.path)

@@ -12,7 +12,7 @@ from k8s_builder_lab.embedded.objects import seconds
 from k8s_builder_lab.embedded.pace import Pace
 from k8s_builder_lab.embedded.recorder import Recorder
 from k8s_builder_lab.embedded.store import Store
-from k8s_builder_lab.embedded.undertaker import Undertaker
+from k8s_builder_lab.embedded.reaper import Reaper
 
 
 class Gate:
@@ -56,7 +56,7 @@ class Node(msgspec.Struct):
     directory: Path
     path: str
     log_limit: int
-    undertaker: Undertaker
+    reaper: Reaper
     gate: Gate
 
     def now(self) -> float:

@@ -31,7 +31,7 @@ from k8s_builder_lab.embedded.recorder import Recorder
 from k8s_builder_lab.embedded.scheduler import Scheduler
 from k8s_builder_lab.embedded.store import Store
 from k8s_builder_lab.embedded.transport import Listener
-from k8s_builder_lab.embedded.undertaker import open_undertaker
+from k8s_builder_lab.embedded.reaper import open_reaper
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +85,7 @@ async def serve(options: Options, *, task_status: TaskStatus[Address] = anyio.TA
         pod_quota=options.pod_quota,
     )
     recorder = Recorder(store, NODE, environment)
-    async with _directory() as directory, open_undertaker(str(directory)) as undertaker:
+    async with _directory() as directory, open_reaper(str(directory)) as reaper:
         node = Node(
             store,
             recorder,
@@ -95,7 +95,7 @@ async def serve(options: Options, *, task_status: TaskStatus[Address] = anyio.TA
             directory,
             options.path,
             options.log_limit,
-            undertaker,
+            reaper,
             gate,
         )
         kubelet = Kubelet(node)
