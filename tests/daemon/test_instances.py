@@ -144,7 +144,7 @@ async def test_a_second_daemon_of_one_instance_on_one_host_is_refused(scene: Sce
         socket = str(Path(directory) / "b.sock")
         second = await scene.daemon(ready=False, INSTANCE="", SOCKET=socket)
         assert await second.wait() == 1
-        assert b"Give this one a name of its own: set the FABRIC_K8S_BUILDER_INSTANCE" in second.lines[-1]
+        assert b"Give this one another name: set the FABRIC_K8S_BUILDER_INSTANCE" in second.lines[-1]
         third = await scene.daemon(INSTANCE="another", SOCKET=socket)
         assert await third.terminate() == 0
         daemon.send(signal.SIGKILL)

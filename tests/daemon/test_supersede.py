@@ -390,7 +390,7 @@ async def test_the_old_ones_pod_is_told_to_end_long_after_its_job_was_deleted(sc
     await scene.cluster.switch("PATCH", "components", {"kube-controller-manager": False})
     connect(ticking.package, tls=True, peer="second")
     new = await scene.call("run", ticking.package)
-    await new.line("nothing deletes pod")
+    await new.line("is not being deleted: delete it, or check that")
     await scene.cluster.switch("PATCH", "components", {"kube-controller-manager": True})
     await assert_only_runs(scene, new, ticking, overlaps)
     assert await old.wait() == 1

@@ -225,7 +225,7 @@ class Client:
             self._reconnect.failed(now, "Connection refused", "", self._longest(), self._spread())
             return
         self.knocked_at = now
-        self._reconnect.connected(now, "It does not answer", "")
+        self._reconnect.connected(now, "the daemon does not answer", "")
         self.connection = Connection(self)
         self.asked_at = now if self.asked_at is None else self.asked_at
         daemon.accept(self.connection)
