@@ -112,7 +112,7 @@ async def test_the_first_decision_to_delete_counts() -> None:
     assert deletion.reason is Reason.STOPPED
 
 
-@pytest.mark.parametrize("reason", [Reason.STOPPED, Reason.REPLACED, Reason.CLIENT_GONE])
+@pytest.mark.parametrize("reason", [Reason.STOPPED, Reason.REPLACED])
 async def test_a_decision_that_may_be_withdrawn_gives_way_to_one_that_may_not(reason: Reason) -> None:
     run = new()
     run.found(Applied(JOB))

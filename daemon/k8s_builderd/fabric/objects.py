@@ -32,6 +32,8 @@ class Labels(Struct, frozen=True, gc=False):
     """`metadata.labels`, as far as they are read."""
 
     instance: str = field(default="", name=INSTANCE_LABEL)
+    job_name: str = field(default="", name="job-name")
+    """The Job controller's own, which stays on a pod whose Job is gone."""
 
 
 class Meta(objects.Meta, frozen=True):
@@ -85,5 +87,11 @@ class Pod(objects.Pod, frozen=True):
 
     @property
     def job_name(self) -> str:
-        """The name of the Job that owns it; empty where none does."""
-        return next((owner.name for owner in self.metadata.owner_references or () if owner.kind == "Job"), "")
+        """The name of the Job that it was made for, which may be gone; empty where it was made for none."""
+        owner = next((owner.name for owner in self.metadata.owner_references or () if owner.kind == "Job"), "")
+        return owner or (self.metadata.labels.job_name if self.metadata.labels else "")
+
+    @property
+    def left_behind(self) -> bool:
+        """Say whether no Job owns it: somebody has deleted that without its pod."""
+        return not any(owner.kind == "Job" for owner in self.metadata.owner_references or ())

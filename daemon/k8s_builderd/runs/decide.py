@@ -66,7 +66,7 @@ class Known(Struct, frozen=True, kw_only=True):
     deletion_error: str = ""
     """Why the API has not accepted that yet."""
     told: float | None = None
-    """Since when it is known that it was told to end: the API accepted the deletion, or its pod says so."""
+    """Since when it is known that it was told to end: its pod says so, or else the API accepted the deletion."""
     has_job: bool = True
     """Whether there is a Job that can be deleted."""
     pod: str = ""
@@ -85,9 +85,10 @@ class Known(Struct, frozen=True, kw_only=True):
     def of(cls, run: Run) -> "Known":
         """Return what is known of a run."""
         seen, deletion = run.observed, run.deletion
-        told = [
-            at for at in (seen.told_to_end_at, deletion.accepted_at if deletion is not None else None) if at is not None
-        ]
+        # The pod's word first: a Job can be deleted long before anything tells its pod.
+        told = seen.told_to_end_at
+        if told is None and deletion is not None:
+            told = deletion.accepted_at
         reusable = run.made is not None and deletion is None
         return cls(
             run=run.token_sha256,
@@ -103,7 +104,7 @@ class Known(Struct, frozen=True, kw_only=True):
             deleting=deletion is not None,
             replaced=deletion is not None and deletion.reason is Reason.REPLACED,
             deletion_error=deletion.last_error if deletion is not None else "",
-            told=min(told, default=None),
+            told=told,
             has_job=not seen.job_gone and (seen.job is not None or seen.pod is None),
             pod=seen.pod.metadata.name if seen.pod is not None else "",
             pod_told=seen.told_to_end,

@@ -102,6 +102,7 @@ class Launch:
         self._job_uid = ""
         self._introduced = False
         self._last_error = ""
+        self._refusal = ""
         self._may_exist = False
         self._held_up: Diagnosis | None = None
         self._events_error = ""
@@ -169,6 +170,8 @@ class Launch:
         """Return the uid of the run's Job, made now if this run has none yet."""
         if cursor is not None:
             return await self._adopt(cursor)
+        if self._seen.job is None and self._seen.pod is not None:
+            await self._look_for_job_of_pod()
         if self._seen.job is not None:
             return self._seen.job.metadata.uid
         self._run.ask(self._plan)
@@ -192,6 +195,17 @@ class Launch:
         self._store.jobs.adopt(job)
         return job.metadata.uid
 
+    async def _look_for_job_of_pod(self) -> None:
+        """Ask for a Job whose pod is there, though no watch has told of it.
+
+        :raises Vanished: if it is gone: it was deleted before this run's client had heard of it.
+        """
+        with suppress(NotFound):
+            self._store.jobs.adopt(await self._patiently(lambda: self._api.get(JOBS, Job, self._plan.job_name)))
+        if self._seen.job is None:
+            self._run.lost_job()
+            raise self._vanished()
+
     async def _adopt(self, cursor: Cursor) -> str:
         """Return the uid of the cursor's Job, which an earlier connection of this run was told of.
 
@@ -207,10 +221,7 @@ class Launch:
         job = self._seen.job
         if self._has_nothing_of(cursor):
             self._run.vanish()
-            raise Vanished(
-                f"chaincode job {self._plan.namespace}/{self._plan.job_name} is gone: the chaincode ended or its job"
-                " was deleted while no daemon watched it. The next request starts it anew"
-            )
+            raise self._vanished()
         if job is None or job.metadata.uid != cursor.job:
             self._run.lost_job()
         return cursor.job
@@ -227,6 +238,12 @@ class Launch:
                 f"its job {self._plan.namespace}/{meta.name} belongs to the instance {meta.instance}, and this daemon"
                 f" is {self._plan.instance}. Set FABRIC_K8S_BUILDER_INSTANCE={meta.instance} on the daemon"
             )
+
+    def _vanished(self) -> Vanished:
+        return Vanished(
+            f"chaincode job {self._plan.namespace}/{self._plan.job_name} is gone: the chaincode ended or its job"
+            " was deleted while no daemon watched it. The next request starts it anew"
+        )
 
     def _has_nothing_of(self, cursor: Cursor) -> bool:
         job, pod = self._seen.job, self._seen.pod
@@ -275,7 +292,7 @@ class Launch:
             version = self._seen.version
             found = diagnose(self._seen.pod, events)
             await self._tell(found)
-            here = stage(self._seen.pod, events, created=bool(self._job_uid))
+            here = stage(self._seen.pod, events, created=bool(self._job_uid), refusal=self._refusal)
             held_up = found[-1] if found else here
             if self._held_up is None or self._held_up.cause != held_up.cause:
                 since = anyio.current_time()
@@ -418,14 +435,15 @@ class Launch:
         while True:
             try:
                 answer = await attempt()
-                self._last_error = ""
+                self._last_error = self._refusal = ""
                 return answer
             except ApiError as error:
-                last = refusals.last(error, anyio.current_time())
-                if last or not (error.transient or error.may_pass):
+                now = anyio.current_time()
+                if refusals.last(error, now) or not (error.transient or error.may_pass):
                     raise
                 self._last_error = str(error)
-                _log.info("api_retry", reason=str(error))
+                self._refusal = "" if error.transient else refusals.words(error, now)
+                _log.info("api_retry", reason=self._refusal or self._last_error)
                 if error.transient:
                     self._may_exist = True
                     await self._tell_once("api", f"Trying again: {error}")

@@ -14,8 +14,8 @@ from k8s_builderd.runs.observed import Observed
 from k8s_builderd.runs.record import Deletion, Reason, Run
 
 LATE = 15.0
-"""Seconds after which a deletion that is not over is told, and for which a Job that was not there is watched for: a
-create request that was cut off may be carried out late."""
+"""Seconds beyond the pod's grace after which a deletion that is not over is told, and for which a Job that was absent
+is watched for: a create request that was cut off may be carried out late."""
 
 _log = structlog.get_logger("k8s_builderd.stop")
 
@@ -25,13 +25,13 @@ async def delete_job(api: Api, run: Run, deletion: Deletion, watch_error: Callab
 
     :param watch_error: returns why the watches do not tell what there is, or None.
     :returns: False where the deletion came to nothing, because the container of a Job that was to be deleted for not
-        starting has started.
+        starting has started, or because it was withdrawn.
     """
     pauses = delays(0.1, 5.0)
     seen = run.observed
     logged = False
     while True:
-        if deletion.reason is Reason.NOT_STARTED and seen.started:
+        if deletion.withdrawn or (deletion.reason is Reason.NOT_STARTED and seen.started):
             return False
         try:
             there = await _ask(api, run)
@@ -43,7 +43,9 @@ async def delete_job(api: Api, run: Run, deletion: Deletion, watch_error: Callab
         if there and not logged:
             logged = True
             _log.info("job_deleted", job=run.job_name, reason=deletion.reason)
-        elif not there and seen.pod is not None and not seen.ended and not seen.told_to_end and not seen.pod.job_name:
+        if deletion.withdrawn:
+            return False  # too late, where there was a Job: its run is told by the watch
+        if not there and seen.pod is not None and not seen.ended and not seen.told_to_end and seen.pod.left_behind:
             deletion.orphaned_pod = seen.pod.metadata.name
             _log.warning("pod_without_job", job=run.job_name, pod=deletion.orphaned_pod)
         deletion.accept()
@@ -88,7 +90,7 @@ async def _is_over(run: Run, deletion: Deletion, watch_error: Callable[[], str |
     """
     seen = run.observed
     while True:
-        with anyio.move_on_after(LATE):
+        with anyio.move_on_after(LATE + seen.grace):
             await seen.until(lambda seen: (seen.job_gone and seen.ended) or (not there and _has_job(seen)))
             return seen.ended and seen.job_gone
         if seen.job is None and seen.pod is None:
