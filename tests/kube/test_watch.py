@@ -879,7 +879,7 @@ async def test_a_refusal_is_no_matter_of_the_role_before_it_has_lasted(
 
         await watched.state(refused_often)
         told -= {"None", "secrets not listed yet"}
-        assert told == {f"cannot {verb} secrets: the Kubernetes API refuses it for the moment, trying again"}
+        assert told == {f"cannot {verb} secrets: the Kubernetes API refuses it for now, retrying"}
         assert not watched.reflector.synced or verb == "watch"
         monkeypatch.setattr("k8s_builderd.kube.errors.FORBIDDEN_PATIENCE", 0.0)
         role = "Check the service account's token" if code == 401 else "Check the Role"

@@ -182,6 +182,21 @@ def test_a_time_out_tells_the_truth_when_the_api_server_is_back(world: World) ->
     over(world)
 
 
+def test_a_pod_that_was_asked_for_and_goes_while_the_watch_is_silent(world: World) -> None:
+    site = world.site(start_timeout="8s")
+    assert site.daemon is not None
+    assert site.peer is not None
+    world.advance(1)
+    world.sim.call(site.daemon.api.silence, "pods")
+    assert world.works(site) == 1
+    world.advance(20)
+    world.sim.call(site.peer.stop, CHAINCODES[0])
+    world.advance(200)
+    assert not world.cluster.alive()
+    assert site.daemon.store.count == 0
+    over(world)
+
+
 def test_an_exception_in_the_passing_on_of_a_log(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     site = launched(world)
     world.mistakes_expected = True
