@@ -553,7 +553,7 @@ def test_a_run_that_comes_back_when_its_job_is_gone_and_its_pod_is_not(world: Wo
     world.sim.call(first.thaw)
     world.advance(1)
     assert first.code == 1
-    assert first.said("The next request starts it anew")
+    assert first.said("The next request starts it again")
     world.heal()
     world.sim.advance_until(lambda: again.over, 30)
     assert again.container is not None
