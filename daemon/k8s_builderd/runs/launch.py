@@ -327,6 +327,7 @@ class Launch:
                 deliver=deliver,
                 gap=gap,
                 refused=refused,
+                prefix=self._plan.prefix(pod.metadata.name),
             )
         except logs.LogIncomplete as error:
             # The log is for people: how the chaincode ended is told all the same.
