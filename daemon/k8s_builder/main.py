@@ -10,8 +10,11 @@ _COMMANDS = {
     "embedded-cluster": ("k8s_builder_lab.embedded.command", "embedded_cluster"),
     "install-client": ("k8s_builder.commands.install_client", "install_client"),
     "inspect": ("k8s_builder.commands.package", "inspect"),
+    "logs": ("k8s_builder.commands.logs", "logs"),
     "package": ("k8s_builder.commands.package", "package"),
     "packageid": ("k8s_builder.commands.package", "packageid"),
+    "status": ("k8s_builder.commands.status", "status"),
+    "stop": ("k8s_builder.commands.stop", "stop"),
 }
 
 
@@ -48,4 +51,4 @@ def _left_out(name: str, package: str) -> click.Command:
 @click.command(cls=_Lazy)
 @click.version_option(package_name="k8s-builderd")
 def main() -> None:
-    """Make chaincode packages for Kubernetes, look into them, and try them without a cluster."""
+    """See and stop what k8s-builderd runs, make chaincode packages, and try them without a cluster."""

@@ -28,7 +28,7 @@ class Credentials(Struct, frozen=True):
 
 
 class Connection:
-    """Speaks the protocol with one client. One task at a time writes.
+    """Speaks the protocol with one client. Where several tasks write, one frame goes after the other.
 
     A frame whose sending is cancelled half-way stays here and is sent to its end before the next, so that what
     follows it (the exit, after a stop) is still understood.
@@ -46,6 +46,7 @@ class Connection:
         self._received: Iterator[tuple[int, bytes]] = iter(())
         self._unsent = memoryview(b"")
         self._sent_at = anyio.current_time()
+        self._sending = anyio.Lock(fast_acquire=True)
 
     @property
     def credentials(self) -> Credentials:
@@ -147,9 +148,10 @@ class Connection:
                 return data
 
     async def _send(self, data: bytes) -> None:
-        await self._flush()
-        self._unsent = memoryview(data)
-        await self._flush()
+        async with self._sending:
+            await self._flush()
+            self._unsent = memoryview(data)
+            await self._flush()
         await anyio.lowlevel.checkpoint()
 
     async def _flush(self) -> None:

@@ -245,6 +245,7 @@ class Launch:
             if self._held_up is None or self._held_up.cause != held_up.cause:
                 since = anyio.current_time()
             elif not found and anyio.current_time() >= since + STAGE_AFTER:
+                self._run.has_problem(here.text)
                 await self._tell_once(here.cause, f"Waiting for chaincode to start: {here.text}")
             self._held_up = held_up
             with anyio.move_on_after(next(pauses)) as waiting:
@@ -260,6 +261,7 @@ class Launch:
 
     async def _tell(self, diagnoses: list[Diagnosis]) -> None:
         for diagnosis in diagnoses:
+            self._run.has_problem(diagnosis.text)
             if diagnosis.hopeless:
                 raise LaunchFailed(diagnosis.text, diagnosis.category)
             await self._tell_once(diagnosis.cause, f"Waiting for chaincode to start: {diagnosis.text}")
@@ -309,12 +311,15 @@ class Launch:
         async def deliver(batch: Batch) -> None:
             await self._audience.log(self._cursor(uid, batch.position), batch.lines)
             self._metrics.logged(len(batch.lines))
+            self._run.passed_on(batch.lines)
             self._last_lines = (self._last_lines + batch.lines)[-TAIL:]
 
         async def gap() -> None:
+            self._run.has_problem("lines of its log are missing: its file was rotated away")
             await self._audience.say("Some lines of the chaincode's log are missing here: its file was rotated away")
 
         async def refused(error: ApiError) -> None:
+            self._run.has_problem(f"its log cannot be read: {error}")
             await self._audience.say(f"The chaincode's log cannot be read, trying again: {error}")
 
         try:
@@ -327,11 +332,13 @@ class Launch:
                 deliver=deliver,
                 gap=gap,
                 refused=refused,
+                interrupted=lambda error: self._run.interrupted(str(error)),
                 prefix=self._plan.prefix(pod.metadata.name),
             )
         except logs.LogIncomplete as error:
             # The log is for people: how the chaincode ended is told all the same.
             _log.warning("log_lost", reason=str(error))
+            self._run.interrupted(f"the end is missing: {error}")
             await self._audience.say(f"The end of the chaincode's log is missing: {error}")
 
     async def _notice_left_behind(self) -> None:
@@ -358,6 +365,7 @@ class Launch:
                 break
             with anyio.move_on_after(EVENTS_CAP):
                 await self._seen.changed_since(version)
+        self._run.has_problem(how.text)
         _log.info("chaincode_ended", code=how.code, category=how.category, reason=how.text)
         await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {how.text}")
         return how.code
@@ -391,6 +399,7 @@ class Launch:
                 if last or not (error.transient or error.may_pass):
                     raise
                 self._last_error = str(error)
+                self._run.has_problem(self._last_error)
                 _log.info("api_retry", reason=str(error))
                 if error.transient:
                     self._may_exist = True
