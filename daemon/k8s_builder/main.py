@@ -1,7 +1,6 @@
 """`k8s-builder`: the operator's and developer's command. Each subcommand is a module of its own, loaded when called."""
 
 from importlib import import_module
-from importlib.util import find_spec
 
 import click
 
@@ -29,10 +28,16 @@ class _Lazy(click.Group):
             return None
         module, name = _COMMANDS[cmd_name]
         package = module.partition(".")[0]
-        if find_spec(package) is None:
+        if package != __package__ and not _is_there(package):
             return _left_out(cmd_name, package)
         command: click.Command = getattr(import_module(module), name)
         return command
+
+
+def _is_there(package: str) -> bool:
+    from importlib.util import find_spec  # takes as long as all that `status` needs beside click
+
+    return find_spec(package) is not None
 
 
 def _left_out(name: str, package: str) -> click.Command:

@@ -60,8 +60,8 @@ PENDING = msgspec.structs.replace(
     log_interruptions=0,
     last_problem=Problem(
         NOW - timedelta(seconds=3),
-        "the image cannot be pulled (ImagePullBackOff): Back-off pulling image. Check name and digest in image.json, and"
-        " the service account's imagePullSecrets",
+        "the image cannot be pulled (ImagePullBackOff): Back-off pulling image. Check name and digest in image.json,"
+        " and the service account's imagePullSecrets",
     ),
 )
 
@@ -174,7 +174,7 @@ def test_a_screen_is_drawn_over_and_never_larger_than_the_terminal() -> None:
     drawn = screen(lines, 80, 24)
     assert drawn.startswith(HOME)
     assert drawn.endswith(CLEAR_BELOW)
-    shown = drawn.removeprefix(HOME).removesuffix(CLEAR_BELOW).split("\r\n")
+    shown = drawn.removeprefix(HOME).removesuffix(CLEAR_BELOW).split("\n")
     assert len(shown) == 24
     assert all(len(line.removesuffix(CLEAR_LINE)) <= 80 and line.endswith(CLEAR_LINE) for line in shown)
     assert shown[-1] == "27 more" + CLEAR_LINE

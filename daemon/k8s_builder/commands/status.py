@@ -81,4 +81,4 @@ def _redraw(path: str, interval: float) -> None:
 def screen(lines: list[str], columns: int, rows: int) -> str:
     """Return what draws the lines over what a terminal shows, cut to its size."""
     shown = lines if len(lines) <= rows else [*lines[: rows - 1], f"{len(lines) - rows + 1} more"]
-    return HOME + "\r\n".join(line[:columns] + CLEAR_LINE for line in shown) + CLEAR_BELOW
+    return HOME + "\n".join(line[:columns] + CLEAR_LINE for line in shown) + CLEAR_BELOW
