@@ -54,3 +54,22 @@ async def test_a_frame_that_was_cancelled_half_way_comes_whole_before_the_next()
                 await anyio.wait_readable(theirs)
                 data += theirs.recv(1 << 16)
         assert data == protocol.log("1 job", b"y" * 2_000_000) + protocol.exit_with(0)
+
+
+async def test_an_answer_for_people_may_be_longer_than_a_frame() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    answer = b"0123456789\n" * 200_000
+    with ours, theirs:
+        for end in (ours, theirs):
+            end.setblocking(False)
+        frames, found = wire.Frames(), b""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Connection(ours).show, answer)
+            while len(found) < len(answer):
+                await anyio.wait_readable(theirs)
+                frames.feed(theirs.recv(1 << 16))
+                while (frame := frames.next()) is not None:
+                    cursor, lines = wire.log(frame[1])
+                    assert (frame[0], cursor) == (b"L", b"")
+                    found += lines
+        assert found == answer

@@ -16,8 +16,6 @@ from k8s_builderd.runs.lookup import choose
 from k8s_builderd.runs.record import Run
 from k8s_builderd.runs.store import Store
 
-_CHUNK = 256 * 1024
-
 
 async def serve(request: Request, connection: Connection, store: Store, api: Api) -> int:
     """Pass on the bytes of a chaincode's log, as they are.
@@ -41,7 +39,7 @@ async def serve(request: Request, connection: Connection, store: Store, api: Api
             return
         async with api.log(pod.metadata.name, query) as chunks:
             async for chunk in chunks:
-                await _pass_on(chunk, connection)
+                await connection.show(chunk)
 
     async def gone() -> None:
         await connection.stop_asked()
@@ -60,7 +58,7 @@ async def _follow(api: Api, pod: str, query: dict[str, str], run: Run, connectio
         async with api.log(pod, {**query, "follow": "true"}) as chunks:
             async for chunk in chunks:
                 waiting_since = math.inf
-                await _pass_on(chunk, connection)
+                await connection.show(chunk)
                 waiting_since = anyio.current_time()
 
     async def leave() -> None:
@@ -71,11 +69,6 @@ async def _follow(api: Api, pod: str, query: dict[str, str], run: Run, connectio
 
     with anyio.CancelScope() as scope:
         await beside(read, leave)
-
-
-async def _pass_on(chunk: bytes, connection: Connection) -> None:
-    for start in range(0, len(chunk), _CHUNK):
-        await connection.log("", chunk[start : start + _CHUNK])
 
 
 def _since(duration: str) -> dict[str, str]:

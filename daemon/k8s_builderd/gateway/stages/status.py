@@ -38,6 +38,5 @@ async def serve(request: Request, connection: Connection, store: Store, about: C
     """
     lines = [_encode(about()), *(_encode(tell(run)) for run in store)]
     lines += [_encode(tell(run, past=True)) for run in store.past()]
-    for line in lines:
-        await connection.log("", line + b"\n")
+    await connection.show(b"".join(line + b"\n" for line in lines))
     return 0

@@ -20,7 +20,7 @@ async def serve(request: Request, connection: Connection, store: Store, runs: Ru
     :raises ClientGone: if the connection closed; nothing is stopped then, before the word.
     """
     run = choose(store, request.arguments.get("chaincode", ""))
-    await connection.log("", msgspec.json.encode(tell(run)) + b"\n")
+    await connection.show(msgspec.json.encode(tell(run)) + b"\n")
     if not await connection.stop_asked():
         raise ClientGone
     if run.state is State.ENDED or store.find(run.token_sha256) is not run:
