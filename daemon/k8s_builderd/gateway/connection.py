@@ -46,8 +46,8 @@ class Connection:
         self._reader = RequestReader()
         self._received: Iterator[tuple[int, bytes]] = iter(())
         self._unsent = memoryview(b"")
+        self._sending = anyio.Lock()
         self._sent_at = anyio.current_time()
-        self._sending = anyio.Lock(fast_acquire=True)
 
     @property
     def credentials(self) -> Credentials:
@@ -154,10 +154,13 @@ class Connection:
                 return data
 
     async def _send(self, data: bytes) -> None:
-        async with self._sending:
-            await self._flush()
-            self._unsent = memoryview(data)
-            await self._flush()
+        async with self._sending:  # a launch and what is told beside it write by turns
+            await self._send_whole(data)
+
+    async def _send_whole(self, data: bytes) -> None:
+        await self._flush()
+        self._unsent = memoryview(data)
+        await self._flush()
         await anyio.lowlevel.checkpoint()
 
     async def _flush(self) -> None:

@@ -55,7 +55,10 @@ class Unauthorized(ApiError):
     """Raised for 401: the API server does not know our credentials, or they cannot be read."""
 
     may_pass = True
-    remedy = "Check the service account's token or the kubeconfig's user"
+    remedy = (
+        "Check the service account's token or the kubeconfig's user, and that the namespace still exists: a service"
+        " account is deleted with its namespace"
+    )
 
 
 class Forbidden(ApiError):

@@ -10,11 +10,12 @@ from msgspec.structs import replace
 from k8s_builderd.errors import BuilderError, ClientGone, ProtocolError
 from k8s_builderd.fabric.plan import Owner, Plan
 from k8s_builderd.kube.api import Api
+from k8s_builderd.kube.errors import ApiError
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.runs import launch
 from k8s_builderd.runs.beside import beside
 from k8s_builderd.runs.cursor import DROPPED, Cursor
-from k8s_builderd.runs.launch import QUIET, Launch, LaunchFailed, TimedOut
+from k8s_builderd.runs.launch import QUIET, Launch, LaunchFailed, OtherInstance, TimedOut
 from k8s_builderd.runs.predecessors import Yielded, launched_again, make_way, reuse
 from k8s_builderd.runs.record import Claim, Deletion, Reason, Run, State
 from k8s_builderd.runs.store import Store
@@ -22,6 +23,11 @@ from k8s_builderd.settings import Settings
 
 STOP_PATIENCE = 2.0
 """Seconds that `run` waits for the API to accept a deletion; the peer kills it after 5."""
+
+WITHDRAWAL = 30.0
+"""Seconds that the API has to accept the deletion of a Job that has not started, before its `run` ends all the same."""
+
+CANNOT_SERVE = "k8s-builderd cannot serve this launch now. The chaincode keeps running"
 
 REFUSALS_KEPT = 4096
 """How many refusals are remembered, so that a client which comes again and again is told once."""
@@ -31,6 +37,15 @@ _log = structlog.get_logger("k8s_builderd.runs")
 
 class Stopped(Exception):
     """Raised in a run when its client asks for the end of its chaincode."""
+
+
+def _ends_nothing(failure: Exception, run: Run, cursor: Cursor | None) -> bool:
+    """Say whether a `run` comes back after this error, because its chaincode is running, or may be."""
+    if isinstance(failure, OtherInstance):
+        return True
+    if isinstance(failure, ApiError) and cursor is not None and cursor.job and run.state is State.CREATING:
+        return True  # its client knows of a Job that the API does not let us see
+    return isinstance(failure, BuilderError) and run.state is State.RUNNING
 
 
 class Connection(launch.Audience, Protocol):
@@ -89,13 +104,12 @@ class Runs:
             raise launched_again()
         if run.deletion is not None and run.deletion.reason is Reason.STOPPED:
             return await self._tell_stopped(run.deletion, run, connection)  # its client has not heard the answer
-        if run.deletion is not None:
+        if run.deletion is not None and not self._store.keep(run):
             raise LaunchFailed(
                 f"chaincode job {plan.namespace}/{run.job_name} is being deleted ({run.deletion.reason})"
             )
         previous = run.claim
         claim = self._store.take(run, plan, connection.pid)
-        comes_back = True
         try:
             if previous is not None:
                 previous.revoke(
@@ -108,15 +122,9 @@ class Runs:
                     f"Reusing job {job} of an earlier launch of this chaincode, which is still starting"
                 )
                 run.tells_anew()
-            code = await self._until_end(run, claim, plan, cursor, connection)
-            comes_back = False
-            return code
-        except BaseException as error:
-            # Cancelled: the daemon ends, and the next one takes over.
-            comes_back = isinstance(error, Exception)
-            raise
+            return await self._until_end(run, claim, plan, cursor, connection)
         finally:
-            self._store.release(run, claim, comes_back=comes_back)
+            self._store.release(run, claim)
 
     async def _until_end(
         self, run: Run, claim: Claim, plan: Plan, cursor: Cursor | None, connection: Connection
@@ -147,6 +155,11 @@ class Runs:
             failure = word if isinstance(word, Stopped) else claim.revoked
         if isinstance(failure, Stopped):
             return await self._stop(run, connection)
+        if _ends_nothing(failure, run, cursor) and claim.revoked is None:
+            if self.knocked(run.token_sha256, str(failure)):
+                _log.error("launch_interrupted", job=run.job_name, reason=str(failure))
+                await connection.say(f"{CANNOT_SERVE}: {failure}")
+            raise ClientGone from failure
         if isinstance(failure, BuilderError | ClientGone):
             raise failure
         # A mistake of ours ends no chaincode: its `run` comes back, and goes on where it was.
@@ -180,12 +193,15 @@ class Runs:
         elif cursor is not None:
             deadline = anyio.current_time() + plan.settings.start_timeout
         steps = Launch(self._api, self._store, self._metrics, plan, run, connection)
-        try:
-            return await steps.to_end(self._owner, cursor, deadline)
-        except BuilderError:
-            if steps.unstarted and run.state.may_run and not run.observed.started:
-                await self._accepted(self._store.delete(run, Reason.NOT_STARTED))
-            raise
+        while True:
+            try:
+                return await steps.to_end(self._owner, cursor, deadline)
+            except BuilderError:
+                if not steps.unstarted or not run.state.may_run or run.observed.started:
+                    raise
+                deletion = self._store.delete(run, Reason.NOT_STARTED)
+                if not await self._withdrawn(deletion):
+                    raise
 
     async def _know(self, plan: Plan, cursor: Cursor | None, connection: Connection, deadline: float) -> None:
         """Wait until it is known what there is. A chaincode that runs already has all the time in the world."""
@@ -231,14 +247,15 @@ class Runs:
 
     async def _tell_stopped(self, deletion: Deletion, run: Run, audience: launch.Audience) -> int:
         job = f"{self._settings.namespace}/{run.job_name}"
-        await self._accepted(deletion)
+        with anyio.move_on_after(STOP_PATIENCE):
+            await deletion.settled.wait()
         if pod := deletion.orphaned_pod:
             await audience.say(
                 f"Chaincode job {job} was deleted without its pod, and the chaincode keeps running. Delete the pod:"
                 f" kubectl -n {self._settings.namespace} delete pod {pod}"
             )
             return 1
-        if deletion.accepted.is_set():
+        if deletion.accepted_at is not None:
             await audience.say(f"Stopped: the deletion of chaincode job {job} is accepted")
             return 0
         await audience.say(
@@ -247,9 +264,11 @@ class Runs:
         )
         return 1
 
-    async def _accepted(self, deletion: Deletion) -> None:
-        with anyio.move_on_after(STOP_PATIENCE):
-            await deletion.accepted.wait()
+    async def _withdrawn(self, deletion: Deletion) -> bool:
+        """Say whether the container has started after all, before the API has accepted the deletion of its Job."""
+        with anyio.move_on_after(WITHDRAWAL):
+            await deletion.settled.wait()
+        return deletion.withdrawn
 
 
 async def _tell_of_stop(claim: Claim, connection: Connection) -> None:

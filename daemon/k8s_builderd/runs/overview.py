@@ -86,7 +86,7 @@ def tell(run: Run, *, past: bool = False) -> Chaincode:
         log_bytes=None if past else run.log_bytes,
         log_interruptions=None if past else run.log_interruptions,
         last_problem=problem,
-        deletion=Deletion(deletion.reason, deletion.accepted.is_set(), deletion.last_error) if deletion else None,
+        deletion=Deletion(deletion.reason, deletion.accepted_at is not None, deletion.last_error) if deletion else None,
         unclaimed=Unclaimed(absence.reason, round(max(0.0, absence.until - now), 1)) if absence else None,
     )
 
