@@ -267,7 +267,7 @@ async def test_a_stop_is_told_to_both_and_the_log_comes_to_its_end(scene: Scene,
     await run.line("up")
     code, out, err = await builder(scene, "stop", "basic_1.0", "--yes")
     assert (code, err) == (0, "")
-    assert re.fullmatch(r"Stopped: the deletion of chaincode job default/hlfcc-\S+ is accepted\n", out)
+    assert re.fullmatch(r"Stopped: the Kubernetes API accepted the deletion of chaincode job default/hlfcc-\S+\n", out)
     assert await run.wait() == 1
     told = f"run [{run.pid}]: Stopping the chaincode because user id {os.getuid()} has called k8s-builder stop".encode()
     assert run.lines.count(told) == 1
