@@ -32,7 +32,19 @@ DAEMON = ROOT / "daemon" / "k8s_builderd"
 # What a daemon beside a peer is made of.
 SOURCES = [*DAEMON.rglob("*.py")]
 # Those whose text a client prints; PackageError and SettingsError are explained as a whole.
-SAYING = {"say", "words", "LaunchFailed", "TimedOut", "Vanished", "Superseded", "Verdict", "CallError", "CopyError"}
+SAYING = {
+    "say",
+    "words",
+    "NotFoundHere",
+    "DaemonError",
+    "LaunchFailed",
+    "TimedOut",
+    "Vanished",
+    "Superseded",
+    "Verdict",
+    "CallError",
+    "CopyError",
+}
 GO_BUILDERS = {
     "CORE_PEER_ID",
     "KUBECONFIG_PATH",
@@ -265,12 +277,15 @@ def called(tree: ast.AST, names: set[str]) -> Iterator[ast.Call]:
                 yield node
 
 
-TREES = [ast.parse(path.read_text()) for path in [*SOURCES, *CLIENT.glob("k8s_builder_client/*.py")]]
+TREES = [
+    ast.parse(path.read_text())
+    for path in [*SOURCES, *CLIENT.glob("k8s_builder_client/*.py"), ROOT / "daemon/k8s_builder/call.py"]
+]
 SHELL = (CLIENT / "bin" / "run").read_text()
 FROM_OUTSIDE = "No such file or directory\nConnection refused\nPermission denied\nOperation not permitted\n"  # strerror
 # Where the code puts two texts together.
 JOINTS = "…|: |because |CORE_PEER_ID|(?<=denied) |(?<=the chaincode) (?=ended)"
-GERUNDS = ("detecting", "building", "releasing")
+GERUNDS = ("detecting", "building", "releasing", "listing", "reading the log of", "stopping")
 EXPLAINED = [
     line
     for heading in (
@@ -280,6 +295,7 @@ EXPLAINED = [
         "The launch",
         "The end",
         "Chaincode's log",
+        "What the command says",
     )
     for row in rows(section("operations.md", heading))
     for line in code(row[0])

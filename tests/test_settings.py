@@ -86,6 +86,8 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("HEALTH_ADDRESS", "localhost:80", "health_address", ("localhost", 80)),
     ("LOG_FORMAT", "json", "log_format", "json"),
     ("LOG_FORMAT", "console", "log_format", "console"),
+    ("LOG_PREFIX", "{label}@{pod} ", "log_prefix", "{label}@{pod} "),
+    ("LOG_PREFIX", "{{{hash:.12}}} ", "log_prefix", "{{{hash:.12}}} "),
     ("DEBUG", "T", "debug", True),
     ("DEBUG", "0", "debug", False),
     ("RUN_AS_NON_ROOT", "true", "run_as_non_root", True),
@@ -188,6 +190,24 @@ REFUSED: list[tuple[str, str, str]] = [
     ("HEALTH_ADDRESS", "0.0.0.0:65536", ADDRESS_RULE + "'0.0.0.0:65536'"),
     ("HEALTH_ADDRESS", "0.0.0.0:-1", ADDRESS_RULE + "'0.0.0.0:-1'"),
     ("LOG_FORMAT", "JSON", "must be one of json, console; it is 'JSON'"),
+    ("LOG_PREFIX", "{name} ", "must be text with {label}, {hash} or {pod} in it, not {name}; it is '{name} '"),
+    ("LOG_PREFIX", "{}", "must be text with {label}, {hash} or {pod} in it, not {}; it is '{}'"),
+    ("LOG_PREFIX", "{pod.a}", "must be text with {label}, {hash} or {pod} in it, not {pod.a}; it is '{pod.a}'"),
+    ("LOG_PREFIX", "{pod[0]}", "must be text with {label}, {hash} or {pod} in it, not {pod[0]}; it is '{pod[0]}'"),
+    *(
+        ("LOG_PREFIX", value, f"must be text with {{label}}, {{hash}} or {{pod}} in it ({why}); it is {value!a}")
+        for value, why in (
+            ("{label", "expected '}' before end of string"),
+            ("label} ", "Single '}' encountered in format string"),
+        )
+    ),
+    *(
+        ("LOG_PREFIX", value, f"must have nothing behind a name but a length such as {{hash:.12}}; it is {value!a}")
+        for value in ("{label!r}", "{label:>99999}", "{label:{pod}}", "{label:.99999}")
+    ),
+    ("LOG_PREFIX", "a\nb", "must hold printable characters only; it is 'a\\nb'"),
+    ("LOG_PREFIX", "\x1b[1m", "must hold printable characters only; it is '\\x1b[1m'"),
+    ("LOG_PREFIX", "x" * 257, "must be a maximum of 256 bytes"),
     ("SECURITY_PROFILE", "Restricted", "must be one of restricted, baseline, compatible; it is 'Restricted'"),
     ("SECURITY_PROFILE", "privileged", "must be one of restricted, baseline, compatible; it is 'privileged'"),
     ("MAX_CONNECTIONS", "0", "must be a number above zero; it is '0'"),

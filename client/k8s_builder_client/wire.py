@@ -9,6 +9,7 @@ HEADER = 5
 
 # Client to daemon.
 HELLO = b"H"
+ARGUMENT = b"A"
 ENVIRONMENT = b"E"
 DOCUMENT = b"D"
 UNREADABLE = b"U"

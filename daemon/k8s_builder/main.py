@@ -1,7 +1,6 @@
 """`k8s-builder`: the operator's and developer's command. Each subcommand is a module of its own, loaded when called."""
 
 from importlib import import_module
-from importlib.util import find_spec
 
 import click
 
@@ -10,8 +9,11 @@ _COMMANDS = {
     "embedded-cluster": ("k8s_builder_lab.embedded.command", "embedded_cluster"),
     "install-client": ("k8s_builder.commands.install_client", "install_client"),
     "inspect": ("k8s_builder.commands.package", "inspect"),
+    "logs": ("k8s_builder.commands.logs", "logs"),
     "package": ("k8s_builder.commands.package", "package"),
     "packageid": ("k8s_builder.commands.package", "packageid"),
+    "status": ("k8s_builder.commands.status", "status"),
+    "stop": ("k8s_builder.commands.stop", "stop"),
 }
 
 
@@ -26,10 +28,16 @@ class _Lazy(click.Group):
             return None
         module, name = _COMMANDS[cmd_name]
         package = module.partition(".")[0]
-        if find_spec(package) is None:
+        if package != __package__ and not _is_there(package):
             return _left_out(cmd_name, package)
         command: click.Command = getattr(import_module(module), name)
         return command
+
+
+def _is_there(package: str) -> bool:
+    from importlib.util import find_spec  # takes as long as all that `status` needs beside click
+
+    return find_spec(package) is not None
 
 
 def _left_out(name: str, package: str) -> click.Command:
@@ -48,4 +56,4 @@ def _left_out(name: str, package: str) -> click.Command:
 @click.command(cls=_Lazy)
 @click.version_option(package_name="k8s-builderd")
 def main() -> None:
-    """Make and inspect chaincode packages, install the programs for a peer, and try it all without a cluster."""
+    """See and stop what k8s-builderd runs, make and inspect chaincode packages, and try it all without a cluster."""

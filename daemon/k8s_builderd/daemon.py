@@ -2,7 +2,9 @@
 
 import asyncio
 import signal
+from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 
 import anyio
 import structlog
@@ -10,7 +12,7 @@ from anyio.abc import TaskStatus
 
 from k8s_builderd import health
 from k8s_builderd.gateway.listener import Listener
-from k8s_builderd.gateway.stages import build, detect, release, run
+from k8s_builderd.gateway.stages import build, detect, logs, release, run, status, stop
 from k8s_builderd.kube.api import Api
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.owner import OwnPod
@@ -42,6 +44,9 @@ async def serve(settings: Settings) -> None:
                 "build": build.serve,
                 "release": release.serve,
                 "run": partial(run.serve, settings=settings, runs=runs),
+                "status": partial(status.serve, store=store, about=lambda: about()),
+                "logs": partial(logs.serve, store=store, api=api),
+                "stop": partial(stop.serve, store=store, runs=runs),
             },
             metrics,
             knocked=partial(run.knocked, runs=runs),
@@ -52,6 +57,19 @@ async def serve(settings: Settings) -> None:
             "pods": lambda: store.pods.error,
             "owner": lambda: own_pod.error,
         }
+        started = datetime.now(UTC)
+
+        def about() -> status.About:
+            return status.About(
+                version=version("k8s-builderd"),
+                namespace=settings.namespace,
+                instance=settings.instance,
+                started=started,
+                now=datetime.now(UTC),
+                checks={name: check() for name, check in checks.items()},
+                connections=listener.connections,
+            )
+
         metrics.gauge("runs", "Runs known", lambda: store.count)
         metrics.gauge("connections", "Connections open", lambda: listener.connections)
         metrics.gauge("tasks", "Tasks of the event loop", lambda: len(asyncio.all_tasks()))

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from k8s_builderd.errors import SettingsError
+from k8s_builderd.fabric import logprefix
 from k8s_builderd.fabric.names import label_value_fault, name_prefix_fault
 from k8s_builderd.fabric.plan import LaunchSettings, SecurityProfile
 from k8s_builderd.fabric.template import fault as template_fault
@@ -55,6 +56,8 @@ class Settings(Struct, frozen=True):
     allowed_uids: frozenset[int] | None = None
     health_address: tuple[str, int] = ("0.0.0.0", 9480)  # noqa: S104 - the kubelet's probes come from outside the pod
     log_format: str = "json"
+    log_prefix: str = ""
+    """A template of what stands in front of each line of chaincode's log (fabric.logprefix)."""
     debug: bool = False
     security_profile: SecurityProfile = SecurityProfile.BASELINE
     run_as_non_root: bool = False
@@ -95,6 +98,7 @@ class Settings(Struct, frozen=True):
             allowed_uids=read("ALLOWED_UIDS", None, _uids),
             health_address=read("HEALTH_ADDRESS", ("0.0.0.0", 9480), _address),  # noqa: S104 - as above
             log_format=read("LOG_FORMAT", "json", _one_of("json", "console")),
+            log_prefix=read("LOG_PREFIX", "", _log_prefix),
             debug=read("DEBUG", False, parse_bool),
             security_profile=read("SECURITY_PROFILE", SecurityProfile.BASELINE, _security_profile),
             run_as_non_root=read("RUN_AS_NON_ROOT", False, parse_bool),
@@ -257,6 +261,12 @@ def _one_of(*choices: str) -> Callable[[str], str]:
         return value
 
     return parse
+
+
+def _log_prefix(value: str) -> str:
+    if fault := logprefix.fault(value):
+        raise _Rule(fault)
+    return value
 
 
 def _security_profile(value: str) -> SecurityProfile:

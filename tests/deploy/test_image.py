@@ -115,10 +115,28 @@ def test_a_command_that_is_left_out_is_told_in_one_line(production: Path, comman
 def test_the_other_commands_are_there_without_it(production: Path) -> None:
     done = wheel.python(production, "-m", "k8s_builder", "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for command in ("package", "inspect", "packageid", "install-client", "demo", "embedded-cluster"):
+    people = ("status", "logs", "stop")
+    for command in ("package", "inspect", "packageid", "install-client", "demo", "embedded-cluster", *people):
         assert re.search(rf"^  {command} ", done.stdout, re.MULTILINE)
     done = wheel.python(production, "-m", "k8s_builder", "package", "--help")
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["logs", "a", "-f"], ["stop", "a", "--yes"]])
+def test_the_daemon_is_asked_out_of_the_image(production: Path, command: list[str]) -> None:
+    """Where there is a daemon: tests/daemon/test_status.py."""
+    done = wheel.python(production, "-m", "k8s_builder", *command, FABRIC_K8S_BUILDER_SOCKET="/nonexistent/b.sock")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "Error: cannot reach k8s-builderd at /nonexistent/b.sock: No such file or directory: check that the daemon"
+        " runs, and FABRIC_K8S_BUILDER_SOCKET\n"
+    )
+
+
+def test_kubectl_exec_finds_the_command_without_a_shell() -> None:
+    environment = " ".join(words for instruction, words in instructions() if instruction == "ENV")
+    assert "PATH=/opt/k8s-builderd/bin:$PATH" in environment
+    assert dict(instructions())["ENTRYPOINT"] == '["/opt/k8s-builderd/bin/k8s-builderd"]'
 
 
 def test_embedded_without_the_lab_is_told_in_one_line(production: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
+from k8s_builderd.fabric.logprefix import MAX_PREFIX
 from k8s_builderd.gateway.protocol import MAX_CURSOR, MAX_PAYLOAD
 from k8s_builderd.kube.loglines import BATCH, PIECE, Batch, Position, Reader
 
@@ -32,16 +33,17 @@ class Line(Struct, frozen=True):
         return self.stamp + b" " + self.text
 
 
-def pieces(text: bytes) -> Iterator[bytes]:
+def pieces(text: bytes, prefix: bytes = b"") -> Iterator[bytes]:
     """Yield what is to come of one line: the bytes themselves, cut only where they would be too long."""
     if len(text) <= PIECE:
-        yield plain(text)
+        yield plain(prefix + text)
         return
     parts = [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
     for number, part in enumerate(parts, 1):
         last = number == len(parts)
         yield (
-            plain(part) + (b" [piece %d, the last of this line]" if last else b" [piece %d of a longer line]") % number
+            plain(prefix + part)
+            + (b" [piece %d, the last of this line]" if last else b" [piece %d of a longer line]") % number
         )
 
 
@@ -50,8 +52,8 @@ def plain(text: bytes) -> bytes:
     return b"| " + text if text.startswith((b"run [", b"detect [", b"build [", b"release [")) else text
 
 
-def expected(lines: list[Line]) -> bytes:
-    return b"".join(piece + b"\n" for line in lines for piece in pieces(line.text))
+def expected(lines: list[Line], prefix: bytes = b"") -> bytes:
+    return b"".join(piece + b"\n" for line in lines for piece in pieces(line.text, prefix))
 
 
 class Log:
@@ -164,6 +166,51 @@ def test_a_log_taken_up_again_and_again_is_neither_lost_nor_repeated(
         again = [*reader.feed(log.served(position)), *reader.end()]
         assert reader.found
         assert again == []
+
+
+LONGEST_PREFIX = b"x" * MAX_PREFIX
+
+
+@exact
+@given(
+    logs(),
+    cuts,
+    st.lists(st.integers(0, 400_000), max_size=4),
+    st.sampled_from([b"basic_1.0 ", b"run [1]: ", b"ru", LONGEST_PREFIX]),
+)
+def test_a_prefix_stands_before_each_line_and_changes_nothing_else(
+    log: Log, sizes: list[int], stops: list[int], prefix: bytes
+) -> None:
+    """Positions are the same with another prefix or with none, as after a daemon with other settings."""
+    position: Position | None = None
+    found = b""
+    for stop in [*stops, None]:
+        reader = Reader(position, prefix=prefix)
+        plainly = Reader(position)
+        for chunk in cut(log.served(position)[:stop], sizes):
+            for batch in reader.feed(chunk):
+                found += sound(batch)
+                position = batch.position
+            for _ in plainly.feed(chunk):
+                pass
+            assert plainly.position == reader.position
+    found += b"".join(sound(batch) for batch in reader.end())
+    assert found == expected(log.lines, prefix)
+
+
+def test_many_short_lines_with_the_longest_prefix_fit_into_frames() -> None:
+    lines = [Line(10**9 + number, b"") for number in range(5000)]
+    reader = Reader(prefix=LONGEST_PREFIX)
+    batches = [*reader.feed(Log(lines).served(None)), *reader.end()]
+    assert b"".join(map(sound, batches)) == expected(lines, LONGEST_PREFIX)
+    # Each has its own position: what is taken up after any of them is the rest.
+    assert len({batch.position for batch in batches}) == len(batches) > 5
+
+
+def test_what_a_prefix_makes_of_a_line_is_not_taken_for_the_builders_own() -> None:
+    stamp = Line(10**9, b"").stamp
+    [batch] = Reader(prefix=b"ru").feed(stamp + b" n [12]: Running\n")
+    assert batch.lines == b"| run [12]: Running\n"
 
 
 @exact

@@ -112,7 +112,7 @@ async def test_the_first_decision_to_delete_counts() -> None:
     assert deletion.reason is Reason.STOPPED
 
 
-@pytest.mark.parametrize("reason", [Reason.STOPPED, Reason.REPLACED, Reason.CLIENT_GONE])
+@pytest.mark.parametrize("reason", [Reason.STOPPED, Reason.REPLACED])
 async def test_a_decision_that_may_be_withdrawn_gives_way_to_one_that_may_not(reason: Reason) -> None:
     run = new()
     run.found(Applied(JOB))
@@ -243,3 +243,45 @@ def new_without_loop() -> Run:
 
 async def _new() -> Run:
     return new()
+
+
+async def test_what_is_told_of_a_run_is_counted() -> None:
+    run = new()
+    run.passed_on(b"one\ntwo\n")
+    run.passed_on(b"three\n")
+    assert (run.log_lines, run.log_bytes, run.log_interruptions) == (3, 14, 0)
+    assert run.problem is None
+    run.interrupted("why")
+    assert run.log_interruptions == 1
+    assert run.problem is not None
+    assert run.problem.text == "its log broke off: why"
+    run.has_problem("another")
+    assert run.problem.text == "another"
+
+
+async def test_since_when_it_is_in_its_state_changes_with_the_state_alone() -> None:
+    run = new()
+    assert run.state_since == run.since
+    run.found(Applied(JOB))
+    pending = run.state_since
+    assert pending > run.since
+    run.found(Applied(PENDING))
+    assert run.state_since == pending
+    run.found(Applied(RUNNING))
+    assert run.state_since > pending
+
+
+async def test_a_claim_knows_its_client_and_who_has_stopped_it() -> None:
+    claim = new().take(plan(), 4242)
+    assert claim.client_pid == 4242
+    claim.stop("user id 1")
+    claim.stop("user id 2")
+    assert claim.stopped_by == "user id 1"
+    assert claim.stopped.is_set()
+
+
+async def test_of_a_run_that_was_forgotten_its_objects_tell() -> None:
+    run = Run.past([ENDED, FAILED])
+    assert (run.state, run.job_name) == (State.ENDED, NAME)
+    assert run.observed.terminated is not None
+    assert Run.past([ENDED]).state is State.ENDED

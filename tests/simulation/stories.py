@@ -11,15 +11,15 @@ def launched(world: World, **rest: object) -> Site:
     return site
 
 
-def not_started(world: World, refusals: int) -> tuple[Site, Asked]:
-    """Return a place where a Job is to be deleted for not starting, and the API refuses so often; and the request."""
+def not_started(world: World) -> tuple[Site, Asked]:
+    """Return a place where a Job is to be deleted for not starting, and the API refuses; and the peer's request."""
     site = world.site(start_timeout="8s")
     assert site.daemon is not None
     world.cluster.image.there = False
     world.advance(1)
     asked = world.ask(site)
     world.advance(7)
-    site.daemon.api.faults.append(Fault("delete", "jobs", "503", refusals))
+    site.daemon.api.faults.append(Fault("delete", "jobs", "503", 1000))
     assert world.sim.advance_until(lambda: bool(world.logged("job_not_deleted")), 10, 0.01)
     return site, asked
 

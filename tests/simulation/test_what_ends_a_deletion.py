@@ -54,12 +54,14 @@ def test_a_pod_whose_job_is_gone_and_that_a_person_deletes(world: World) -> None
 
 def test_a_stop_while_a_deletion_could_still_be_withdrawn(world: World) -> None:
     """The Job is to go for not starting; then its container starts, and its client asks for the end of it."""
-    site, _ = not_started(world, refusals=6)
+    site, _ = not_started(world)
     world.cluster.image.there = True
     assert world.sim.advance_until(lambda: len(world.cluster.containers) > 0, 10, 0.01)
     world.sim.call(world.clients[0].terminate)
     world.advance(3)
     assert world.clients[0].said("The daemon keeps trying"), world.clients[0].words
+    assert site.daemon is not None
+    site.daemon.api.faults.clear()
     world.advance(12)
     assert not world.cluster.alive(), "it keeps trying, as it has said"
     assert [event["reason"] for event in world.logged("job_deleted")] == ["stopped"]
@@ -71,7 +73,7 @@ def test_a_stop_while_a_deletion_could_still_be_withdrawn(world: World) -> None:
 def test_a_withdrawn_deletion_wakes_who_waits_for_it(world: World) -> None:
     """The peer has come back as another process, whose launch waits for the end of the Job that does not start."""
     world.cluster.image.program = Program(connects_after=60)
-    site, _ = not_started(world, refusals=8)
+    site, _ = not_started(world)
     world.end_peer(site, gracefully=False)
     world.start_peer(site)
     asked = world.ask(site)

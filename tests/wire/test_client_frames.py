@@ -72,7 +72,7 @@ def test_what_is_no_frame_of_the_daemon_is_refused(golden: dict[str, Any]) -> No
 
 
 def test_the_golden_frames_hold_every_kind() -> None:
-    assert {golden["kind"] for golden in GOLDEN["client"]} == set("HEDUPTC.S")
+    assert {golden["kind"] for golden in GOLDEN["client"]} == set("HAEDUPTC.S")
     assert {golden["kind"] for golden in GOLDEN["daemon"]} == set("WLYX")
 
 

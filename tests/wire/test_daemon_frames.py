@@ -78,6 +78,8 @@ def test_the_daemon_reads_the_golden_frame(golden: dict[str, Any]) -> None:
         case "H":
             request = read(data, frame("T", TOKEN), frame("."))
             assert (request.stage, str(request.pid)) == (fields[1], fields[2])
+        case "A":
+            assert read(hello("logs"), data, frame(".")).arguments == {fields[0]: fields[1]}
         case "E":
             assert read(hello("build"), data, frame(".")).environment == {fields[0]: fields[1]}
         case "D":
@@ -155,7 +157,9 @@ def test_what_the_client_frames_the_daemon_unframes(sent: list[tuple[Kind, bytes
 def test_the_bounds_of_the_page_are_the_bounds_of_both_halves() -> None:
     assert "No payload is longer than 1 MiB (1,048,576 bytes)" in PAGE
     assert protocol.MAX_PAYLOAD == wire.MAX_PAYLOAD == 1_048_576
-    bounds = dict(re.findall(r"\| `([HEDUPTC.S])` \| [^|]+ \| [^|]+ \| ([^|]+?) \|", PAGE))
+    bounds = dict(re.findall(r"\| `([HAEDUPTC.S])` \| [^|]+ \| [^|]+ \| ([^|]+?) \|", PAGE))
+    assert bounds["A"] == "512 bytes each"
+    assert protocol.MAX_ARGUMENT == 512
     assert bounds["E"] == "16; 4 KiB each"
     assert (protocol.MAX_ENVIRONMENT, protocol.MAX_ENVIRONMENT_ENTRY) == (16, 4096)
     assert client_request.MAX_ENTRY == 4096
@@ -185,7 +189,16 @@ def test_the_entries_of_the_page_are_those_that_the_client_sends_and_the_daemon_
 def test_the_documents_of_the_client_are_those_that_the_daemon_takes() -> None:
     sent = {stage: {name.decode() for _, name in names} for stage, names in client_request.DOCUMENTS.items()}
     assert sent == {stage: {*names} for stage, names in protocol.DOCUMENTS.items()}
-    assert {*client_request.DOCUMENTS} == {*protocol.STAGES}
+    assert {*client_request.DOCUMENTS} | {*protocol.PEOPLES} == {*protocol.STAGES}
+
+
+def test_the_stages_and_arguments_of_the_page_are_those_of_the_daemon() -> None:
+    assert f"stage ({', '.join(f'`{stage}`' for stage in protocol.STAGES)})" in PAGE
+    table = dict(re.findall(r"\| `(status|logs|stop)` \| ([^|]+) \|", PAGE))
+    assert {stage: tuple(re.findall("`([^`]+)`", cell)) for stage, cell in table.items()} == {
+        "status": (),
+        **protocol.ARGUMENTS,
+    }
 
 
 # What is no request
@@ -197,6 +210,12 @@ def test_the_documents_of_the_client_are_those_that_the_daemon_takes() -> None:
         pytest.param([frame("E", b"A", b"b")], "must begin with a hello", id="no hello"),
         pytest.param([frame(".")], "must begin with a hello", id="nothing but the end"),
         pytest.param([hello(), hello()], "no frame of kind 'H'", id="second hello"),
+        pytest.param([hello(), frame("A", b"chaincode", b"a")], "run takes no argument 'chaincode'", id="argument"),
+        pytest.param([hello("logs"), frame("A", b"tail", b"1")], "logs takes no argument 'tail'", id="any argument"),
+        pytest.param([hello("stop"), *[frame("A", b"chaincode", b"a")] * 2], "or not twice", id="argument twice"),
+        pytest.param([hello("stop"), frame("A", b"chaincode", b"x" * 512)], "512 bytes of an argument", id="long"),
+        pytest.param([hello("status"), frame("D", b"image.json", b"")], "status sends no document", id="no documents"),
+        pytest.param([hello("status"), frame("T", TOKEN)], "of run", id="a token of status"),
         pytest.param([hello(), frame("S")], "no frame of kind 'S'", id="stop before the end"),
         pytest.param([hello(), frame("W", b"x")], "no frame of kind 'W'", id="a frame of the daemon"),
         pytest.param([hello(), b"\xe9\0\0\0\0"], r"no frame of kind '\xe9'", id="any byte"),

@@ -7,7 +7,8 @@ from typing import Any, Self
 from msgspec import Struct
 from msgspec.structs import replace
 
-from k8s_builderd.fabric.names import LaunchKey, Token
+from k8s_builderd.fabric import logprefix
+from k8s_builderd.fabric.names import LaunchKey, Token, package_id
 from k8s_builderd.fabric.package import Chaincode, Image
 
 GRACE_SECONDS = 2
@@ -59,6 +60,8 @@ class Plan(Struct, frozen=True):
     security_profile: SecurityProfile = SecurityProfile.BASELINE
     run_as_non_root: bool = False
     template: Mapping[str, Any] = {}
+    log_prefix: str = ""
+    """A template of what stands in front of each line of the log."""
     takeovers: int = 0
     """Where the Job is an earlier launch's: how many launches have gone on with it, this one included. `token` is that
     one's then."""
@@ -79,6 +82,10 @@ class Plan(Struct, frozen=True):
     def reuse_key(self) -> tuple[LaunchKey, Image, LaunchSettings, str]:
         """What a launch must have in common with another one to go on with its Job, in one daemon."""
         return self.key, self.image, self.settings, self.peer
+
+    def prefix(self, pod: str) -> bytes:
+        """Return what stands in front of each line of this pod's log."""
+        return logprefix.render(self.log_prefix, package_id(self.chaincode.chaincode_id), pod)
 
     def reuse(self, job_name: str, token: Token, takeovers: int) -> Self:
         """Return the plan of this launch with an earlier one's Job."""

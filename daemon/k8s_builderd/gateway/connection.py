@@ -16,6 +16,7 @@ SIGN_INTERVAL = 5.0
 """Seconds after which a daemon that has nothing to say gives a sign of life."""
 
 _RECEIVE = 64 * 1024
+_SHOWN = 256 * 1024
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -28,7 +29,7 @@ class Credentials(Struct, frozen=True):
 
 
 class Connection:
-    """Speaks the protocol with one client.
+    """Speaks the protocol with one client. Where several tasks write, one frame goes after the other.
 
     A frame whose sending is cancelled half-way stays here and is sent to its end before the next, so that what
     follows it (the exit, after a stop) is still understood.
@@ -104,6 +105,11 @@ class Connection:
     async def log(self, cursor: str, lines: bytes = b"") -> None:
         """Pass on lines of the chaincode with the cursor after them; waits while the client takes none."""
         await self._send(protocol.log(cursor, lines))
+
+    async def show(self, data: bytes) -> None:
+        """Pass on an answer for people, in as many frames as it takes."""
+        for start in range(0, len(data), _SHOWN):
+            await self._send(protocol.log("", data[start : start + _SHOWN]))
 
     async def copy(self, source: str, destination: str) -> None:
         """Have the client copy a file."""

@@ -35,7 +35,17 @@ _DESCRIPTORS_EACH = 2
 """File descriptors that one `run` costs: its connection, and the log that is followed for it."""
 _DESCRIPTORS_KEPT = 256
 
-_GERUNDS = {"detect": "detecting", "build": "building", "release": "releasing", "run": "running"}
+_GERUNDS = {
+    "detect": "detecting",
+    "build": "building",
+    "release": "releasing",
+    "run": "running",
+    "status": "listing",
+    "logs": "reading the log of",
+    "stop": "stopping",
+}
+_UNLIMITED = {"run", "logs", "stop"}
+"""The stages that take as long as a chaincode or a person does."""
 
 _log = structlog.get_logger("k8s_builderd.gateway.listener")
 
@@ -164,7 +174,7 @@ class Listener:
     async def _serve(self, request: Request, connection: Connection) -> int:
         category = None
         try:
-            with anyio.fail_after(None if request.stage == "run" else CALL_TIMEOUT):
+            with anyio.fail_after(None if request.stage in _UNLIMITED else CALL_TIMEOUT):
                 return await self._stages[request.stage](request, connection)
         except TimeoutError:
             text = f"the client did not read its answer within {CALL_TIMEOUT:g} s"

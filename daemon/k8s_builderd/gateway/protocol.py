@@ -11,7 +11,9 @@ from msgspec import Struct
 from k8s_builderd.errors import PackageError, ProtocolError
 
 VERSION = b"1"
-STAGES = ("detect", "build", "release", "run")
+PEOPLES = ("status", "logs", "stop")
+"""The stages that people call, by `k8s-builder`; a daemon before 0.1.0 knows none of them."""
+STAGES = ("detect", "build", "release", "run", *PEOPLES)
 DOCUMENTS = {
     "detect": ("metadata.json",),
     "build": ("metadata.json", "image.json"),
@@ -19,6 +21,11 @@ DOCUMENTS = {
     "run": ("image.json", "chaincode.json"),
 }
 """What each stage sends."""
+ARGUMENTS = {
+    "logs": ("chaincode", "follow", "since"),
+    "stop": ("chaincode",),
+}
+"""The arguments that a stage takes."""
 LISTING = ("build", "release")
 """The stages that send paths."""
 
@@ -30,6 +37,7 @@ MAX_PATH = 4096
 MAX_PATH_BYTES = 1024 * 1024
 """Bytes of all paths together: many long ones would cost the memory of a whole sidecar."""
 MAX_REASON = 4096
+MAX_ARGUMENT = 512
 MAX_CURSOR = 512
 MAX_LINE = 16 * 1024
 """Bytes of one line of words; what is longer is cut, and says so."""
@@ -43,6 +51,7 @@ class Kind(IntEnum):
     """The kinds of frames, by their byte."""
 
     HELLO = ord("H")
+    ARGUMENT = ord("A")
     ENVIRONMENT = ord("E")
     DOCUMENT = ord("D")
     UNREADABLE = ord("U")
@@ -77,6 +86,7 @@ class Request(Struct, frozen=True):
     token: bytes
     """32 hexadecimal digits for `run`, otherwise empty."""
     cursor: str
+    arguments: dict[str, str] = {}
 
     def document(self, name: str) -> bytes:
         """Return a document's content.
@@ -154,6 +164,7 @@ class RequestReader:
         self._paths: list[Entry] = []
         self._token = b""
         self._cursor = ""
+        self._arguments: dict[str, str] = {}
 
     def add(self, kind: int, payload: bytes) -> Request | None:
         """Take in one frame; return the request when this was its last.
@@ -173,6 +184,12 @@ class RequestReader:
                 self._bound("bytes of an environment entry", len(payload), MAX_ENVIRONMENT_ENTRY)
                 name, value = _fields(payload, 2)
                 self._environment[_text(name)] = _text(value)
+            case Kind.ARGUMENT:
+                self._bound("bytes of an argument", len(payload), MAX_ARGUMENT)
+                name, value = _fields(payload, 2)
+                if _text(name) not in ARGUMENTS.get(self.stage, ()) or _text(name) in self._arguments:
+                    raise ProtocolError(f"{self.stage} takes no argument {_shown(name)}, or not twice")
+                self._arguments[_text(name)] = _text(value)
             case Kind.DOCUMENT:
                 document, content = self._document(payload)
                 self._documents[document] = content
@@ -208,6 +225,7 @@ class RequestReader:
                     tuple(self._paths),
                     self._token,
                     self._cursor,
+                    self._arguments,
                 )
             case _:
                 raise ProtocolError(f"a request has no frame of kind {chr(kind)!a}")
@@ -227,7 +245,7 @@ class RequestReader:
     def _document(self, payload: bytes) -> tuple[str, bytes]:
         name, content = _fields(payload, 2)
         document = _text(name)
-        if document not in DOCUMENTS[self.stage]:
+        if document not in DOCUMENTS.get(self.stage, ()):
             raise ProtocolError(f"{self.stage} sends no document {_shown(name)}")
         if document in self._documents or document in self._unreadable:
             raise ProtocolError(f"the document {_shown(name)} is sent twice")

@@ -61,9 +61,10 @@ class Reader:
     beginning. Otherwise nothing is known.
     """
 
-    def __init__(self, after: Position | None = None, *, reported: set[str] | None = None) -> None:
+    def __init__(self, after: Position | None = None, *, reported: set[str] | None = None, prefix: bytes = b"") -> None:
         """Begin before the first byte.
 
+        :param prefix: stands in front of each line that is passed on; a position knows nothing of it.
         :param reported: hashes of words of the kubelet passed on before; it repeats them in every answer.
         """
         self.found = after is None
@@ -71,6 +72,7 @@ class Reader:
         self.beside = False
         self._preceded = False
         self._after = after
+        self._prefix = prefix
         self._reported = set() if reported is None else reported
         self._latest = _time(after.at) + DISORDER if after else None
         self._seen: dict[str, int] = {}
@@ -151,14 +153,16 @@ class Reader:
             piece, data = data[:PIECE], data[PIECE:]
             self._pieces += 1
             if self._pieces > self._silent:
-                yield _plain(piece) + b" [piece %d of a longer line]\n" % self._pieces
+                yield _plain(self._prefix + piece) + b" [piece %d of a longer line]\n" % self._pieces
         self._rest = data
         if ended:
             last = self._pieces + 1
             self._pieces = 0
             self._in_line = False
             if self._silent != _WHOLE:
-                yield _plain(data) + (b"\n" if last == 1 else b" [piece %d, the last of this line]\n" % last)
+                yield _plain(self._prefix + data) + (
+                    b"\n" if last == 1 else b" [piece %d, the last of this line]\n" % last
+                )
             self._silent = 0 if self.found else _WHOLE
 
     def _identify(self, first: bytes) -> None:

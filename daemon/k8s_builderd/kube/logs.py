@@ -76,6 +76,8 @@ async def follow(
     deliver: Callable[[Batch], Awaitable[None]],
     gap: Callable[[], Awaitable[None]],
     refused: Callable[[ApiError], Awaitable[None]],
+    interrupted: Callable[[ApiError], None] | None = None,
+    prefix: bytes = b"",
     drain: float = DRAIN_TIMEOUT,
     silence: float = SILENCE,
     rng: Random | None = None,
@@ -93,12 +95,14 @@ async def follow(
     :param gap: is called once when lines after `after` have been thrown away (only the newest file is served after a
         rotation), before the lines that are left.
     :param refused: is told when the API server refuses the log; it is asked again nevertheless.
+    :param interrupted: is told of each break.
+    :param prefix: stands in front of each line.
     :param drain: seconds from the container's end, from an API server's return, or from the last line that came, in
         which the rest has to come.
     :param silence: seconds without a line after which it is asked for the first time whether there is more.
     :raises LogIncomplete: if the API server does not give the rest in that time.
     """
-    passage = _Passage(api, pod, name, container, after, deliver, gap, drain=drain, silence=silence)
+    passage = _Passage(api, pod, name, container, after, deliver, gap, prefix=prefix, drain=drain, silence=silence)
     pauses = delays(0.1, 5.0, rng)
     give_up: float | None = None
     refusals = Refusals()
@@ -119,6 +123,8 @@ async def follow(
                 return  # its log went with it
         except ApiError as error:
             _log.info("log_interrupted", pod=pod, reason=str(error))
+            if interrupted is not None:
+                interrupted(error)
             if give_up is not None:
                 if isinstance(error, Unreachable) and not await _answers(api, pod):
                     give_up = None  # the log is not lost because the API server is away
@@ -166,6 +172,7 @@ class _Passage:
         deliver: Callable[[Batch], Awaitable[None]],
         gap: Callable[[], Awaitable[None]],
         *,
+        prefix: bytes,
         drain: float,
         silence: float,
     ) -> None:
@@ -178,6 +185,7 @@ class _Passage:
         self._container = container
         self._deliver = deliver
         self._gap = gap
+        self._prefix = prefix
         self._reported: set[str] = set()
         self._shown: tuple[bool, tuple[int, bytes]] | None = None
         self._barren = 0
@@ -234,7 +242,7 @@ class _Passage:
         return True
 
     async def _read(self, after: Position | None, *, follow: bool, everything: bool = False) -> Reader:
-        reader = Reader(None if everything else after, reported=self._reported)
+        reader = Reader(None if everything else after, reported=self._reported, prefix=self._prefix)
         stream = _Stream(math.inf if follow else self._patience)
         try:
             async with background() as tasks, AsyncExitStack() as stack:

@@ -49,6 +49,10 @@ def _ends_nothing(failure: Exception, run: Run, cursor: Cursor | None) -> bool:
 class Connection(launch.Audience, Protocol):
     """The connection of one `run`, as this room needs it."""
 
+    @property
+    def pid(self) -> int:
+        """The client's pid, by its own word."""
+
     async def stop_asked(self) -> bool:
         """Wait for the client's next word: True for stop, False when it is gone.
 
@@ -103,7 +107,7 @@ class Runs:
                 f"chaincode job {plan.namespace}/{run.job_name} is being deleted ({run.deletion.reason})"
             )
         previous = run.claim
-        claim = self._store.take(run, plan)
+        claim = self._store.take(run, plan, connection.pid)
         try:
             if previous is not None:
                 previous.revoke(
@@ -136,7 +140,11 @@ class Runs:
 
         try:
             with claim.scope:
-                return await beside(lambda: self._launch(run, plan, cursor, connection), listen)
+                return await beside(
+                    lambda: self._launch(run, plan, cursor, connection),
+                    listen,
+                    lambda: _tell_of_stop(claim, connection),
+                )
         except Exception as error:  # noqa: BLE001 - told apart below
             # Where both came in one turn, the client's word counts.
             failure = word if isinstance(word, Stopped) else error
@@ -153,6 +161,7 @@ class Runs:
         if isinstance(failure, BuilderError | ClientGone):
             raise failure
         # A mistake of ours ends no chaincode: its `run` comes back, and goes on where it was.
+        run.has_problem("internal error in k8s-builderd: see launch_crashed in its log")
         _log.error("launch_crashed", job=run.job_name, exc_info=failure)
         if self._store.may_have_job(run):
             raise ClientGone
@@ -209,25 +218,45 @@ class Runs:
         if cursor is None:
             await self._owner_known.wait()
 
+    async def stop(self, run: Run, who: str, audience: launch.Audience) -> int:
+        """Stop a run for somebody who is not its client, and tell both.
+
+        Its client goes on to the end of a chaincode that has started, for the rest of the log. One that has not is not
+        waited for, or its launch would make the Job anew.
+
+        :param who: who that is.
+        :returns: 0 when the API has accepted the deletion.
+        """
+        _log.warning("stop_called", job=run.job_name, by=who)
+        if run.claim is not None:
+            if run.observed.started:
+                run.claim.stop(who)
+            else:
+                run.claim.revoke(LaunchFailed(f"{who} has stopped it with k8s-builder stop"))
+        if not self._store.may_have_job(run):
+            await audience.say("Stopped: the launch had not come to a job yet")
+            return 0
+        return await self._tell_stopped(self._store.delete(run, Reason.STOPPED), run, audience)
+
     async def _stop(self, run: Run, connection: Connection) -> int:
         if not self._store.may_have_job(run):
             return 0
         return await self._tell_stopped(self._store.delete(run, Reason.STOPPED), run, connection)
 
-    async def _tell_stopped(self, deletion: Deletion, run: Run, connection: Connection) -> int:
+    async def _tell_stopped(self, deletion: Deletion, run: Run, audience: launch.Audience) -> int:
         job = f"{self._settings.namespace}/{run.job_name}"
         with anyio.move_on_after(STOP_PATIENCE):
             await deletion.settled.wait()
         if pod := deletion.orphaned_pod:
-            await connection.say(
+            await audience.say(
                 f"Chaincode job {job} was deleted without its pod, and the chaincode keeps running. Delete the pod:"
                 f" kubectl -n {self._settings.namespace} delete pod {pod}"
             )
             return 1
         if deletion.accepted_at is not None:
-            await connection.say(f"Stopped: the Kubernetes API accepted the deletion of chaincode job {job}")
+            await audience.say(f"Stopped: the Kubernetes API accepted the deletion of chaincode job {job}")
             return 0
-        await connection.say(
+        await audience.say(
             f"The Kubernetes API has not accepted the deletion of chaincode job {job} yet. The daemon keeps trying"
             + (f": {deletion.last_error}" if deletion.last_error else "")
         )
@@ -238,6 +267,11 @@ class Runs:
         with anyio.move_on_after(WITHDRAWAL):
             await deletion.settled.wait()
         return deletion.withdrawn
+
+
+async def _tell_of_stop(claim: Claim, connection: Connection) -> None:
+    await claim.stopped.wait()
+    await connection.say(f"Stopping the chaincode because {claim.stopped_by} has called k8s-builder stop")
 
 
 def cannot_continue(why: Exception) -> str:

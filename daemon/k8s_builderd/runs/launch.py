@@ -297,6 +297,7 @@ class Launch:
             if self._held_up is None or self._held_up.cause != held_up.cause:
                 since = anyio.current_time()
             elif not found and anyio.current_time() >= since + STAGE_AFTER:
+                self._run.has_problem(here.text)
                 await self._tell_once(here.cause, f"Waiting for chaincode to start: {here.text}")
             self._held_up = held_up
             with anyio.move_on_after(next(pauses)) as waiting:
@@ -312,6 +313,7 @@ class Launch:
 
     async def _tell(self, diagnoses: list[Diagnosis]) -> None:
         for diagnosis in diagnoses:
+            self._run.has_problem(diagnosis.text)
             if diagnosis.hopeless:
                 raise LaunchFailed(diagnosis.text, diagnosis.category)
             await self._tell_once(diagnosis.cause, f"Waiting for chaincode to start: {diagnosis.text}")
@@ -361,14 +363,17 @@ class Launch:
         async def deliver(batch: Batch) -> None:
             await self._audience.log(self._cursor(uid, batch.position), batch.lines)
             self._metrics.logged(len(batch.lines))
+            self._run.passed_on(batch.lines)
             self._last_lines = (self._last_lines + batch.lines)[-TAIL:]
 
         async def gap() -> None:
+            self._run.has_problem("lines of its log are missing: the file was rotated before they were read")
             await self._audience.say(
                 "Lines of the chaincode's log are missing here: the file was rotated before they were read"
             )
 
         async def refused(error: ApiError) -> None:
+            self._run.has_problem(f"its log cannot be read: {error}")
             await self._audience.say(f"Cannot read the chaincode's log, retrying: {error}")
 
         try:
@@ -381,10 +386,13 @@ class Launch:
                 deliver=deliver,
                 gap=gap,
                 refused=refused,
+                interrupted=lambda error: self._run.interrupted(str(error)),
+                prefix=self._plan.prefix(pod.metadata.name),
             )
         except logs.LogIncomplete as error:
             # The log is for people: how the chaincode ended is told all the same.
             _log.warning("log_lost", reason=str(error))
+            self._run.interrupted(f"the end is missing: {error}")
             await self._audience.say(f"The end of the chaincode's log is missing: {error}")
 
     async def _notice_left_behind(self) -> None:
@@ -412,6 +420,7 @@ class Launch:
             with anyio.move_on_after(EVENTS_CAP):
                 await self._seen.changed_since(version)
         self._metrics.ended(how.category)
+        self._run.has_problem(how.text)
         _log.info("chaincode_ended", code=how.code, category=how.category, reason=how.text)
         await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {how.text}")
         return how.code
@@ -446,6 +455,7 @@ class Launch:
                     raise
                 self._last_error = str(error)
                 self._refusal = "" if error.transient else refusals.words(error, now)
+                self._run.has_problem(self._refusal or self._last_error)
                 _log.info("api_retry", reason=self._refusal or self._last_error)
                 if error.transient:
                     self._may_exist = True

@@ -156,6 +156,7 @@ async def _carry_out(
 
 
 async def _tell(what: str, run: Run, audience: Audience) -> None:
+    run.has_problem(f"waiting for an earlier launch to end: {what}")
     if run.tells(what):
         await audience.say(f"Waiting for an earlier launch of this chaincode to end: {what}")
 

@@ -9,11 +9,13 @@ RUNNING, and a container may be seen only when it has ended. From ENDED there is
 its Job had gone.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Self
 
 import anyio
 import structlog
+from msgspec import Struct
 
 from k8s_builderd.errors import BuilderError
 from k8s_builderd.fabric.names import LaunchKey
@@ -74,16 +76,33 @@ class Reason(StrEnum):
 class Claim:
     """One connection's hold on a run. Ended from outside by `revoke`."""
 
-    def __init__(self) -> None:
+    def __init__(self, client_pid: int = 0) -> None:
+        self.client_pid = client_pid
+        """The pid by which the client calls itself, in its own PID namespace; 0 where it is not known."""
         self.since = anyio.current_time()
         self.left = anyio.Event()
         self.revoked: BuilderError | None = None
         self.scope = anyio.CancelScope()
+        self.stopped = anyio.Event()
+        self.stopped_by = ""
+        """Who has stopped the run without its client."""
+
+    def stop(self, who: str) -> None:
+        """Have its client told that somebody else has stopped the run."""
+        self.stopped_by = self.stopped_by or who
+        self.stopped.set()
 
     def revoke(self, error: BuilderError) -> None:
         """End it; its client is told the error."""
         self.revoked = error
         self.scope.cancel()
+
+
+class Problem(Struct, frozen=True):
+    """What went wrong with a run last, and when that was last seen, by `anyio.current_time()`."""
+
+    text: str
+    at: float
 
 
 class Absence:
@@ -155,6 +174,21 @@ class Run:
         self._claim: Claim | None = None
         self._absence: Absence | None = None
         self._deletion: Deletion | None = None
+        self._state_since = self.since
+        self._log_lines = 0
+        self._log_bytes = 0
+        self._log_interruptions = 0
+        self._problem: Problem | None = None
+
+    @classmethod
+    def past(cls, found: Iterable[Job | Pod]) -> Self:
+        """Return what is known of a run that was forgotten, by its objects that are still there. Nobody attends it."""
+        objects = sorted(found, key=lambda it: isinstance(it, Pod))
+        run = cls.of(objects[0])
+        for it in objects:
+            change: Applied[Job] | Applied[Pod] = Applied(it)  # type: ignore[assignment] # one or the other
+            run.observed.fold(change, run.since)
+        return run
 
     @classmethod
     def of(cls, found: Job | Pod) -> Self:
@@ -229,18 +263,43 @@ class Run:
         return self._deletion
 
     @property
+    def state_since(self) -> float:
+        """Since when this daemon knows that it is in its state."""
+        return self._state_since
+
+    @property
+    def log_lines(self) -> int:
+        """How many lines of its log this daemon has passed on; the pieces of a long one count each."""
+        return self._log_lines
+
+    @property
+    def log_bytes(self) -> int:
+        """How many bytes these were."""
+        return self._log_bytes
+
+    @property
+    def log_interruptions(self) -> int:
+        """How often its log broke off, or could not be read."""
+        return self._log_interruptions
+
+    @property
+    def problem(self) -> Problem | None:
+        """What went wrong last."""
+        return self._problem
+
+    @property
     def over(self) -> bool:
         """Whether there is nothing left to do for it."""
         return self._claim is None and self._deletion is None and not self.state.may_run
 
     # Its client
 
-    def take(self, plan: Plan) -> Claim:
+    def take(self, plan: Plan, client_pid: int = 0) -> Claim:
         """Give it to the connection that asks with this plan; return the claim, of which nobody else has one now."""
         assert plan.token.sha256 == self.token_sha256
         assert plan.takeovers >= self._takeovers
         self._takeovers, self._peer = plan.takeovers, plan.peer
-        self._claim = Claim()
+        self._claim = Claim(client_pid)
         self.end_absence()
         return self._claim
 
@@ -279,6 +338,22 @@ class Run:
     def tells_anew(self) -> None:
         """Note that there is a new client, which has been told nothing."""
         self._told.clear()
+
+    # What is told of it
+
+    def passed_on(self, lines: bytes) -> None:
+        """Count lines of its log that its client has been sent."""
+        self._log_lines += lines.count(b"\n")
+        self._log_bytes += len(lines)
+
+    def interrupted(self, why: str) -> None:
+        """Count a break in its log."""
+        self._log_interruptions += 1
+        self.has_problem(f"its log broke off: {why}")
+
+    def has_problem(self, text: str) -> None:
+        """Note what is wrong, for who asks for the state of things."""
+        self._problem = Problem(text, anyio.current_time())
 
     # Its Job
 
@@ -376,4 +451,5 @@ class _Move:
         after = self._run.state
         if after is not self._before:
             assert after in _MOVES[self._before], f"{self._before} to {after}"
+            self._run._state_since = anyio.current_time()
             _log.debug("run_state", job=self._run.job_name, was=self._before, now=after)

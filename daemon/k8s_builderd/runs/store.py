@@ -154,9 +154,9 @@ class Store:
 
     # Clients that come and go
 
-    def take(self, run: Run, plan: Plan) -> Claim:
+    def take(self, run: Run, plan: Plan, client_pid: int = 0) -> Claim:
         """Give a run to the connection that asks with this plan."""
-        claim = run.take(plan)
+        claim = run.take(plan, client_pid)
         self._ring(run)
         return claim
 
@@ -382,6 +382,12 @@ class Store:
             of_token.pop(meta.uid, None)
         if not of_token:
             del self._objects[meta.token_sha256]
+
+    def past(self) -> Iterator[Run]:
+        """Yield what is known of runs that are over and forgotten, and whose Job or pod is still there."""
+        for token, objects in self._objects.items():
+            if token and token not in self._by_token:
+                yield Run.past(objects.values())
 
     def __iter__(self) -> Iterator[Run]:
         return iter(list(self._by_token.values()))

@@ -84,6 +84,7 @@ def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Pl
         security_profile=settings.security_profile,
         run_as_non_root=settings.run_as_non_root,
         template=settings.pod_template,
+        log_prefix=settings.log_prefix,
         takeovers=cursor.takeovers if cursor is not None else 0,
     )
 
