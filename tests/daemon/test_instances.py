@@ -74,7 +74,7 @@ async def ready(scene: Scene, daemon: object) -> bool:
 
 
 async def test_two_peers_of_one_daemon_launch_the_same_chaincode(scene: Scene) -> None:
-    """They are told apart by CORE_PEER_ID: neither supersedes the other's."""
+    """They are told apart by CORE_PEER_ID: neither replaces the other's."""
     await scene.daemon()
     ticking = await Ticking.make(scene)
     one, two = [await scene.call("run", ticking.package, CORE_PEER_ID=f"peer{n}.org1.example.com") for n in range(2)]

@@ -148,7 +148,7 @@ async def test_the_old_one_is_pending(scene: Scene, daemon: Running, tls: bool, 
     assert len(ticking.pids) == 1
 
 
-async def test_the_old_one_was_pending_and_comes_up_while_it_is_superseded(scene: Scene, daemon: Running) -> None:
+async def test_the_old_one_was_pending_and_comes_up_while_it_is_replaced(scene: Scene, daemon: Running) -> None:
     """It may have registered in the last moment, so the launch that asked is as good as dropped."""
     overlaps = Overlaps(scene.directory)
     ticking = await Ticking.make(scene, prelude=overlaps.prelude())
