@@ -320,7 +320,7 @@ async def test_nothing_is_stopped_before_the_word(scene: Scene, daemon: Running)
     await run.line("up")
     code, _, err = await builder(scene, "stop", "basic_1.0")
     assert code == 2
-    assert "--yes is needed where nobody can be asked." in err
+    assert "--yes is required if there is no terminal to ask on." in err
     async with Raw.open(scene) as raw:
         await raw.send(hello("stop") + frame("A", b"chaincode", b"basic_1.0") + END)
         kind, line = await raw.frame()
@@ -346,7 +346,7 @@ async def test_what_two_peers_have_must_be_named_by_its_job(scene: Scene, daemon
     jobs = {it["peer_id"]: it["job"] for it in (await status(scene))["chaincodes"]}
     code, _, err = await builder(scene, "stop", "basic_1.0", "-y")
     assert code == 1
-    assert "'basic_1.0' is more than one chaincode. Name one of the jobs: " in err
+    assert "'basic_1.0' matches more than one chaincode. Give the name of a job: " in err
     assert all(job in err for job in jobs.values())
     assert (await builder(scene, "stop", jobs["peer1"], "-y"))[0] == 0
     await scene.cluster.gone("jobs", jobs["peer1"])
