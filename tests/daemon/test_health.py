@@ -110,7 +110,8 @@ async def test_metrics_are_what_prometheus_reads_and_name_no_chaincode(scene: Sc
         assert answer.content_type == "text/plain"
         text = await answer.text()
     for line in text.splitlines():
-        assert re.fullmatch(r"# (HELP|TYPE) k8s_builderd_\w+ .+|k8s_builderd_\w+(\{[^}]*\})? [0-9.e+-]+", line)
+        name = r"(k8s_builderd|process)_\w+"  # those of the process are named as by all of Prometheus' clients
+        assert re.fullmatch(rf"# (HELP|TYPE) {name} .+|{name}(\{{[^}}]*\}})? [0-9.e+-]+", line)
     assert "secretive" not in text
     assert "peer0" not in text
 

@@ -13,8 +13,9 @@ from k8s_builderd.kube.api import Api
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.runs import launch
 from k8s_builderd.runs.beside import beside
+from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import DROPPED, Cursor
-from k8s_builderd.runs.launch import QUIET, Launch, LaunchFailed, TimedOut
+from k8s_builderd.runs.launch import QUIET, Launch, LaunchFailed, TimedOut, Vanished
 from k8s_builderd.runs.predecessors import Yielded, launched_again, make_way, reuse
 from k8s_builderd.runs.record import Claim, Deletion, Reason, Run, State
 from k8s_builderd.runs.store import Store
@@ -137,6 +138,8 @@ class Runs:
         else:
             assert claim.revoked is not None
             failure = word if isinstance(word, Stopped) else claim.revoked
+        if not run.observed.started and run.claim is claim:  # else the launch goes on over a newer connection
+            self._count_failure(failure)
         if isinstance(failure, Stopped):
             return await self._stop(run, connection)
         if isinstance(failure, BuilderError | ClientGone):
@@ -146,6 +149,16 @@ class Runs:
         if self._store.may_have_job(run):
             raise ClientGone
         raise LaunchFailed("internal error in k8s-builderd: see launch_crashed in its log")
+
+    def _count_failure(self, failure: Exception) -> None:
+        """Count a launch that is over before its container has started."""
+        match failure:
+            case Stopped():
+                self._metrics.launched("stopped")
+            case Yielded():
+                self._metrics.launched("yielded")
+            case BuilderError() if not isinstance(failure, Vanished):
+                self._metrics.launched("failed", failure.category)
 
     async def _launch(self, run: Run, plan: Plan, cursor: Cursor | None, connection: Connection) -> int:
         deadline = anyio.current_time() + plan.settings.start_timeout
@@ -188,7 +201,7 @@ class Runs:
         with anyio.move_on_after(math.inf if cursor is not None else deadline - anyio.current_time()) as waiting:
             await self._all_known(cursor)
         if waiting.cancelled_caught:
-            raise TimedOut(plan, self._store.watch_error or why)
+            raise TimedOut(plan, self._store.watch_error or why, Category.API_UNAVAILABLE)
 
     async def _all_known(self, cursor: Cursor | None) -> None:
         await self._store.synced()

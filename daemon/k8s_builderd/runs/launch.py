@@ -112,6 +112,7 @@ class Launch:
         :raises LaunchFailed: if it never ran, or is gone without a trace.
         :raises ApiError: if the API server refuses what the launch needs.
         """
+        had_started = self._seen.started
         try:
             with anyio.fail_after(deadline - anyio.current_time()):
                 await beside(lambda: self._start(owner, cursor), self._narrate)
@@ -121,6 +122,8 @@ class Launch:
         except BuilderError:
             if not await self._started_after_all():
                 raise
+        if not had_started:
+            self._count_start()
         await self._find_pod()
         knew_pod = cursor is not None and bool(cursor.pod)
         if self._seen.started or knew_pod:
@@ -132,6 +135,12 @@ class Launch:
         if cursor is None:
             await self._introduce()
         await beside(lambda: self._seen.until(lambda seen: seen.started or seen.ended), self._secret)
+
+    def _count_start(self) -> None:
+        if (started_at := self._seen.started_at) is not None:
+            self._metrics.launched("started")
+            if self._run.made is not None:  # else the request came to an earlier daemon
+                self._metrics.running(started_at - self._run.since)
 
     async def _started_after_all(self) -> bool:
         """Ask the API once more before a launch is ended for not starting: what the watch has told may be old."""
@@ -156,6 +165,7 @@ class Launch:
         body = manifests.job(self._plan, owner)
         try:
             job = await self._patiently(lambda: self._api.create(JOBS, Job, body))
+            self._metrics.job_created(anyio.current_time() - self._run.since)
             _log.info("job_created", job=self._plan.job_name)
         except AlreadyExists:
             job = await self._patiently(lambda: self._api.get(JOBS, Job, self._plan.job_name))
@@ -308,10 +318,11 @@ class Launch:
 
         async def deliver(batch: Batch) -> None:
             await self._audience.log(self._cursor(uid, batch.position), batch.lines)
-            self._metrics.logged(len(batch.lines))
+            self._metrics.logged(batch.lines)
             self._last_lines = (self._last_lines + batch.lines)[-TAIL:]
 
         async def gap() -> None:
+            self._metrics.log_interrupted("rotated")
             await self._audience.say("Some lines of the chaincode's log are missing here: its file was rotated away")
 
         async def refused(error: ApiError) -> None:
@@ -327,9 +338,11 @@ class Launch:
                 deliver=deliver,
                 gap=gap,
                 refused=refused,
+                interrupted=self._metrics.log_interrupted,
             )
         except logs.LogIncomplete as error:
             # The log is for people: how the chaincode ended is told all the same.
+            self._metrics.log_interrupted("lost")
             _log.warning("log_lost", reason=str(error))
             await self._audience.say(f"The end of the chaincode's log is missing: {error}")
 
@@ -357,6 +370,10 @@ class Launch:
                 break
             with anyio.move_on_after(EVENTS_CAP):
                 await self._seen.changed_since(version)
+        if self._seen.started or knew_pod:
+            self._metrics.ended(how.category)
+        else:
+            self._metrics.launched("failed", how.category)
         _log.info("chaincode_ended", code=how.code, category=how.category, reason=how.text)
         await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {how.text}")
         return how.code
@@ -395,3 +412,4 @@ class Launch:
                     self._may_exist = True
                     await self._tell_once("api", f"Trying again: {error}")
                 await anyio.sleep(error.pause(next(pauses)))
+                self._metrics.retried(error.verb, error.resource)

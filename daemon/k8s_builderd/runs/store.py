@@ -5,6 +5,7 @@ finds, and it is forgotten when its container has ended and nobody attends it. C
 and deletes nothing.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -69,8 +70,9 @@ class Store:
         self._open = False
         self._tasks: TaskGroup
         label = manifests.selector(settings.instance)
-        self.jobs = Reflector(api, JOBS, Job, label, self._job_changed, silence=settings.watch_silence)
-        self.pods = Reflector(api, PODS, Pod, label, self._pod_changed, silence=settings.watch_silence)
+        silence, restarted = settings.watch_silence, metrics.watch_restarted
+        self.jobs = Reflector(api, JOBS, Job, label, self._job_changed, silence=silence, restarted=restarted)
+        self.pods = Reflector(api, PODS, Pod, label, self._pod_changed, silence=silence, restarted=restarted)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -89,6 +91,12 @@ class Store:
     def count(self) -> int:
         """The number of runs."""
         return len(self._by_token)
+
+    @property
+    def states(self) -> dict[str, int]:
+        """The number of runs in each state."""
+        found = Counter(run.state for run in self._by_token.values())
+        return {state.value: found[state] for state in State}
 
     @property
     def watch_error(self) -> str | None:
@@ -220,7 +228,7 @@ class Store:
     async def _carry_out(self, run: Run, deletion: Deletion) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._ring_when_accepted, run, deletion)
-            if await delete_job(self._api, run, deletion, lambda: self.watch_error):
+            if await delete_job(self._api, run, deletion, lambda: self.watch_error, self._metrics.retried):
                 self._forget(run)
             else:
                 _log.info("deletion_withdrawn", job=run.job_name, reason=deletion.reason)
