@@ -29,6 +29,9 @@ OUTCOMES = ("started", "failed", "stopped", "yielded")
 REJECTIONS = ("connections", "protocol", "timeout", "uid")
 """Why a call is turned away: too many connections, a broken rule or bound, not complete in time, a user not allowed."""
 
+LOG_LOSSES = ("lost", "rotated")
+"""What costs lines of a log: the rest of an ended one that could not be had; a file that was rotated away."""
+
 LAUNCH_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 180)
 """Seconds: a Job is asked for in tens of milliseconds, and START_TIMEOUT is 3 minutes."""
 
@@ -69,6 +72,8 @@ class Metrics:
         # A counter that appears with its first event has no increase to be seen: what can be counted begins at 0.
         for reason in REJECTIONS:
             self._rejected.labels(reason)
+        for reason in LOG_LOSSES:
+            self._log_interruptions.labels(reason)
         for outcome in OUTCOMES:
             self._launches.labels(outcome, "" if outcome != "failed" else UNCATEGORIZED)
 
@@ -133,7 +138,7 @@ class Metrics:
         self._log_lines.inc(lines.count(b"\n"))
 
     def log_interrupted(self, reason: str) -> None:
-        """Count one interruption of a log."""
+        """Count one interruption of a log, for `ApiError.kind` or one of `LOG_LOSSES`."""
         self._log_interruptions.labels(reason).inc()
 
     def watch_restarted(self, resource: str, reason: str) -> None:
