@@ -221,3 +221,10 @@ def test_operations_says_what_to_do_about_each_alert() -> None:
     table = {code(row[0])[0]: row for row in rows(section("operations.md", "Alerts"))}
     assert list(table) == [rule["alert"] for rule in rules()]
     assert all(row[1] and row[2] for row in table.values())
+
+
+def test_the_recorded_run_has_every_panel_and_every_expression_of_it() -> None:
+    recording = json.loads((ROOT / "docs" / "dashboard.json").read_text())
+    assert {title: [target["legend"] for target in told] for title, told in recording["panels"].items()} == {
+        panel["title"]: [target["legendFormat"] for target in panel["targets"]] for panel in dashboard()["panels"]
+    }
