@@ -289,7 +289,11 @@ class Slot:
 
     async def _call(self, *, read: bool = True) -> Running:
         socket = self._soak.second_socket if self.number % 2 else self._soak.scene.socket
-        run = await self._soak.scene.call("run", self._package, read=read, FABRIC_K8S_BUILDER_SOCKET=str(socket))
+        environment = {
+            "FABRIC_K8S_BUILDER_SOCKET": str(socket),
+            "FABRIC_K8S_BUILDER_CONNECT_TIMEOUT": "2m",  # a busy machine takes its time to start a daemon
+        }
+        run = await self._soak.scene.call("run", self._package, read=read, **environment)
         self._soak.runs.append(run)
         return run
 

@@ -240,7 +240,7 @@ def test_what_is_added_stands_in_the_table() -> None:
     for kind in ("labels", "annotations"):
         for key in job["metadata"][kind]:
             go_builders = key.startswith("app.kubernetes.io") or re.search("-cc|-mspid|-peeraddress|-peerid", key)
-            assert (key in named) != bool(go_builders and key != manifests.INSTANCE_LABEL), key
+            assert (key in named) != bool(go_builders and key != names.INSTANCE_LABEL), key
     pod = job["spec"]["template"]["spec"]
     go_builders_pod = {"serviceAccountName", "restartPolicy", "containers", "volumes"}
     assert pod.keys() - go_builders_pod <= named

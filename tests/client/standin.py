@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from tests import measured
+
 CLIENT = Path(__file__).parents[2] / "client"
 BIN = CLIENT / "bin"
 DEADLINE = 60.0
@@ -251,7 +253,7 @@ class Peer:
         self.daemon = Daemon(directory / "s")
         self.environment = {
             "FABRIC_K8S_BUILDER_SOCKET": os.fspath(self.daemon.path),
-            "FABRIC_K8S_BUILDER_PYTHON": interpreter,
+            "FABRIC_K8S_BUILDER_PYTHON": measured.python(interpreter),
         }
         self.source = self._made("source")
         self.metadata = self._made("metadata")
@@ -284,7 +286,7 @@ class Peer:
         """Call a program with the stage's own arguments, or with others, and `more` environment."""
         process = subprocess.Popen(
             [os.fspath(self.bin / stage), *(arguments or self.arguments(stage))],
-            env=self.environment | more,
+            env=self.environment | more | measured.ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

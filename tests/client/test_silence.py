@@ -9,7 +9,6 @@ import pytest
 from .standin import CLIENT, Connection, Daemon, Elapsed, Peer, copy, exits, log, words
 
 SIGN = words(b"")
-STAGES = ["detect", "build", "release", "run"]
 
 
 def hurried(peer: Peer, **seconds: float) -> None:
@@ -32,7 +31,7 @@ def is_quiet(descriptor: int, seconds: float) -> bool:
 
 
 @pytest.mark.usefixtures("daemon")
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["detect", "run"])
 def test_a_daemon_that_is_frozen_is_told_and_given_up(peer: Peer, stage: str) -> None:
     """The kernel connects for it: to be connected proves nothing."""
     elapsed = Elapsed()
@@ -44,7 +43,7 @@ def test_a_daemon_that_is_frozen_is_told_and_given_up(peer: Peer, stage: str) ->
     assert elapsed.seconds >= 3
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["build", "run"])
 def test_a_daemon_that_thaws_in_time_is_heard(peer: Peer, daemon: Daemon, stage: str) -> None:
     program = peer.call(stage)
     program.says("Waiting for k8s-builderd")
@@ -56,8 +55,16 @@ def test_a_daemon_that_thaws_in_time_is_heard(peer: Peer, daemon: Daemon, stage:
     assert program.ends_saying(b"done\n") == 0
 
 
-@pytest.mark.parametrize("stage", ["detect", "build", "release"])
-@pytest.mark.parametrize("said", [b"", words(b"word\n"), SIGN, words(b"word\n")[:-2], b"W\0"])
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ("detect", b""),
+        ("build", words(b"word\n")),
+        ("release", SIGN),
+        ("detect", words(b"word\n")[:-2]),
+        ("build", b"W\0"),
+    ],
+)
 def test_a_daemon_that_falls_silent_is_given_up(peer: Peer, daemon: Daemon, stage: str, said: bytes) -> None:
     hurried(peer, FIRST_WORDS=0.1)
     program = peer.call(stage, FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="500ms")

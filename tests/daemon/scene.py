@@ -25,6 +25,7 @@ from anyio.abc import Process, TaskGroup
 from k8s_builder_lab.embedded.address import Address
 from k8s_builder_lab.embedded.objects import Object
 from k8s_builder_lab.embedded.server import Options, serve
+from tests import measured
 from tests.embedded.cluster import PATIENCE, Cluster, running
 
 BIN = Path(__file__).parents[2] / "client" / "bin"
@@ -236,7 +237,7 @@ class Scene:
             "PATH": os.environ["PATH"],
             "CORE_PEER_ID": PEER_ID,
             "FABRIC_K8S_BUILDER_SOCKET": str(self.socket),
-            "FABRIC_K8S_BUILDER_PYTHON": sys.executable,
+            "FABRIC_K8S_BUILDER_PYTHON": measured.python(sys.executable),
         }
         variables = {name: value for name, value in {**defaults, **environment}.items() if value}
         return await self._start([str(self.bin / program), *arguments], variables, read=read)
@@ -296,7 +297,11 @@ class Scene:
         os.set_blocking(reading, False)
         try:
             process = await anyio.open_process(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=writing, env=environment
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=writing,
+                env={**environment, **measured.ENVIRONMENT},
             )
         finally:
             os.close(writing)

@@ -26,17 +26,13 @@ pytestmark = pytest.mark.anyio
 SHORT = "1s"
 """REQUEST_TIMEOUT: what a request that hangs costs."""
 
+# What each kind of answer means is tested in tests/kube/test_api.py, what becomes of a run then in tests/simulation.
 ERRORS: dict[str, dict[str, Any]] = {
-    "reset before": {"times": 2, "action": {"do": "reset", "when": "before"}},
     "reset after": {"action": {"do": "reset", "when": "after"}},
-    "no answer": {"action": {"do": "hang", "when": "before"}},
     "no answer, but done": {"action": {"do": "hang", "when": "after"}},
     "conflict": {"times": 2, "action": {"do": "status", "code": 409, "reason": "Conflict"}},
     "too many requests": {"action": {"do": "status", "code": 429, "reason": "TooManyRequests", "retryAfter": 1}},
-    "internal error": {"times": 2, "action": {"do": "status", "code": 500, "reason": "InternalError"}},
     "unavailable": {"times": 2, "action": {"do": "status", "code": 503, "reason": "ServiceUnavailable"}},
-    "gateway time-out": {"times": 2, "action": {"do": "status", "code": 504, "reason": "Timeout"}},
-    "forbidden for a moment": {"times": 2, "action": {"do": "status", "code": 403}},
     "unauthorized for a moment": {"times": 3, "action": {"do": "status", "code": 401}},
 }
 LAUNCH = [{"verb": "create", "resource": "jobs"}, {"verb": "create", "resource": "secrets"}]
@@ -129,6 +125,9 @@ async def test_a_launch_that_is_forbidden_for_good_says_what_is_lacking(scene: S
     lacking = {"jobs": b"cannot create jobs.batch", "secrets": b"cannot create secrets"}[call["resource"]]
     assert lacking in run.lines[-1]
     assert b"Check the Role of the daemon's service account" in run.lines[-1]
+    assert run.count("has not answered") == 0  # it has, each time
+    if call["resource"] == "jobs":
+        assert run.count(lacking + b": the Kubernetes API refuses it for the moment, trying again") == 1
     await nothing_left(scene)
     await forgotten(scene, daemon)
     assert ticking.pids == []
@@ -207,7 +206,10 @@ async def test_a_stop_while_a_creation_is_not_answered(scene: Scene, resource: s
 
 # What a launch and a stop ask besides
 
-READS = {name: rule for name, rule in ERRORS.items() if name not in {"conflict", "reset after", "no answer, but done"}}
+READS: dict[str, dict[str, Any]] = {
+    "no answer": {"action": {"do": "hang", "when": "before"}},
+    "forbidden for a moment": {"times": 2, "action": {"do": "status", "code": 403}},
+}
 GET = {"verb": "get", "resource": "jobs"}
 
 

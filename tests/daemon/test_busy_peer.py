@@ -64,8 +64,7 @@ async def asked_all_the_time(stage: Stage, *, every: float) -> None:
             tasks.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("every", [0.02, 0.15])
-@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
+@pytest.mark.parametrize(("tls", "every"), [(True, 0.15), (False, 0.02)], ids=["tls", "plain"])
 async def test_a_stale_chaincode_that_was_refused(scene: Scene, tls: bool, every: float) -> None:
     await scene.daemon(**PEERS)  # type: ignore[arg-type]
     async with open_stage(scene, tls=tls) as stage:

@@ -166,51 +166,10 @@ async def test_a_chaincode_that_crashes_is_started_by_the_very_next_request(scen
     await forgotten(scene, daemon)
 
 
-async def test_a_run_that_is_killed_costs_its_chaincode_and_no_more(scene: Scene) -> None:
-    """The peer uses the chaincode until the grace is over, and launches it anew after that."""
-    await scene.daemon(**GRACES)
-    async with open_stage(scene) as stage:
-        assert await stage.works() == 1
-        stage.run.send(signal.SIGKILL)
-        await ended(stage.run)
-        job = (await scene.only("jobs"))["metadata"]["name"]
-        await scene.cluster.gone("jobs", job)
-        await stage.works()
-        await stage.one_is_left()
-
-
-async def test_a_run_and_its_daemon_that_are_killed_together(scene: Scene) -> None:
-    daemon = await scene.daemon(**GRACES)
-    async with open_stage(scene) as stage:
-        assert await stage.works() == 1
-        await kill(daemon)
-        stage.run.send(signal.SIGKILL)
-        await ended(stage.run)
-        assert await stage.works() == 1, "the peer still has its chaincode"
-        job = (await scene.only("jobs"))["metadata"]["name"]
-        await scene.daemon(**GRACES)
-        await scene.cluster.gone("jobs", job)
-        await stage.works()
-        await stage.one_is_left()
-
-
-async def test_a_daemon_that_is_killed_costs_nothing(scene: Scene) -> None:
-    daemon = await scene.daemon(**GRACES)
-    async with open_stage(scene) as stage:
-        assert await stage.works() == 1
-        await kill(daemon)
-        assert await stage.works() == 1
-        await scene.daemon(**GRACES)
-        assert await stage.works() == 1
-        await stage.one_is_left()
-        assert len(stage.builder.runs) == 1
-
-
-@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-async def test_a_launch_that_outlasts_the_peers_patience(scene: Scene, tls: bool) -> None:
+async def test_a_launch_that_outlasts_the_peers_patience(scene: Scene) -> None:
     """The peer has given up, its `run` and the pending pod live on; both are superseded."""
     await scene.daemon(**GRACES)
-    async with open_stage(scene, tls=tls) as stage:
+    async with open_stage(scene) as stage:
         await stage.image(digests=["none"])
         await stage.gives_up()
         await stage.image()
@@ -218,11 +177,10 @@ async def test_a_launch_that_outlasts_the_peers_patience(scene: Scene, tls: bool
         await stage.one_is_left()
 
 
-@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-async def test_a_start_that_takes_longer_than_the_peer_ever_waits(scene: Scene, tls: bool) -> None:
+async def test_a_start_that_takes_longer_than_the_peer_ever_waits(scene: Scene) -> None:
     """Each launch goes on where the one before it was, and the one during which the chaincode comes up has it."""
     await scene.daemon(NODE_ROLE="chaincode", **GRACES)
-    async with open_stage(scene, tls=tls) as stage:
+    async with open_stage(scene, tls=False) as stage:
         for _ in range(3):
             await stage.gives_up("the pod cannot be scheduled")
         assert [run.count("Reusing job") for run in stage.builder.runs] == [0, 1, 1]
@@ -241,11 +199,10 @@ async def test_a_stale_chaincode_that_was_refused_and_hangs(scene: Scene) -> Non
         await stage.one_is_left()
 
 
-@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-async def test_a_stale_chaincode_whose_grace_ends_while_the_next_launch_waits(scene: Scene, tls: bool) -> None:
+async def test_a_stale_chaincode_whose_grace_ends_while_the_next_launch_waits(scene: Scene) -> None:
     """The end of its stream drops the launch, which must not be mistaken for one that came after a crash."""
     daemon = await scene.daemon(RECONNECT_GRACE="1s", ORPHAN_GRACE="1s")
-    async with open_stage(scene, tls=tls) as stage:
+    async with open_stage(scene) as stage:
         await stage.is_refused()
         stage.run.send(signal.SIGKILL)
         await ended(stage.run)
@@ -256,13 +213,10 @@ async def test_a_stale_chaincode_whose_grace_ends_while_the_next_launch_waits(sc
         await stage.one_is_left()
 
 
-@pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-async def test_a_stale_chaincode_whose_deletion_is_accepted_while_the_next_launch_waits(
-    scene: Scene, tls: bool
-) -> None:
+async def test_a_stale_chaincode_whose_deletion_is_accepted_while_the_next_launch_waits(scene: Scene) -> None:
     """Its deletion was decided before, but only carried out now."""
     daemon = await scene.daemon(RECONNECT_GRACE="100ms", ORPHAN_GRACE="1s")
-    async with open_stage(scene, tls=tls) as stage:
+    async with open_stage(scene, tls=False) as stage:
         await stage.is_refused()
         await scene.fault(verb="delete", resource="jobs", times=None, action={"do": "status", "code": 503})
         stage.run.send(signal.SIGKILL)

@@ -39,7 +39,7 @@ async def test_a_run_that_is_killed_leaves_nothing_after_the_grace(scene: Scene)
     await forgotten(scene, daemon)
 
 
-@pytest.mark.parametrize("moment", ["before its Job", "before its Secret", "while its pod is pending"])
+@pytest.mark.parametrize("moment", ["before its Job", "while its pod is pending"])
 async def test_a_run_that_is_killed_during_its_launch_leaves_nothing(scene: Scene, moment: str) -> None:
     daemon = await scene.daemon(RECONNECT_GRACE="500ms", ORPHAN_GRACE=NEVER)
     ticking = await Ticking.make(scene)
@@ -50,7 +50,7 @@ async def test_a_run_that_is_killed_during_its_launch_leaves_nothing(scene: Scen
             "PATCH", "environment", {"extraImages": {name: {"digests": ["none"]} for name in images}}
         )
     else:
-        await scene.fault(**rule, resource="jobs" if moment == "before its Job" else "secrets")
+        await scene.fault(**rule, resource="jobs")
     run = await scene.call("run", ticking.package)
     if moment == "while its pod is pending":
         await run.line("the image cannot be pulled")

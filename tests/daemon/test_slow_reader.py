@@ -116,14 +116,13 @@ async def test_a_stop_works_at_once_although_nobody_reads(scene: Scene) -> None:
     await nothing_left(scene)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_the_daemon_is_replaced_while_nobody_reads(scene: Scene, number: signal.Signals) -> None:
+async def test_the_daemon_is_replaced_while_nobody_reads(scene: Scene) -> None:
     """What the client holds, and what is in the pipe, has its place in the log: the next daemon goes on after it."""
     daemon = await scene.daemon()
     flooding = await Flooding.make(scene)
     run = await scene.call("run", flooding.package, read=False)
     await flooding.printed()
-    await kill(daemon, number)
+    await kill(daemon)
     await scene.daemon()
     run.reading.set()
     flooding.go_on()

@@ -123,22 +123,7 @@ async def test_the_old_one_runs_and_its_run_is_dead(scene: Scene, daemon: Runnin
     await assert_only_runs(scene, third, ticking, overlaps)
 
 
-async def test_the_old_one_runs_its_run_is_dead_and_the_peer_is_another(scene: Scene, daemon: Running) -> None:
-    overlaps = Overlaps(scene.directory)
-    ticking = await Ticking.make(scene, prelude=overlaps.prelude(deaf=True))
-    old = await scene.call("run", ticking.package)
-    await old.line("line 2")
-    old.send(signal.SIGKILL)
-    await ended(old)
-    connect(ticking.package, tls=True, peer="second")
-    new = await scene.call("run", ticking.package)
-    await new.line("Waiting for an earlier launch of this chaincode to end")
-    await assert_only_runs(scene, new, ticking, overlaps)
-    assert len(ticking.pids) == 2
-
-
-@TLS
-@pytest.mark.parametrize("old_run", ["connected", "dead"])
+@pytest.mark.parametrize(("tls", "old_run"), [(True, "connected"), (False, "dead")], ids=["tls", "plain"])
 async def test_the_old_one_is_pending(scene: Scene, daemon: Running, tls: bool, old_run: str) -> None:
     """It was never connected to the peer, so its end drops nobody."""
     overlaps = Overlaps(scene.directory)
@@ -231,8 +216,7 @@ async def patient_daemon(scene: Scene) -> Running:
     return await scene.daemon(POD_TEMPLATE=str(template))
 
 
-@pytest.mark.parametrize("peer", ["same", "other"])
-async def test_the_old_one_is_being_deleted(scene: Scene, peer: str) -> None:
+async def test_the_old_one_is_being_deleted(scene: Scene) -> None:
     """It ignores SIGTERM, so its container outlives the deletion of its Job."""
     await patient_daemon(scene)
     overlaps = Overlaps(scene.directory)
@@ -240,23 +224,19 @@ async def test_the_old_one_is_being_deleted(scene: Scene, peer: str) -> None:
     old = await scene.call("run", ticking.package)
     await old.line("line 2")
     assert await old.terminate() == 0
-    if peer == "other":
-        connect(ticking.package, tls=True, peer="second")
     new = await scene.call("run", ticking.package)
     await new.line("Waiting for an earlier launch of this chaincode to end")
     os.kill(ticking.pids[0], signal.SIGKILL)
-    if peer == "same":
-        assert await new.wait() == 1
-        assert DROPPED in new.lines[-1]
-        new = await scene.call("run", ticking.package)
+    assert await new.wait() == 1
+    assert DROPPED in new.lines[-1]
+    new = await scene.call("run", ticking.package)
     await new.line("line 1")
     assert len(await live_pods(scene)) == 1
     assert not overlaps.overlapped.exists()
     assert len(ticking.pids) == 2
 
 
-@pytest.mark.parametrize("peer", ["same", "other"])
-async def test_the_old_job_has_gone_while_its_pod_lives(scene: Scene, peer: str) -> None:
+async def test_the_old_job_has_gone_while_its_pod_lives(scene: Scene) -> None:
     """No daemon was there when the Job went: this one knows the pod alone."""
     daemon = await patient_daemon(scene)
     overlaps = Overlaps(scene.directory)
@@ -268,23 +248,19 @@ async def test_the_old_job_has_gone_while_its_pod_lives(scene: Scene, peer: str)
     await kill(daemon)
     await scene.cluster.delete("jobs", (await scene.only("jobs"))["metadata"]["name"])
     await scene.daemon()
-    if peer == "other":
-        connect(ticking.package, tls=True, peer="second")
     new = await scene.call("run", ticking.package)
     await new.line("Waiting for an earlier launch of this chaincode to end")
     os.kill(ticking.pids[0], signal.SIGKILL)
-    if peer == "same":
-        assert await new.wait() == 1
-        assert DROPPED in new.lines[-1]
-        new = await scene.call("run", ticking.package)
+    assert await new.wait() == 1
+    assert DROPPED in new.lines[-1]
+    new = await scene.call("run", ticking.package)
     await new.line("line 1")
     assert len(await live_pods(scene)) == 1
     assert not overlaps.overlapped.exists()
     assert len(ticking.pids) == 2
 
 
-@TLS
-@pytest.mark.parametrize("meanwhile", ["the old one ends", "the old one goes on"])
+@pytest.mark.parametrize(("tls", "meanwhile"), [(True, "the old one ends"), (False, "the old one goes on")])
 async def test_the_daemon_dies_while_a_launch_waits_for_the_old_one(scene: Scene, tls: bool, meanwhile: str) -> None:
     """The peer drops the launch when the old one ends, whether a daemon sees that or not: `run` keeps the word."""
     daemon = await patient_daemon(scene)
@@ -313,13 +289,11 @@ async def test_the_daemon_dies_while_a_launch_waits_for_the_old_one(scene: Scene
     assert len(ticking.pids) == 2
 
 
-@TLS
-async def test_a_dropped_launch_that_comes_back_late_ends_nobody(scene: Scene, tls: bool) -> None:
+async def test_a_dropped_launch_that_comes_back_late_ends_nobody(scene: Scene) -> None:
     """It has nothing to win any more, and what runs by now is a later launch's."""
     daemon = await patient_daemon(scene)
     overlaps = Overlaps(scene.directory)
     ticking = await Ticking.make(scene, prelude=overlaps.prelude(deaf=True))
-    connect(ticking.package, tls=tls)
     old = await scene.call("run", ticking.package)
     await old.line("line 2")
     dropped = await scene.call("run", ticking.package)
@@ -406,6 +380,23 @@ async def test_the_old_ones_pod_is_an_orphan_that_nobody_deletes(scene: Scene) -
     await forgotten(scene, daemon)
 
 
+async def test_the_old_ones_pod_is_told_to_end_long_after_its_job_was_deleted(scene: Scene, daemon: Running) -> None:
+    """It has its grace from then on: nothing new starts beside it."""
+    overlaps = Overlaps(scene.directory)
+    ticking = await Ticking.make(scene, prelude=overlaps.prelude(deaf=True))
+    connect(ticking.package, tls=True, peer="first")
+    old = await scene.call("run", ticking.package)
+    await old.line("line 2")
+    await scene.cluster.switch("PATCH", "components", {"kube-controller-manager": False})
+    connect(ticking.package, tls=True, peer="second")
+    new = await scene.call("run", ticking.package)
+    await new.line("nothing deletes pod")
+    await scene.cluster.switch("PATCH", "components", {"kube-controller-manager": True})
+    await assert_only_runs(scene, new, ticking, overlaps)
+    assert await old.wait() == 1
+    assert daemon.count("pod_does_not_end") == 0
+
+
 async def test_a_stop_while_waiting_for_the_old_one(scene: Scene, daemon: Running) -> None:
     """The wait gives way to it, and nothing is launched."""
     overlaps = Overlaps(scene.directory)
@@ -418,29 +409,6 @@ async def test_a_stop_while_waiting_for_the_old_one(scene: Scene, daemon: Runnin
     assert await new.terminate() == 0
     await nothing_left(scene)
     assert len(ticking.pids) == 1
-
-
-@TLS
-async def test_ten_launches_in_a_row(scene: Scene, daemon: Running, tls: bool) -> None:
-    """Each waits until the one before it logs: every second one is dropped with its predecessor, as the peer does."""
-    overlaps = Overlaps(scene.directory)
-    ticking = await Ticking.make(scene, prelude=overlaps.prelude())
-    connect(ticking.package, tls=tls)
-    running_now: Running | None = None
-    codes = []
-    for _ in range(10):
-        run = await scene.call("run", ticking.package)
-        if running_now is None:
-            await run.line("line 0")
-            running_now = run
-        else:
-            codes += [await running_now.wait(), await run.wait()]
-            running_now = None
-    assert codes == [1] * 10
-    await nothing_left(scene)
-    assert len(ticking.pids) == 5
-    assert not overlaps.overlapped.exists()
-    await forgotten(scene, daemon)
 
 
 async def test_ten_launches_at_once(scene: Scene, daemon: Running) -> None:
@@ -461,19 +429,6 @@ async def test_ten_launches_at_once(scene: Scene, daemon: Running) -> None:
     await forgotten(scene, daemon)
 
 
-async def test_five_chaincodes_at_once(scene: Scene, daemon: Running) -> None:
-    tickings = [await Ticking.make(scene, f"cc{index}") for index in range(5)]
-    runs = [await scene.call("run", ticking.package) for ticking in tickings]
-    for run in runs:
-        await run.line("line 2")
-    for ticking in tickings:
-        ticking.end()
-    for ticking, run in zip(tickings, runs, strict=True):
-        assert await run.wait() == 0
-        assert_whole(run)
-        assert len(ticking.pids) == 1
-
-
 async def test_without_tls_the_old_one_runs_and_its_run_is_dead(scene: Scene, daemon: Running) -> None:
     """Nothing tells its peer from the one that asks; that `run` is dead says that the peer has died, too."""
     overlaps = Overlaps(scene.directory)
@@ -489,29 +444,25 @@ async def test_without_tls_the_old_one_runs_and_its_run_is_dead(scene: Scene, da
     assert len(ticking.pids) == 2
 
 
-@pytest.mark.parametrize("peer", ["same, tls", "same, plain", "other"])
-async def test_the_old_job_was_deleted_by_somebody_and_its_run_is_connected(scene: Scene, peer: str) -> None:
+async def test_the_old_job_was_deleted_by_somebody_and_its_run_is_connected(scene: Scene) -> None:
     """Its pod lives on, and its `run` reads that one's last words: both are as live as before."""
     daemon = await patient_daemon(scene)
     overlaps = Overlaps(scene.directory)
     ticking = await Ticking.make(scene, prelude=overlaps.prelude(deaf=True))
-    connect(ticking.package, tls=peer != "same, plain")
+    connect(ticking.package, tls=False)
     old = await scene.call("run", ticking.package)
     await old.line("line 2")
     await scene.cluster.delete("jobs", (await scene.only("jobs"))["metadata"]["name"])
     await scene.none("jobs")
-    if peer == "other":
-        connect(ticking.package, tls=True, peer="second")
     new = await scene.call("run", ticking.package)
     await new.line("Waiting for an earlier launch of this chaincode to end")
     assert await old.wait() == 1
     assert AGAIN in old.lines[-1]
     assert len(ticking.pids) == 1
     os.kill(ticking.pids[0], signal.SIGKILL)
-    if peer != "other":
-        assert await new.wait() == 1
-        assert DROPPED in new.lines[-1]
-        new = await scene.call("run", ticking.package)
+    assert await new.wait() == 1
+    assert DROPPED in new.lines[-1]
+    new = await scene.call("run", ticking.package)
     await new.line("line 1")
     assert len(await live_pods(scene)) == 1
     assert not overlaps.overlapped.exists()
@@ -520,26 +471,6 @@ async def test_the_old_job_was_deleted_by_somebody_and_its_run_is_connected(scen
     os.kill(ticking.pids[1], signal.SIGKILL)
     assert await new.wait() == 1
     await forgotten(scene, daemon)
-
-
-async def test_without_tls_the_old_one_is_being_deleted(scene: Scene) -> None:
-    """Its `run` was there until just now, so it is taken for the same peer's."""
-    await patient_daemon(scene)
-    overlaps = Overlaps(scene.directory)
-    ticking = await Ticking.make(scene, prelude=overlaps.prelude(deaf=True))
-    connect(ticking.package, tls=False)
-    old = await scene.call("run", ticking.package)
-    await old.line("line 2")
-    assert await old.terminate() == 0
-    new = await scene.call("run", ticking.package)
-    await new.line("Waiting for an earlier launch of this chaincode to end")
-    os.kill(ticking.pids[0], signal.SIGKILL)
-    assert await new.wait() == 1
-    assert DROPPED in new.lines[-1]
-    new = await scene.call("run", ticking.package)
-    await new.line("line 1")
-    assert not overlaps.overlapped.exists()
-    assert len(ticking.pids) == 2
 
 
 async def test_a_container_that_never_ends_is_not_waited_for_for_ever(scene: Scene, daemon: Running) -> None:
@@ -566,12 +497,10 @@ async def test_a_container_that_never_ends_is_not_waited_for_for_ever(scene: Sce
     await nothing_left(scene)
 
 
-@TLS
-async def test_ten_launches_in_a_row_without_waiting_for_any(scene: Scene, daemon: Running, tls: bool) -> None:
+async def test_ten_launches_in_a_row_without_waiting_for_any(scene: Scene, daemon: Running) -> None:
     """Each comes as soon as the one before it has ended or begun to run, whatever became of it."""
     overlaps = Overlaps(scene.directory)
     ticking = await Ticking.make(scene, prelude=overlaps.prelude())
-    connect(ticking.package, tls=tls)
     runs = []
     for _ in range(10):
         run = await scene.call("run", ticking.package)

@@ -126,8 +126,9 @@ async def test_a_broken_image_fails_the_launch_and_says_so(tmp_path: Path, chain
         assert not any("All of it happened" in line for line in running.journal.lines)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("words", ["[1/8]", "[2/8]", "run | run ["])
+@pytest.mark.parametrize(
+    ("words", "number"), [("[1/8]", signal.SIGTERM), ("[2/8]", signal.SIGINT), ("run | run [", signal.SIGTERM)]
+)
 async def test_an_interrupted_demo_stops_everything(tmp_path: Path, words: str, number: signal.Signals) -> None:
     # A chaincode that never registers, so that the launch is under way when the signal comes.
     async with demo(tmp_path, "--chaincode", "/bin/sleep 1000") as running:

@@ -14,6 +14,7 @@ from k8s_builderd.runs.decide import (
     DROPPED_TOGETHER,
     END_MARGIN,
     END_NEWS,
+    LATE_CREATION,
     LAUNCHED_AGAIN,
     REUSABLE,
     Create,
@@ -103,6 +104,10 @@ CASES: dict[str, tuple[list[Known], float, Decision]] = {
         Wait(DUE + END_MARGIN, "nothing deletes pod cc-old-x: delete it, or check that kube-controller-manager runs")),
     "a pod whose Job is gone, told by nobody": (
         [running(peer="q", has_job=False)], LATER, Wait(DUE, "cc-old")),
+    "no pod is known: its creation may be carried out late": (
+        [replaced(pod="", state=State.PENDING, started=False)], LATER, Wait(CAME + 2.0 + LATE_CREATION, "cc-old")),
+    "and then it is asked for": (
+        [replaced(pod="", state=State.PENDING, started=False)], CAME + 2.0 + LATE_CREATION, Look(OLD)),
     "it was given up for an earlier launch": ([replaced(given_up=True)], LATER, Create()),
     "of two, the slower one is waited for": (
         [replaced(), replaced(run="older", job="cc-older", grace=30.0)], DUE,
@@ -210,6 +215,9 @@ class TestUnknownIsNotEnded:
     def test_an_end_that_nobody_can_see_is_waited_for(self) -> None:
         assert self.decide(replaced(), now=DUE) == Wait(DUE + END_MARGIN, "cannot watch pods: gone")
 
-    def test_a_job_that_is_over_without_a_known_pod(self) -> None:
-        assert self.decide(ended(90.0, certain=False)) == Wait(LATER + END_MARGIN, "cannot watch pods: gone")
-        assert self.decide(ended(90.0)) == Create()
+    @pytest.mark.parametrize("watch_error", ["", "cannot watch pods: gone"])
+    def test_a_job_that_is_over_without_a_known_pod_is_asked_for(self, watch_error: str) -> None:
+        """A watch that is late or silent reports no error."""
+        others = [ended(90.0, certain=False)]
+        assert decide(ME, others, LATER, peer_patience=PATIENCE, watch_error=watch_error) == Look(OLD)
+        assert decide(ME, [ended(90.0)], LATER, peer_patience=PATIENCE, watch_error=watch_error) == Create()

@@ -845,6 +845,7 @@ def test_each_stage_of_a_launch_says_who_is_waited_for() -> None:
         (Category.CONTAINER_CREATING, "the container is being created. For more, run kubectl describe pod p"),
     ]
     assert len({found.cause for found in stages}) == len(stages)
+    assert stage(None, created=False, refusal="it refuses").text == "it refuses"
 
 
 def test_a_slow_init_container_is_named() -> None:

@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from typing import cast
 
+import anyio
 import pytest
+from msgspec.structs import replace
 
+from k8s_builderd.fabric.names import Token
 from k8s_builderd.fabric.objects import Annotations, Job, Meta, Pod
 from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.objects import ContainerState, ContainerStatus, OwnerReference, PodStatus, Running
@@ -90,3 +93,30 @@ async def test_job_and_pod_are_found_in_any_order(first: str, claimed: str) -> N
     assert run.state is State.RUNNING
     assert store.count == 1
     assert list(store.siblings(made.key).runs.values()) == [run]
+
+
+def test_news_of_one_chaincode_wakes_nobody_who_waits_for_another() -> None:
+    """What an event costs does not grow with the number of launches that wait."""
+    store = Store(cast(Api, None), Settings.load({}), Metrics())
+    made = plan()
+    others = [replace(made, settings=replace(made.settings, peer_id=f"peer{n}")) for n in range(500)]
+    tokens = [Token(f"{n:032x}") for n in range(500)]
+
+    async def play() -> None:
+        for other, token in zip(others, tokens, strict=True):
+            mine = replace(other, token=token)
+            store.take(store.get_or_make(mine), mine)
+        before = [store.siblings(other.key).version for other in others]
+        key = others[7].key
+        annotations = Annotations(
+            token_sha256=tokens[7].sha256,
+            chaincode_id=key.chaincode_id,
+            mspid=key.mspid,
+            peer_address=key.peer_address,
+            peer_id=key.peer_id,
+        )
+        store.jobs.adopt(Job(Meta(name="j", uid="j", resource_version="1", annotations=annotations)))
+        after = [store.siblings(other.key).version for other in others]
+        assert [n for n, (was, now) in enumerate(zip(before, after, strict=True)) if was != now] == [7]
+
+    anyio.run(play)

@@ -138,7 +138,8 @@ class Client:
     @property
     def knocks(self) -> float:
         """When it has last claimed its run."""
-        return self.world.now if self.alive and self.connection is not None else self.knocked_at
+        connected = self.alive and self.connection is not None and self.connection.served
+        return self.world.now if connected else self.knocked_at
 
     def said(self, part: str) -> bool:
         """Say whether it has been told something."""

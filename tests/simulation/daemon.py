@@ -2,6 +2,7 @@
 
 import hashlib
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -52,6 +53,7 @@ class Daemon:
             **site.settings,
         )
         self.api = ModelApi(self.world.cluster, self.settings.request_timeout)
+        self.api.faults += [replace(fault) for fault in site.faults]
         self.api.creating = lambda job: self.world.job_created(self, job)
         self.api.deleting = lambda job: self.world.job_deleted(self, job)
         self.alive = True

@@ -178,6 +178,41 @@ def test_a_time_out_looks_once_more(world: World) -> None:
     over(world)
 
 
+def test_a_time_out_while_the_api_server_is_away(world: World) -> None:
+    """The chaincode has come up and is used, and nobody can see it: no news is no verdict."""
+    site = world.site(start_timeout="8s")
+    assert site.daemon is not None
+    world.advance(1)
+    asked = world.ask(site)
+    assert world.sim.advance_until(lambda: bool(world.cluster.objects["secrets"]), 5, 0.001)
+    world.sim.call(site.daemon.api.lose)
+    world.advance(60)
+    assert asked.container is not None
+    world.sim.call(site.daemon.api.heal)
+    world.advance(30)
+    lives(world, site)
+    over(world)
+
+
+def test_a_time_out_tells_the_truth_when_the_api_server_is_back(world: World) -> None:
+    site = world.site(start_timeout="8s")
+    assert site.daemon is not None
+    world.advance(1)
+    world.cluster.image.there = False
+    world.ask(site)
+    assert world.sim.advance_until(lambda: bool(world.clients[0].cursor), 5, 0.001)
+    world.sim.call(site.daemon.api.lose)
+    world.advance(60)
+    assert world.clients[0].code is None
+    world.sim.call(site.daemon.api.heal)
+    world.advance(10)
+    assert world.clients[0].code == 1
+    assert world.clients[0].said("timed out waiting for the condition")
+    world.advance(20)
+    assert not world.cluster.objects["jobs"]
+    over(world)
+
+
 def test_an_exception_in_the_passing_on_of_a_log(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     site = launched(world)
     world.mistakes_expected = True
@@ -417,6 +452,39 @@ def test_a_stop_after_the_job_was_deleted_without_its_pod(world: World) -> None:
     assert not world.clients[0].said("is deleted"), world.clients[0].words
 
 
+def test_a_job_deleted_without_its_pod_before_the_pod_was_seen(world: World) -> None:
+    """The watch of pods is silent: the pod is asked for, and is found although no Job owns it any more."""
+    site = world.site()
+    assert site.daemon is not None
+    world.advance(1)
+    world.sim.call(site.daemon.api.silence, "pods")
+    assert world.works(site) == 1
+    job = next(iter(world.cluster.objects["jobs"]))
+    world.sim.call(lambda: world.cluster.delete("jobs", job, orphan=True))
+    world.advance(20)
+    lives(world, site)
+    world.sim.call(world.cluster.containers[0].exit, 3)
+    world.advance(160)
+    assert world.clients[0].said("ended with exit code 3"), world.clients[0].words
+    over(world)
+
+
+def test_a_job_deleted_without_its_pod_and_a_new_daemon(world: World) -> None:
+    site = launched(world)
+    job = next(iter(world.cluster.objects["jobs"]))
+    world.sim.call(lambda: world.cluster.delete("jobs", job, orphan=True))
+    world.advance(5)
+    world.end_daemon(site)
+    world.start_daemon(site)
+    world.advance(20)
+    lives(world, site)
+    world.sim.call(world.cluster.containers[0].exit, 3)
+    world.advance(20)
+    assert world.clients[0].said("ended with exit code 3"), world.clients[0].words
+    assert len(world.clients[0].lines) == len(world.cluster.containers[0].lines)
+    over(world)
+
+
 def test_a_stop_while_the_controller_manager_is_down(world: World) -> None:
     site = launched(world)
     assert site.peer is not None
@@ -432,7 +500,7 @@ def test_a_stop_while_the_controller_manager_is_down(world: World) -> None:
 # Faults that are ridden out
 
 
-@pytest.mark.parametrize("what", ["refused", "lost", "late", "hang", "503", "403"])
+@pytest.mark.parametrize("what", ["refused", "lost", "late", "hang", "401", "403", "429", "500", "503"])
 @pytest.mark.parametrize("verb", ["create", "delete", "get", "list", "watch"])
 def test_each_request_may_fail_once(world: World, verb: str, what: str) -> None:
     site = world.site()
@@ -447,6 +515,50 @@ def test_each_request_may_fail_once(world: World, verb: str, what: str) -> None:
     world.sim.call(world.cluster.alive()[0].exit, 3)
     assert world.works(site) <= 3
     world.stays(site)
+    over(world)
+
+
+def test_a_run_that_comes_back_when_its_job_is_gone_and_its_pod_is_not(world: World) -> None:
+    """Daemon and answer were lost when the Job was made, and the peer has launched again since."""
+    site = world.site(startup_timeout=20)
+    world.cluster.image.there = False
+    asked = world.ask(site)
+    assert world.sim.advance_until(lambda: bool(world.cluster.objects["jobs"]), 5, 0.001)
+    world.end_daemon(site)
+    first = world.clients[0]
+    assert not first.cursor
+    world.sim.call(first.freeze)
+    assert world.sim.advance_until(lambda: asked.over, 30)
+    (stale,) = world.cluster.workers.values()
+    world.start_daemon(site)
+    again = world.ask(site)
+    assert world.sim.advance_until(lambda: stale.object is not None and stale.object["status"]["phase"] == "Failed", 9)
+    stale.node.down = True  # its pod stays
+    assert world.sim.advance_until(lambda: bool(world.clients[1].cursor), 5)
+    world.sim.call(first.thaw)
+    world.advance(1)
+    assert first.code == 1
+    assert first.said("The next request starts it anew")
+    world.heal()
+    world.sim.advance_until(lambda: again.over, 30)
+    assert again.container is not None
+    world.stays(site)
+    over(world)
+
+
+def test_a_stop_of_nothing_while_the_api_server_goes_away(world: World) -> None:
+    """Whether a Job has come late cannot be told from a watch that is interrupted; and the wait for it has an end."""
+    site = world.site(faults=[Fault("list", "jobs", "slow")])
+    assert site.daemon is not None
+    assert site.peer is not None
+    world.ask(site)
+    world.advance(0.5)
+    world.sim.call(site.peer.stop, CHAINCODES[0])
+    world.advance(10)
+    assert world.clients[0].code == 0
+    world.sim.call(site.daemon.api.lose)
+    world.advance(20)
+    world.sim.call(site.daemon.api.heal)
     over(world)
 
 

@@ -18,6 +18,7 @@ import structlog
 
 from k8s_builderd import backoff
 from k8s_builderd.kube import watch
+from tests.simulation.api import Fault
 from tests.simulation.client import Client
 from tests.simulation.cluster import EPOCH, TOKEN, Cluster, Container, Object, launch_key
 from tests.simulation.daemon import Daemon, serving, token_sha256
@@ -44,6 +45,8 @@ class Site:
     startup_timeout: float = 300.0
     start_timeout: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    """What each daemon meets when it starts."""
     daemon: Daemon | None = None
     peer: Process | None = None
     pod: Object | None = None
@@ -146,7 +149,9 @@ class World:
         rest = ", ".join(f"{name}={value}" for name, value in event.items() if name not in {"event", "exc_info"})
         self.note(f"{serving.get()} logs {event['event']}: {rest}")
         if (event.get("exc_info") or method in {"exception", "critical"}) and not self.mistakes_expected:
-            self.wrong(f"{event['event']} is logged as a mistake of ours", sys.exc_info()[1])
+            told = event.get("exc_info")
+            error = told if isinstance(told, BaseException) else sys.exc_info()[1]
+            self.wrong(f"{event['event']} is logged as a mistake of ours", error)
         raise structlog.DropEvent
 
     def logged(self, name: str) -> list[MutableMapping[str, Any]]:

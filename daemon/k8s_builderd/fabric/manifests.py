@@ -10,6 +10,7 @@ from typing import Any
 from k8s_builderd.fabric.names import (
     CHAINCODE_ANNOTATION,
     HOST_ANNOTATION,
+    INSTANCE_LABEL,
     MSPID_ANNOTATION,
     OBJECT_LABEL,
     PEER_ADDRESS_ANNOTATION,
@@ -31,7 +32,6 @@ _MERGED_BY = {"containers": "name", "env": "name", "volumes": "name", "volumeMou
 """Which of our lists an operator's are merged with, and by which field of their items, as in Kubernetes' API."""
 
 MANAGED_BY = "fabric-builder-k8s"
-INSTANCE_LABEL = "app.kubernetes.io/instance"
 
 
 def selector(instance: str) -> str:

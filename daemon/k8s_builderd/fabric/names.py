@@ -25,6 +25,8 @@ SAFE_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 
 LABEL_VALUE_LENGTH = 63
 
+INSTANCE_LABEL = "app.kubernetes.io/instance"
+"""Which daemon an object belongs to (FABRIC_K8S_BUILDER_INSTANCE)."""
 OBJECT_LABEL = "fabric-builder-k8s-object"
 CHAINCODE_ANNOTATION = "fabric-builder-k8s-ccid"
 MSPID_ANNOTATION = "fabric-builder-k8s-mspid"

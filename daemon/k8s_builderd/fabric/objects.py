@@ -5,6 +5,7 @@ from msgspec import Struct, field
 from k8s_builderd.fabric.names import (
     CHAINCODE_ANNOTATION,
     HOST_ANNOTATION,
+    INSTANCE_LABEL,
     MSPID_ANNOTATION,
     PEER_ADDRESS_ANNOTATION,
     PEER_ANNOTATION,
@@ -27,10 +28,19 @@ class Annotations(Struct, frozen=True, gc=False):
     host: str = field(default="", name=HOST_ANNOTATION)
 
 
+class Labels(Struct, frozen=True, gc=False):
+    """`metadata.labels`, as far as they are read."""
+
+    instance: str = field(default="", name=INSTANCE_LABEL)
+    job_name: str = field(default="", name="job-name")
+    """The Job controller's own, which stays on a pod whose Job is gone."""
+
+
 class Meta(objects.Meta, frozen=True):
     """`metadata` of an object that a launch has made."""
 
     annotations: Annotations | None = None
+    labels: Labels | None = None
 
     @property
     def launch_key(self) -> LaunchKey:
@@ -47,6 +57,11 @@ class Meta(objects.Meta, frozen=True):
     def host(self) -> str:
         """The value of `names.HOST_ANNOTATION`, empty where there is none."""
         return self.annotations.host if self.annotations else ""
+
+    @property
+    def instance(self) -> str:
+        """The instance of the daemon that made it, empty where there is none."""
+        return self.labels.instance if self.labels else ""
 
     @property
     def peer(self) -> str:
@@ -72,5 +87,11 @@ class Pod(objects.Pod, frozen=True):
 
     @property
     def job_name(self) -> str:
-        """The name of the Job that owns it; empty where none does."""
-        return next((owner.name for owner in self.metadata.owner_references or () if owner.kind == "Job"), "")
+        """The name of the Job that it was made for, which may be gone; empty where it was made for none."""
+        owner = next((owner.name for owner in self.metadata.owner_references or () if owner.kind == "Job"), "")
+        return owner or (self.metadata.labels.job_name if self.metadata.labels else "")
+
+    @property
+    def left_behind(self) -> bool:
+        """Say whether no Job owns it: somebody has deleted that without its pod."""
+        return not any(owner.kind == "Job" for owner in self.metadata.owner_references or ())

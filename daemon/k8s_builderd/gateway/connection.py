@@ -28,7 +28,7 @@ class Credentials(Struct, frozen=True):
 
 
 class Connection:
-    """Speaks the protocol with one client. One task at a time writes.
+    """Speaks the protocol with one client.
 
     A frame whose sending is cancelled half-way stays here and is sent to its end before the next, so that what
     follows it (the exit, after a stop) is still understood.
@@ -45,6 +45,7 @@ class Connection:
         self._reader = RequestReader()
         self._received: Iterator[tuple[int, bytes]] = iter(())
         self._unsent = memoryview(b"")
+        self._sending = anyio.Lock()
         self._sent_at = anyio.current_time()
 
     @property
@@ -147,6 +148,10 @@ class Connection:
                 return data
 
     async def _send(self, data: bytes) -> None:
+        async with self._sending:  # a launch and what is told beside it write by turns
+            await self._send_whole(data)
+
+    async def _send_whole(self, data: bytes) -> None:
         await self._flush()
         self._unsent = memoryview(data)
         await self._flush()

@@ -66,7 +66,10 @@ class Unauthorized(ApiError):
 
     may_pass = True
     kind = "unauthorized"
-    remedy = "Check the service account's token or the kubeconfig's user"
+    remedy = (
+        "Check the service account's token or the kubeconfig's user, and that the namespace still exists: a service"
+        " account is deleted with its namespace"
+    )
 
 
 class Forbidden(ApiError):

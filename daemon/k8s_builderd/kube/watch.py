@@ -108,6 +108,8 @@ class Reflector(Generic[T]):
         self._refusals = Refusals()
         self._rng = rng or Random()  # noqa: S311 - spreads load, keeps no secret
         self._gone: dict[str, str] = {}
+        self._untold: set[str] = set()
+        """The uids of objects whose newest state could not be told, for a mistake of ours."""
         self._version = ""
         self._expired = False
         self._restart_delays()
@@ -276,7 +278,8 @@ class Reflector(Generic[T]):
         try:
             self._changed(change)
         except Exception:  # noqa: BLE001 - a bug of ours in what is made of one object
-            # The newest state stays in `objects`; what is lost is one word about one object.
+            # The newest state stays in `objects`, and the next list tells it again.
+            self._untold.add(change.object.metadata.uid)
             name = change.object.metadata.name
             _log.exception("change_crashed", resource=self._resource.rbac, name=name)
 
@@ -286,8 +289,9 @@ class Reflector(Generic[T]):
         # A late or repeated word about the past changes nothing; one that is newer brings back what has regained its
         # label.
         latest = known.metadata.resource_version if known is not None else self._gone.get(uid)
-        if latest is None or _newer(item.metadata.resource_version, latest):
+        if latest is None or _newer(item.metadata.resource_version, latest) or (known and uid in self._untold):
             self._gone.pop(uid, None)
+            self._untold.discard(uid)
             self.objects[uid] = item
             self._tell(Applied(item))
 
@@ -297,6 +301,7 @@ class Reflector(Generic[T]):
         if known is not None and _newer(known.metadata.resource_version, version):
             return
         self.objects.pop(uid, None)
+        self._untold.discard(uid)
         self._gone[uid] = version
         if len(self._gone) > 1024:
             del self._gone[next(iter(self._gone))]

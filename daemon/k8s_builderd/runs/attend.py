@@ -10,12 +10,13 @@ from msgspec.structs import replace
 from k8s_builderd.errors import BuilderError, ClientGone, ProtocolError
 from k8s_builderd.fabric.plan import Owner, Plan
 from k8s_builderd.kube.api import Api
+from k8s_builderd.kube.errors import ApiError
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.runs import launch
 from k8s_builderd.runs.beside import beside
 from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import DROPPED, Cursor
-from k8s_builderd.runs.launch import QUIET, Launch, LaunchFailed, TimedOut, Vanished
+from k8s_builderd.runs.launch import QUIET, Launch, LaunchFailed, OtherInstance, TimedOut, Vanished
 from k8s_builderd.runs.predecessors import Yielded, launched_again, make_way, reuse
 from k8s_builderd.runs.record import Claim, Deletion, Reason, Run, State
 from k8s_builderd.runs.store import Store
@@ -23,6 +24,11 @@ from k8s_builderd.settings import Settings
 
 STOP_PATIENCE = 2.0
 """Seconds that `run` waits for the API to accept a deletion; the peer kills it after 5."""
+
+WITHDRAWAL = 30.0
+"""Seconds that the API has to accept the deletion of a Job that has not started, before its `run` ends all the same."""
+
+CANNOT_SERVE = "k8s-builderd cannot serve this launch now. The chaincode keeps running"
 
 REFUSALS_KEPT = 4096
 """How many refusals are remembered, so that a client which comes again and again is told once."""
@@ -32,6 +38,15 @@ _log = structlog.get_logger("k8s_builderd.runs")
 
 class Stopped(Exception):
     """Raised in a run when its client asks for the end of its chaincode."""
+
+
+def _ends_nothing(failure: Exception, run: Run, cursor: Cursor | None) -> bool:
+    """Say whether a `run` comes back after this error, because its chaincode is running, or may be."""
+    if isinstance(failure, OtherInstance):
+        return True
+    if isinstance(failure, ApiError) and cursor is not None and cursor.job and run.state is State.CREATING:
+        return True  # its client knows of a Job that the API does not let us see
+    return isinstance(failure, BuilderError) and run.state is State.RUNNING
 
 
 class Connection(launch.Audience, Protocol):
@@ -92,7 +107,6 @@ class Runs:
             )
         previous = run.claim
         claim = self._store.take(run, plan)
-        comes_back = True
         try:
             if previous is not None:
                 previous.revoke(
@@ -105,15 +119,9 @@ class Runs:
                     f"Reusing job {job} of an earlier launch of this chaincode, which is still starting"
                 )
                 run.tells_anew()
-            code = await self._until_end(run, claim, plan, cursor, connection)
-            comes_back = False
-            return code
-        except BaseException as error:
-            # Cancelled: the daemon ends, and the next one takes over.
-            comes_back = isinstance(error, Exception)
-            raise
+            return await self._until_end(run, claim, plan, cursor, connection)
         finally:
-            self._store.release(run, claim, comes_back=comes_back)
+            self._store.release(run, claim)
 
     async def _until_end(
         self, run: Run, claim: Claim, plan: Plan, cursor: Cursor | None, connection: Connection
@@ -138,27 +146,26 @@ class Runs:
         else:
             assert claim.revoked is not None
             failure = word if isinstance(word, Stopped) else claim.revoked
-        if not run.observed.started and run.claim is claim:  # else the launch goes on over a newer connection
-            self._count_failure(failure)
+        over = not run.observed.started and run.claim is claim  # else it goes on over a newer connection
         if isinstance(failure, Stopped):
+            if over:
+                self._metrics.launched("stopped")
             return await self._stop(run, connection)
+        if _ends_nothing(failure, run, cursor) and claim.revoked is None:
+            if self.knocked(run.token_sha256, str(failure)):
+                _log.error("launch_interrupted", job=run.job_name, reason=str(failure))
+                await connection.say(f"{CANNOT_SERVE}: {failure}")
+            raise ClientGone from failure
         if isinstance(failure, BuilderError | ClientGone):
+            if over and not isinstance(failure, ClientGone | Vanished):
+                outcome = "yielded" if isinstance(failure, Yielded) else "failed"
+                self._metrics.launched(outcome, failure.category)
             raise failure
         # A mistake of ours ends no chaincode: its `run` comes back, and goes on where it was.
         _log.error("launch_crashed", job=run.job_name, exc_info=failure)
         if self._store.may_have_job(run):
             raise ClientGone
         raise LaunchFailed("internal error in k8s-builderd: see launch_crashed in its log")
-
-    def _count_failure(self, failure: Exception) -> None:
-        """Count a launch that is over before its container has started."""
-        match failure:
-            case Stopped():
-                self._metrics.launched("stopped")
-            case Yielded():
-                self._metrics.launched("yielded")
-            case BuilderError() if not isinstance(failure, Vanished):
-                self._metrics.launched("failed", failure.category)
 
     async def _launch(self, run: Run, plan: Plan, cursor: Cursor | None, connection: Connection) -> int:
         deadline = anyio.current_time() + plan.settings.start_timeout
@@ -184,12 +191,15 @@ class Runs:
         elif cursor is not None:
             deadline = anyio.current_time() + plan.settings.start_timeout
         steps = Launch(self._api, self._store, self._metrics, plan, run, connection)
-        try:
-            return await steps.to_end(self._owner, cursor, deadline)
-        except BuilderError:
-            if steps.unstarted and run.state.may_run and not run.observed.started:
-                await self._accepted(self._store.delete(run, Reason.NOT_STARTED))
-            raise
+        while True:
+            try:
+                return await steps.to_end(self._owner, cursor, deadline)
+            except BuilderError:
+                if not steps.unstarted or not run.state.may_run or run.observed.started:
+                    raise
+                deletion = self._store.delete(run, Reason.NOT_STARTED)
+                if not await self._withdrawn(deletion):
+                    raise
 
     async def _know(self, plan: Plan, cursor: Cursor | None, connection: Connection, deadline: float) -> None:
         """Wait until it is known what there is. A chaincode that runs already has all the time in the world."""
@@ -215,14 +225,15 @@ class Runs:
 
     async def _tell_stopped(self, deletion: Deletion, run: Run, connection: Connection) -> int:
         job = f"{self._settings.namespace}/{run.job_name}"
-        await self._accepted(deletion)
+        with anyio.move_on_after(STOP_PATIENCE):
+            await deletion.settled.wait()
         if pod := deletion.orphaned_pod:
             await connection.say(
                 f"Chaincode job {job} was deleted without its pod, and the chaincode keeps running. Delete the pod:"
                 f" kubectl -n {self._settings.namespace} delete pod {pod}"
             )
             return 1
-        if deletion.accepted.is_set():
+        if deletion.accepted_at is not None:
             await connection.say(f"Stopped: the deletion of chaincode job {job} is accepted")
             return 0
         await connection.say(
@@ -231,6 +242,8 @@ class Runs:
         )
         return 1
 
-    async def _accepted(self, deletion: Deletion) -> None:
-        with anyio.move_on_after(STOP_PATIENCE):
-            await deletion.accepted.wait()
+    async def _withdrawn(self, deletion: Deletion) -> bool:
+        """Say whether the container has started after all, before the API has accepted the deletion of its Job."""
+        with anyio.move_on_after(WITHDRAWAL):
+            await deletion.settled.wait()
+        return deletion.withdrawn

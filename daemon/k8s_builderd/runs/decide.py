@@ -26,6 +26,9 @@ END_NEWS = 2.0
 CRASH_NEWS = 1.5
 """Seconds after a launch in which the news of an end may still be of one before the launch."""
 
+LATE_CREATION = 15.0
+"""Seconds after which a creation that was cut off is not carried out any more."""
+
 END_MARGIN = 5.0
 """Seconds beyond its pod's grace in which a container must have ended."""
 
@@ -63,7 +66,7 @@ class Known(Struct, frozen=True, kw_only=True):
     deletion_error: str = ""
     """Why the API has not accepted that yet."""
     told: float | None = None
-    """Since when it is known that it was told to end: the API accepted the deletion, or its pod says so."""
+    """Since when it is known that it was told to end: its pod says so, or else the API accepted the deletion."""
     has_job: bool = True
     """Whether there is a Job that can be deleted."""
     pod: str = ""
@@ -72,7 +75,7 @@ class Known(Struct, frozen=True, kw_only=True):
     certain: bool = True
     """Whether its end, where it has ended, was the pod's word, and not taken from the Job alone."""
     confirmed: float | None = None
-    """When the API, asked, last said that its pod is still there."""
+    """When the API, asked, last said what there is of its pod."""
     grace: float = 2.0
     """Seconds that its pod may take to end."""
     given_up: bool = False
@@ -82,9 +85,10 @@ class Known(Struct, frozen=True, kw_only=True):
     def of(cls, run: Run) -> "Known":
         """Return what is known of a run."""
         seen, deletion = run.observed, run.deletion
-        told = [
-            at for at in (seen.told_to_end_at, deletion.accepted_at if deletion is not None else None) if at is not None
-        ]
+        # The pod's word first: a Job can be deleted long before anything tells its pod.
+        told = seen.told_to_end_at
+        if told is None and deletion is not None:
+            told = deletion.accepted_at
         reusable = run.made is not None and deletion is None
         return cls(
             run=run.token_sha256,
@@ -100,13 +104,13 @@ class Known(Struct, frozen=True, kw_only=True):
             deleting=deletion is not None,
             replaced=deletion is not None and deletion.reason is Reason.REPLACED,
             deletion_error=deletion.last_error if deletion is not None else "",
-            told=min(told, default=None),
+            told=told,
             has_job=not seen.job_gone and (seen.job is not None or seen.pod is None),
             pod=seen.pod.metadata.name if seen.pod is not None else "",
             pod_told=seen.told_to_end,
             certain=seen.certain,
             confirmed=run.confirmed_at,
-            grace=seen.grace,
+            grace=seen.grace if seen.pod is not None or run.made is None else run.made.grace,
             given_up=run.given_up,
             dropped=run.dropped,
         )
@@ -212,8 +216,8 @@ def decide(
         return Replace(frozenset(standing))
     if alive:
         return _outlast(alive, me, now, watch_error)
-    if watch_error and any(it.state is State.ENDED and not it.certain for it in others):
-        return Wait(now + END_MARGIN, watch_error)  # unknown is not ended
+    if unknown := [it.run for it in others if it.state is State.ENDED and not it.certain]:
+        return Look(frozenset(unknown))  # a Job may be gone before its pod was told of
     return Yield(DROPPED) if me.dropped or is_dropped(me, others, now) else Create()
 
 
@@ -264,7 +268,7 @@ def _outlast(alive: list[Known], me: Known, now: float, watch_error: str) -> Dec
         return Wait(min(_due(it, me) for it in pending), _names(alive))
     if watch_error:
         return Wait(now + END_MARGIN, watch_error)
-    if unseen := [it.run for it in alive if it.pod and (it.confirmed is None or it.confirmed < _due(it, me))]:
+    if unseen := [it.run for it in alive if it.confirmed is None or it.confirmed < _due(it, me)]:
         return Look(frozenset(unseen))
     if untold := sorted(it.pod for it in alive if it.pod and not it.pod_told):
         names = ", ".join(untold)
@@ -276,8 +280,12 @@ def _outlast(alive: list[Known], me: Known, now: float, watch_error: str) -> Dec
 
 
 def _due(it: Known, me: Known) -> float:
-    """Return when its container must have ended."""
-    return (me.since if it.told is None else it.told) + it.grace + END_MARGIN
+    """Return when its container must have ended.
+
+    Where no pod is known the Job, or its pod, may still come: a creation that was cut off is carried out late.
+    """
+    margin = END_MARGIN if it.pod else LATE_CREATION
+    return (me.since if it.told is None else it.told) + it.grace + margin
 
 
 def _names(launches: Collection[Known]) -> str:

@@ -225,13 +225,14 @@ def _refused(cause: str, words: str) -> Diagnosis:
     return _diagnosis(category, cause, f"the pod cannot be created: {words}", remedy)
 
 
-def stage(pod: Pod | None, events: Iterable[Event] = (), *, created: bool = True) -> Diagnosis:
+def stage(pod: Pod | None, events: Iterable[Event] = (), *, created: bool = True, refusal: str = "") -> Diagnosis:
     """Say how far a launch has come, for where nothing is known to hold it up.
 
-    :param created: whether the API has answered the creation of the Job.
+    :param created: whether the API has created the Job.
+    :param refusal: what the API says instead, for the moment; empty where it says nothing.
     """
     if not created:
-        text = "the Kubernetes API has not answered the creation of the job yet"
+        text = refusal or "the Kubernetes API has not answered the creation of the job yet"
         return Diagnosis(Category.API_UNAVAILABLE, "creation", text)
     if pod is None:
         text = "no pod has been created for the job yet: check that kube-controller-manager runs"

@@ -5,6 +5,7 @@ has succeeded, the log goes on after the cursor. So a run that comes back after 
 connection broke, goes the same way as a new one; it only finds more of it done.
 """
 
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Protocol, TypeVar
@@ -40,9 +41,6 @@ QUIET = 5.0
 STAGE_AFTER = 3.0
 """Seconds for which a launch stays where it is without a word."""
 
-LOOK = 2.0
-"""Seconds that the API has to say whether a container has started after all, before its launch is ended."""
-
 _log = structlog.get_logger("k8s_builderd.launch")
 
 T = TypeVar("T")
@@ -73,6 +71,10 @@ class Vanished(LaunchFailed):
     """Raised when the cursor's Job is no longer there; the chaincode is not launched a second time."""
 
 
+class OtherInstance(BuilderError):
+    """Raised when the Job of a run belongs to another instance: this daemon does not watch it."""
+
+
 class Audience(Protocol):
     """Who is told how the launch goes: the connection of one `run`."""
 
@@ -96,9 +98,12 @@ class Launch:
         self._plan = plan
         self._run = run
         self._seen = run.observed
+        self._had_started = run.observed.started
         self._audience = audience
         self._job_uid = ""
+        self._introduced = False
         self._last_error = ""
+        self._refusal = ""
         self._may_exist = False
         self._held_up: Diagnosis | None = None
         self._events_error = ""
@@ -112,7 +117,8 @@ class Launch:
         :raises LaunchFailed: if it never ran, or is gone without a trace.
         :raises ApiError: if the API server refuses what the launch needs.
         """
-        had_started = self._seen.started
+        if cursor is not None and cursor.pod:
+            deadline = math.inf  # it has started: an earlier daemon has passed on its log
         try:
             with anyio.fail_after(deadline - anyio.current_time()):
                 await beside(lambda: self._start(owner, cursor), self._narrate)
@@ -122,35 +128,48 @@ class Launch:
         except BuilderError:
             if not await self._started_after_all():
                 raise
-        if not had_started:
+        knew_pod = cursor is not None and bool(cursor.pod)
+        if not knew_pod:
             self._count_start()
         await self._find_pod()
-        knew_pod = cursor is not None and bool(cursor.pod)
         if self._seen.started or knew_pod:
             await beside(lambda: self._log(cursor), self._notice_left_behind)
         return await self._end(knew_pod=knew_pod)
 
     async def _start(self, owner: Owner | None, cursor: Cursor | None) -> None:
         self._job_uid = await self._job(owner, cursor)
-        if cursor is None:
+        if cursor is None and not self._introduced:
+            self._introduced = True
             await self._introduce()
         await beside(lambda: self._seen.until(lambda seen: seen.started or seen.ended), self._secret)
 
     def _count_start(self) -> None:
-        if (started_at := self._seen.started_at) is not None:
+        if (started_at := self._seen.started_at) is not None and not self._had_started:
+            self._had_started = True
             self._metrics.launched("started")
             if self._run.made is not None:  # else the request came to an earlier daemon
                 self._metrics.running(started_at - self._run.since)
 
     async def _started_after_all(self) -> bool:
-        """Ask the API once more before a launch is ended for not starting: what the watch has told may be old."""
-        if self._run.state.may_run:
-            with anyio.move_on_after(LOOK):
-                try:
-                    await self._store.look(self._run)
-                    self.unstarted = not self._seen.started
-                except ApiError as error:
-                    _log.warning("pod_unknown", job=self._plan.job_name, reason=str(error))
+        """Ask the API once more before a launch is ended for not starting: what the watch has told may be old.
+
+        Asked until it answers: that nothing is known of a Job that is there is no reason to end its launch.
+        """
+        self.unstarted = False
+        pauses = delays(0.2, 5.0)
+        refusals = Refusals()
+        while self._run.state.may_run and not self._seen.started:
+            try:
+                await self._store.look(self._run)
+                self.unstarted = not self._seen.started
+                break
+            except ApiError as error:
+                _log.warning("pod_unknown", job=self._plan.job_name, reason=str(error))
+                if not self._job_uid or refusals.last(error, anyio.current_time()):
+                    break
+                await self._tell_once("pod unknown", f"Waiting for the Kubernetes API: {error}")
+                with anyio.move_on_after(error.pause(next(pauses))):
+                    await self._seen.until(lambda seen: seen.started or seen.ended)
         return self._seen.started
 
     # The Job and its Secret
@@ -159,6 +178,8 @@ class Launch:
         """Return the uid of the run's Job, made now if this run has none yet."""
         if cursor is not None:
             return await self._adopt(cursor)
+        if self._seen.job is None and self._seen.pod is not None:
+            await self._look_for_job_of_pod()
         if self._seen.job is not None:
             return self._seen.job.metadata.uid
         self._run.ask(self._plan)
@@ -183,25 +204,54 @@ class Launch:
         self._store.jobs.adopt(job)
         return job.metadata.uid
 
+    async def _look_for_job_of_pod(self) -> None:
+        """Ask for a Job whose pod is there, though no watch has told of it.
+
+        :raises Vanished: if it is gone: it was deleted before this run's client had heard of it.
+        """
+        with suppress(NotFound):
+            self._store.jobs.adopt(await self._patiently(lambda: self._api.get(JOBS, Job, self._plan.job_name)))
+        if self._seen.job is None:
+            self._run.lost_job()
+            raise self._vanished()
+
     async def _adopt(self, cursor: Cursor) -> str:
         """Return the uid of the cursor's Job, which an earlier connection of this run was told of.
 
         :raises Vanished: if neither it nor its pod is there.
         """
         if self._has_nothing_of(cursor):
-            # The watch may not have told yet.
             with suppress(NotFound):
-                self._store.jobs.adopt(await self._patiently(lambda: self._api.get(JOBS, Job, self._plan.job_name)))
+                # The watch may not have told yet.
+                self._check_instance(
+                    found := await self._patiently(lambda: self._api.get(JOBS, Job, self._plan.job_name))
+                )
+                self._store.jobs.adopt(found)
         job = self._seen.job
         if self._has_nothing_of(cursor):
             self._run.vanish()
-            raise Vanished(
-                f"chaincode job {self._plan.namespace}/{self._plan.job_name} is gone: the chaincode ended or its job"
-                " was deleted while no daemon watched it. The next request starts it anew"
-            )
+            raise self._vanished()
         if job is None or job.metadata.uid != cursor.job:
             self._run.lost_job()
         return cursor.job
+
+    def _check_instance(self, job: Job) -> None:
+        """Check that a Job of this run is one of those that this daemon watches.
+
+        :raises OtherInstance: if it is not.
+        """
+        meta = job.metadata
+        if meta.token_sha256 == self._plan.token.sha256 and meta.instance != self._plan.instance:
+            raise OtherInstance(
+                f"its job {self._plan.namespace}/{meta.name} belongs to the instance {meta.instance}, and this daemon"
+                f" is {self._plan.instance}. Set FABRIC_K8S_BUILDER_INSTANCE={meta.instance} on the daemon"
+            )
+
+    def _vanished(self) -> Vanished:
+        return Vanished(
+            f"chaincode job {self._plan.namespace}/{self._plan.job_name} is gone: the chaincode ended or its job"
+            " was deleted while no daemon watched it. The next request starts it anew"
+        )
 
     def _has_nothing_of(self, cursor: Cursor) -> bool:
         job, pod = self._seen.job, self._seen.pod
@@ -250,7 +300,7 @@ class Launch:
             version = self._seen.version
             found = diagnose(self._seen.pod, events)
             await self._tell(found)
-            here = stage(self._seen.pod, events, created=bool(self._job_uid))
+            here = stage(self._seen.pod, events, created=bool(self._job_uid), refusal=self._refusal)
             held_up = found[-1] if found else here
             if self._held_up is None or self._held_up.cause != held_up.cause:
                 since = anyio.current_time()
@@ -400,14 +450,15 @@ class Launch:
         while True:
             try:
                 answer = await attempt()
-                self._last_error = ""
+                self._last_error = self._refusal = ""
                 return answer
             except ApiError as error:
-                last = refusals.last(error, anyio.current_time())
-                if last or not (error.transient or error.may_pass):
+                now = anyio.current_time()
+                if refusals.last(error, now) or not (error.transient or error.may_pass):
                     raise
                 self._last_error = str(error)
-                _log.info("api_retry", reason=str(error))
+                self._refusal = "" if error.transient else refusals.words(error, now)
+                _log.info("api_retry", reason=self._refusal or self._last_error)
                 if error.transient:
                     self._may_exist = True
                     await self._tell_once("api", f"Trying again: {error}")

@@ -14,7 +14,6 @@ from typing import Self
 
 import anyio
 import structlog
-from msgspec import Struct
 
 from k8s_builderd.errors import BuilderError
 from k8s_builderd.fabric.names import LaunchKey
@@ -87,11 +86,14 @@ class Claim:
         self.scope.cancel()
 
 
-class Absence(Struct):
+class Absence:
     """The time without a client: until when the Job is left alone, and why it is deleted then."""
 
-    until: float
-    reason: Reason
+    def __init__(self, until: float, reason: Reason) -> None:
+        self.until = until
+        self.reason = reason
+        self.over = anyio.Event()
+        """Set when it counts no more: a client has come, or there is nothing left to wait for."""
 
 
 class Deletion:
@@ -99,8 +101,11 @@ class Deletion:
 
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
-        self.accepted = anyio.Event()
+        self.settled = anyio.Event()
+        """Set when the API has accepted it, or when it is withdrawn."""
         self.accepted_at: float | None = None
+        self.withdrawn = False
+        """Whether it came to nothing: the container of a Job that was to be deleted for not starting has started."""
         self.orphaned_pod = ""
         """The pod that goes on although its Job is gone, because somebody deleted the Job without it."""
         self.last_error = ""
@@ -111,7 +116,12 @@ class Deletion:
         if self.accepted_at is None:
             self.accepted_at = anyio.current_time()
         self.last_error = ""
-        self.accepted.set()
+        self.settled.set()
+
+    def withdraw(self) -> None:
+        """Note that it came to nothing."""
+        self.withdrawn = True
+        self.settled.set()
 
 
 class Run:
@@ -191,7 +201,7 @@ class Run:
 
     @property
     def confirmed_at(self) -> float | None:
-        """When the API, asked, last said that its pod is still there."""
+        """When the API, asked, last said what there is of its pod."""
         return self._confirmed_at
 
     @property
@@ -221,7 +231,8 @@ class Run:
         assert plan.token.sha256 == self.token_sha256
         assert plan.takeovers >= self._takeovers
         self._takeovers, self._peer = plan.takeovers, plan.peer
-        self._claim, self._absence = Claim(), None
+        self._claim = Claim()
+        self.end_absence()
         return self._claim
 
     def release(self, claim: Claim) -> bool:
@@ -235,8 +246,15 @@ class Run:
     def miss(self, until: float, reason: Reason) -> Absence:
         """Give its client until then to come back."""
         assert self._claim is None
+        self.end_absence()
         self._absence = Absence(until, reason)
         return self._absence
+
+    def end_absence(self) -> None:
+        """Note that nobody is waited for any more."""
+        if self._absence is not None:
+            self._absence.over.set()
+            self._absence = None
 
     def knock(self, until: float) -> None:
         """Note that its client has tried to come back and was not served: it has until then at least."""
@@ -258,7 +276,8 @@ class Run:
     def ask(self, plan: Plan) -> None:
         """Note that a Job is about to be asked for."""
         with _Move(self):
-            assert self.state is State.WAITING
+            # Asking again makes no second one: its name follows from the token.
+            assert self.state in {State.WAITING, State.CREATING, State.PENDING}
             self._asked, self._made = True, plan
 
     def named(self) -> None:
@@ -285,6 +304,8 @@ class Run:
                 self._job_name = found.job_name or self._job_name  # an earlier daemon, with other settings, has made it
                 self._peer = self._peer or found.metadata.peer
             self.observed.fold(change, anyio.current_time())
+        if self.state is not State.ENDED and self._absence is not None and self._absence.reason is Reason.LEFT_OVER:
+            self.end_absence()  # its pod has turned up late, and its container runs
 
     def lost_job(self) -> None:
         """Take in that its Job is gone."""
@@ -301,7 +322,7 @@ class Run:
         self.observed.has_secret = True
 
     def confirm(self) -> None:
-        """Note that the API, asked, has said that its pod is still there."""
+        """Note that the API, asked, has said what there is of its pod."""
         self._confirmed_at = anyio.current_time()
 
     def give_up(self) -> None:
@@ -313,17 +334,21 @@ class Run:
         self._dropped = True
 
     def delete(self, reason: Reason) -> Deletion:
-        """Decide that its Job is deleted. The first decision counts."""
+        """Decide that its Job is deleted. The first decision counts, but for one that may still be withdrawn."""
+        if self._deletion is not None and self._deletion.reason is Reason.NOT_STARTED:
+            self._deletion.reason = reason
         if self._deletion is None:
             assert reason is not Reason.NOT_STARTED or not self.observed.started
             assert reason is not Reason.LEFT_OVER or self.state is State.ENDED
-            self._deletion, self._absence = Deletion(reason), None
+            self._deletion = Deletion(reason)
+            self.end_absence()
         return self._deletion
 
     def withdraw(self) -> None:
         """Take back the decision to delete a Job for not starting: its container has started."""
         assert self._deletion is not None
         assert self._deletion.reason is Reason.NOT_STARTED
+        self._deletion.withdraw()
         self._deletion = None
 
 

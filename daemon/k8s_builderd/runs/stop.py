@@ -9,13 +9,19 @@ from k8s_builderd.backoff import delays
 from k8s_builderd.fabric.objects import Job
 from k8s_builderd.kube.api import JOBS, Api
 from k8s_builderd.kube.errors import ApiError, NotFound
+from k8s_builderd.kube.watch import Applied
+from k8s_builderd.runs.observed import Observed
 from k8s_builderd.runs.record import Deletion, Reason, Run
 
 LATE = 15.0
-"""Seconds after which a deletion that is not over is told, and for which a Job that was not there is watched for: a
-create request that was cut off may be carried out late."""
+"""Seconds beyond the pod's grace after which a deletion that is not over is told, and for which a Job that was absent
+is watched for: a create request that was cut off may be carried out late."""
 
 _log = structlog.get_logger("k8s_builderd.stop")
+
+
+def _unnoticed(verb: str, resource: str) -> None:
+    """Take no notice of a request that is made again."""
 
 
 async def delete_job(
@@ -23,7 +29,7 @@ async def delete_job(
     run: Run,
     deletion: Deletion,
     watch_error: Callable[[], str | None],
-    retried: Callable[[str, str], None],
+    retried: Callable[[str, str], None] = _unnoticed,
 ) -> bool:
     """Delete the run's Job until it is gone, and wait until its container has ended.
 
@@ -34,37 +40,28 @@ async def delete_job(
     """
     pauses = delays(0.1, 5.0)
     seen = run.observed
+    logged = False
     while True:
         if deletion.reason is Reason.NOT_STARTED and seen.started:
             return False
         try:
-            absent = not await _ask(api, run)
+            there = await _ask(api, run)
         except ApiError as error:
             deletion.last_error = str(error)
             _log.warning("job_not_deleted", job=run.job_name, reason=deletion.last_error)
             await anyio.sleep(error.pause(next(pauses)))
             retried(error.verb, error.resource)
             continue
-        if not absent:
+        if there and not logged:
+            logged = True
             _log.info("job_deleted", job=run.job_name, reason=deletion.reason)
-        elif seen.pod is not None and not seen.ended and not seen.told_to_end and not seen.pod.job_name:
+        elif not there and seen.pod is not None and not seen.ended and not seen.told_to_end and seen.pod.left_behind:
             deletion.orphaned_pod = seen.pod.metadata.name
             _log.warning("pod_without_job", job=run.job_name, pod=deletion.orphaned_pod)
         deletion.accept()
-        with anyio.move_on_after(LATE) as waiting:
-            await _over(run, absent=absent)
-        if not waiting.cancelled_caught:
-            if seen.ended:
-                return True
-        elif seen.job is None and seen.pod is None and watch_error() is None:
-            return True  # there never was one
-        else:
-            _log.warning("deletion_pending", job=run.job_name, job_gone=seen.job_gone, container_ended=seen.ended)
-            # A Job that stays has a finalizer, or a controller that does not work: asking again does not help it.
-            await _over(run, absent=absent)
-            if seen.ended:
-                _log.info("deletion_done", job=run.job_name)
-                return True
+        if await _is_over(run, watch_error, there=there):
+            return True
+        await anyio.sleep(next(pauses))
 
 
 async def _ask(api: Api, run: Run) -> bool:
@@ -72,24 +69,49 @@ async def _ask(api: Api, run: Run) -> bool:
 
     :raises ApiError: if it does not.
     """
-    known = run.observed.job
+    seen = run.observed
+    known = None if seen.job_gone else seen.job
+    if not run.job_name:
+        run.lost_job()  # a pod that no Job owns is all that is known
+        return False
     try:
-        if known is None or run.observed.job_gone:
-            # Not yet seen, or seen to go; a late creation is known by its token only.
-            known = await api.get(JOBS, Job, run.job_name)
-            if known.metadata.token_sha256 != run.token_sha256:
+        if known is None:
+            # Not seen yet, or seen to go. A late creation is known by its token only.
+            found = await api.get(JOBS, Job, run.job_name)
+            if found.metadata.token_sha256 != run.token_sha256:
                 return False
+            known = found
+            run.found(Applied(found))
         await api.delete(JOBS, run.job_name, known.metadata.uid)
     except NotFound:
+        if known is not None or seen.pod is not None:
+            run.lost_job()
         return False
     return True
 
 
-async def _over(run: Run, *, absent: bool) -> None:
-    """Wait until Job and container are gone, or a Job that was absent is there.
+async def _is_over(run: Run, watch_error: Callable[[], str | None], *, there: bool) -> bool:
+    """Wait until Job and container are gone; return False where the Job has to be asked for again.
 
-    A creation that had been cut off may be carried out late.
+    A creation that had been cut off may be carried out late. A Job that stays has a finalizer, or a controller that
+    does not work.
     """
-    await run.observed.until(
-        lambda seen: (seen.job_gone and seen.ended) or (absent and seen.job is not None and not seen.job_gone)
-    )
+    seen = run.observed
+    pending = False
+    while True:
+        with anyio.move_on_after(LATE + seen.grace):
+            await seen.until(lambda seen: (seen.job_gone and seen.ended) or (not there and _has_job(seen)))
+            if seen.ended and pending:
+                _log.info("deletion_done", job=run.job_name)
+            return seen.ended and seen.job_gone
+        if seen.job is None and seen.pod is None:
+            return watch_error() is None  # there never was one, if the watches would have told
+        if not pending:
+            pending = True
+            _log.warning("deletion_pending", job=run.job_name, job_gone=seen.job_gone, container_ended=seen.ended)
+        if not seen.job_gone:
+            return False
+
+
+def _has_job(seen: Observed) -> bool:
+    return seen.job is not None and not seen.job_gone

@@ -6,24 +6,32 @@ and deletes nothing.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import anyio
 import structlog
 from anyio.abc import TaskGroup
 
+from k8s_builderd.backoff import delays
 from k8s_builderd.fabric import manifests
 from k8s_builderd.fabric.names import LaunchKey
 from k8s_builderd.fabric.objects import Job, Meta, Pod
 from k8s_builderd.fabric.plan import Plan
 from k8s_builderd.kube.api import JOBS, PODS, Api
-from k8s_builderd.kube.errors import NotFound
+from k8s_builderd.kube.errors import ApiError, NotFound
 from k8s_builderd.kube.watch import Applied, Deleted, Reflector
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.runs.record import Absence, Claim, Deletion, Reason, Run, State
 from k8s_builderd.runs.stop import delete_job
 from k8s_builderd.settings import Settings
+
+AFTER_CRASH = 5.0
+"""Seconds after which a deletion is tried again that a mistake of ours has broken."""
+
+LOST_LABEL = 15.0
+"""Seconds between two looks at a pod that no watch tells of any more."""
 
 KNOCK = 15.0
 """Seconds that a client which has knocked is waited for: it sleeps for 5 between two attempts at most."""
@@ -140,6 +148,7 @@ class Store:
 
     def _forget(self, run: Run) -> None:
         if self._by_token.get(run.token_sha256) is run:
+            run.end_absence()
             del self._by_token[run.token_sha256]
             siblings = self._by_key[run.key]
             del siblings.runs[run.token_sha256]
@@ -159,13 +168,10 @@ class Store:
         self._ring(run)
         return claim
 
-    def release(self, run: Run, claim: Claim, *, comes_back: bool) -> None:
-        """Take a run back from a connection that has ended.
-
-        :param comes_back: whether its client may come back: then it has its grace.
-        """
+    def release(self, run: Run, claim: Claim) -> None:
+        """Take a run back from a connection that has ended. Its client has its grace, where there is a Job to lose."""
         if run.release(claim) and self._open:  # else the daemon ends: nothing is begun any more
-            if comes_back and run.deletion is None:
+            if run.state.may_run and run.deletion is None:
                 self._miss(run, self._settings.reconnect_grace, Reason.CLIENT_GONE)
             self._settle(run)
         self._ring(run)
@@ -196,12 +202,13 @@ class Store:
 
     def _miss(self, run: Run, seconds: float, reason: Reason) -> None:
         absence = run.miss(anyio.current_time() + seconds, reason)
-        self._tasks.start_soon(self._expire, run, absence)
+        self._begin(self._expire, run, absence)
 
     async def _expire(self, run: Run, absence: Absence) -> None:
-        while run.absence is absence and anyio.current_time() < absence.until:  # noqa: ASYNC110 - no polling
-            await anyio.sleep_until(absence.until)  # a knock may put it off meanwhile
-        if run.absence is not absence:
+        while not absence.over.is_set() and (left := absence.until - anyio.current_time()) > 0:
+            with anyio.move_on_after(left):  # a knock may put it off meanwhile
+                await absence.over.wait()
+        if absence.over.is_set():
             return
         if absence.reason is Reason.LEFT_OVER or run.state.may_run:
             _log.warning("job_unclaimed", job=run.job_name, reason=absence.reason)
@@ -220,25 +227,42 @@ class Store:
         """Delete the run's Job, in the background."""
         if run.deletion is None:
             self._metrics.deleted(reason)
-            self._tasks.start_soon(self._carry_out, run, run.delete(reason))
+            self._begin(self._carry_out, run, run.delete(reason))
             self._ring(run)
         assert run.deletion is not None
         return run.deletion
 
     async def _carry_out(self, run: Run, deletion: Deletion) -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._ring_when_accepted, run, deletion)
-            if await delete_job(self._api, run, deletion, lambda: self.watch_error, self._metrics.retried):
-                self._forget(run)
-            else:
-                _log.info("deletion_withdrawn", job=run.job_name, reason=deletion.reason)
-                run.withdraw()
-                if run.claim is None:
-                    self._miss(run, self._settings.reconnect_grace, Reason.CLIENT_GONE)
-            tasks.cancel_scope.cancel()
+        self._begin(self._ring_when_settled, run, deletion)
+        while True:
+            try:
+                over = await delete_job(self._api, run, deletion, lambda: self.watch_error, self._metrics.retried)
+                break
+            except Exception:  # noqa: BLE001 - a mistake of ours keeps no Job
+                _log.exception("run_crashed", job=run.job_name)
+                await anyio.sleep(AFTER_CRASH)
+        if over:
+            self._forget(run)
+        else:
+            _log.info("deletion_withdrawn", job=run.job_name, reason=deletion.reason)
+            run.withdraw()
+            if run.claim is None:
+                self._miss(run, self._settings.reconnect_grace, Reason.CLIENT_GONE)
+            self._ring(run)
 
-    async def _ring_when_accepted(self, run: Run, deletion: Deletion) -> None:
-        await deletion.accepted.wait()
+    def _begin(self, work: Callable[..., Awaitable[None]], run: Run, *arguments: Any) -> None:
+        """Do something for a run beside everything else. A mistake in it harms that run only."""
+
+        async def guarded() -> None:
+            try:
+                await work(run, *arguments)
+            except Exception:  # noqa: BLE001 - as above
+                _log.exception("run_crashed", job=run.job_name)
+
+        self._tasks.start_soon(guarded)
+
+    async def _ring_when_settled(self, run: Run, deletion: Deletion) -> None:
+        await deletion.settled.wait()
         self._ring(run)
 
     def _settle(self, run: Run) -> None:
@@ -246,7 +270,8 @@ class Store:
         if not run.over:
             return
         job = run.observed.job
-        if run.state is State.ENDED and job is not None and not job.finished and not run.observed.job_gone:
+        unfinished = job is not None and not job.finished and not run.observed.job_gone
+        if job is not None and unfinished and run.observed.terminated is not None:
             # Another container of the pod may go on, and then nothing finishes the Job (recorded: second-container).
             if (run.absence is None or run.absence.reason is not Reason.LEFT_OVER) and self._is_mine(job.metadata):
                 self._miss(run, manifests.TTL_SECONDS, Reason.LEFT_OVER)
@@ -262,24 +287,40 @@ class Store:
         """
         pod = run.observed.pod
         if pod is None:
-            query = f"{manifests.selector(self._settings.instance)},job-name={run.job_name}"
-            listed = await self._api.list(PODS, Pod, labelSelector=query)
-            for found in listed.items:
-                self.pods.adopt(found)
-            if run.observed.pod is None:
+            listed = await self._api.list(PODS, Pod, labelSelector=f"job-name={run.job_name}")
+            mine = [found for found in listed.items if found.metadata.token_sha256 == run.token_sha256]
+            for found in mine:
+                run.found(Applied(found))
+            if not mine:
                 run.lacks_pod()
-            return
-        uid = pod.metadata.uid
+        else:
+            await self._look_at(run, pod)
+        run.confirm()
+        self._settle(run)
+        self._ring(run)
+
+    async def _look_at(self, run: Run, pod: Pod) -> None:
         try:
             found = await self._api.get(PODS, Pod, pod.metadata.name)
         except NotFound:
-            self.pods.lose(uid)
+            run.found(Deleted(pod))
             return
-        if found.metadata.uid != uid:
-            self.pods.lose(uid)
-            return
-        self.pods.adopt(found)
-        run.confirm()
+        run.found(Applied(found) if found.metadata.uid == pod.metadata.uid else Deleted(pod))
+
+    async def _follow_up(self, run: Run, pod: Pod) -> None:
+        """Ask for a pod that the watch tells of no more, though nobody was seen to end it.
+
+        Somebody may have taken its label away: then it goes on, and no watch tells of it.
+        """
+        pauses = delays(0.2, LOST_LABEL)
+        while run.state.may_run:
+            with suppress(ApiError):
+                await self._look_at(run, pod)
+                if run.state.may_run and run.tells("pod_lost_label"):
+                    _log.warning("pod_lost_label", job=run.job_name, pod=pod.metadata.name)
+            self._settle(run)
+            self._ring(run)
+            await anyio.sleep(next(pauses))
 
     def _job_changed(self, change: Applied[Job] | Deleted[Job]) -> None:
         job = change.object
@@ -309,7 +350,12 @@ class Store:
                 return
             run = self._add(Run.of(pod))  # its Job is gone, or the watch of Jobs has not told yet
         known = run.observed.pod
-        if pod.job_name != run.job_name and (known is None or known.metadata.uid != pod.metadata.uid):
+        is_known = known is not None and known.metadata.uid == pod.metadata.uid
+        if pod.job_name != run.job_name and not is_known:
+            return
+        told = run.observed.told_to_end or pod.metadata.deletion_timestamp is not None
+        if isinstance(change, Deleted) and is_known and _may_run(pod) and not told:
+            self._begin(self._follow_up, run, pod)
             return
         run.found(change)
         self._settle(run)

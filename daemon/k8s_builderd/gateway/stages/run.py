@@ -11,7 +11,7 @@ from k8s_builderd.fabric.package import CHAINCODE_FILE, IMAGE_FILE, decode_built
 from k8s_builderd.fabric.plan import Plan
 from k8s_builderd.gateway.connection import Connection
 from k8s_builderd.gateway.protocol import Request
-from k8s_builderd.runs.attend import Runs
+from k8s_builderd.runs.attend import CANNOT_SERVE, Runs
 from k8s_builderd.runs.cursor import Cursor
 from k8s_builderd.settings import Settings
 
@@ -33,7 +33,7 @@ async def serve(request: Request, connection: Connection, settings: Settings, ru
         # An earlier daemon took this request, and its chaincode may be running: no word of ours ends that.
         if knocked(request, runs, because=str(error)):
             _log.error("request_refused", reason=str(error))
-            await connection.say(f"k8s-builderd cannot serve this launch now. The chaincode keeps running: {error}")
+            await connection.say(f"{CANNOT_SERVE}: {error}")
         raise ClientGone from error
     connection.debug = plan.settings.debug
     for name in settings.overridden(request.environment):
