@@ -332,7 +332,7 @@ class Cluster:
         if plural == "jobs":
             uid = meta["uid"]
             self.controller.later(0.02, lambda: self._make_pod(uid))
-            self.controller.later(0.15, lambda: self._collect(uid))
+        self.controller.later(0.15, lambda: self._collect(plural, meta["name"], meta["uid"]))
         return made
 
     def update(self, plural: str, changed: Object) -> None:
@@ -473,15 +473,15 @@ class Cluster:
         if self._job(uid) is not None:
             self.delete("jobs", name)
 
-    def _collect(self, uid: str) -> None:
-        """Delete a Job whose owner is not there."""
-        job = self._job(uid)
-        if job is None:
+    def _collect(self, plural: str, name: str, uid: str) -> None:
+        """Delete a new object whose owners are not there."""
+        item = self.find(plural, name)
+        if item is None or item["metadata"]["uid"] != uid:
             return
-        owners = job["metadata"].get("ownerReferences") or ()
-        there = {item["metadata"]["uid"] for item in self.objects["pods"].values()}
+        owners = item["metadata"].get("ownerReferences") or ()
+        there = {other["metadata"]["uid"] for kind in ("jobs", "pods") for other in self.objects[kind].values()}
         if owners and not any(owner["uid"] in there for owner in owners):
-            self.delete("jobs", job["metadata"]["name"])
+            self.delete(plural, name)
 
     def _collect_of(self, uid: str) -> None:
         """Delete what an object that is gone has owned."""

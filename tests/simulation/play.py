@@ -191,11 +191,11 @@ class Play:
         self.world.advance(WAITS[(which + how) % len(WAITS)])
 
     def _act_ask(self, site: Site, which: int, how: int) -> None:
-        self.world.ask(site, which % len(CHAINCODES))
+        self.world.ask(site, which % 4 // 3)
         self.world.advance(WAITS[how % len(WAITS)] if how % 2 else 0)
 
     def _act_ask_and_wait(self, site: Site, which: int, _: int) -> None:
-        self.world.request(site, which % len(CHAINCODES), site.startup_timeout + 30)
+        self.world.request(site, which % 4 // 3, site.startup_timeout + 30)
 
     # Chaincode
 

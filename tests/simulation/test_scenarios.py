@@ -246,6 +246,37 @@ def test_a_daemon_that_restarts_with_too_few_connections(world: World) -> None:
     over(world)
 
 
+@pytest.mark.parametrize("reason", ["client gone", "orphan"])
+@pytest.mark.parametrize("full", [False, True])
+def test_a_run_that_comes_back_before_its_deletion_is_accepted(world: World, reason: str, full: bool) -> None:
+    """It was away for longer than its grace, and the API server is away as well: nothing is lost yet."""
+    site = world.site(settings={"max_connections": 1})
+    assert world.works(site) == 1
+    world.sim.call(world.clients[0].freeze)
+    if reason == "orphan":
+        world.end_daemon(site)
+        world.start_daemon(site)
+        world.advance(1)
+    assert site.daemon is not None
+    if reason == "client gone":
+        world.sim.call(site.daemon.connections[0].hang_up)
+    world.sim.call(site.daemon.api.lose)
+    world.advance(70)
+    assert world.logged("job_not_deleted")
+    if full:
+        world.ask(site, 1)
+        world.advance(1)
+    world.sim.call(world.clients[0].thaw)
+    if full:
+        world.advance(10)
+        world.sim.call(world.clients[1].kill)
+    world.advance(10)
+    world.sim.call(site.daemon.api.heal)
+    world.advance(60)
+    lives(world, site)
+    over(world)
+
+
 @pytest.mark.parametrize("own_pod", [True, False])
 def test_two_daemons_with_one_instance(world: World, own_pod: bool) -> None:
     site = launched(world, instance="both", own_pod=own_pod)
@@ -547,7 +578,7 @@ def test_a_run_that_comes_back_when_its_job_is_gone_and_its_pod_is_not(world: Wo
 
 
 def test_a_stop_of_nothing_while_the_api_server_goes_away(world: World) -> None:
-    """Whether a Job has come late cannot be told from a watch that is interrupted; and the wait for it has an end."""
+    """No interrupted watch can tell whether a Job has come late; but nothing waits for it for ever."""
     site = world.site(faults=[Fault("list", "jobs", "slow")])
     assert site.daemon is not None
     assert site.peer is not None

@@ -276,8 +276,7 @@ class World:
         self.made_by[job["metadata"]["uid"]] = self.now, daemon
         for container in self.cluster.alive():
             since = self.cluster.seen_running_since(container)
-            lag = daemon.api.lag["pods"] + LOOK
-            if container.key == launch_key(job["metadata"]) and since is not None and since < self.now - lag:
+            if container.key == launch_key(job["metadata"]) and since is not None and since < self.now - LOOK:
                 self._unless_waited(container, job)
 
     def _two_live(self, one: Container, other: Container) -> None:

@@ -101,7 +101,7 @@ class Runs:
             raise launched_again()
         if run.deletion is not None and run.deletion.reason is Reason.STOPPED:
             return await self._tell_stopped(run.deletion, run, connection)  # its client has not heard the answer
-        if run.deletion is not None:
+        if run.deletion is not None and not self._store.keep(run):
             raise LaunchFailed(
                 f"chaincode job {plan.namespace}/{run.job_name} is being deleted ({run.deletion.reason})"
             )

@@ -105,11 +105,18 @@ class Deletion:
         """Set when the API has accepted it, or when it is withdrawn."""
         self.accepted_at: float | None = None
         self.withdrawn = False
-        """Whether it came to nothing: the container of a Job that was to be deleted for not starting has started."""
+        """Whether it came to nothing: the container of a Job that was to be deleted for not starting has started, or
+        the client for whose absence it was to be deleted has come back.
+        """
         self.orphaned_pod = ""
         """The pod that goes on although its Job is gone, because somebody deleted the Job without it."""
         self.last_error = ""
         """Why the API has not accepted it yet."""
+
+    @property
+    def is_for_absence(self) -> bool:
+        """Say whether it waits for the API, and is for want of a client: one that comes back now has its run still."""
+        return self.accepted_at is None and self.reason in {Reason.CLIENT_GONE, Reason.ORPHAN}
 
     def accept(self) -> None:
         """Note that the API has accepted it, or that there is nothing to delete."""
@@ -335,7 +342,9 @@ class Run:
 
     def delete(self, reason: Reason) -> Deletion:
         """Decide that its Job is deleted. The first decision counts, but for one that may still be withdrawn."""
-        if self._deletion is not None and self._deletion.reason is Reason.NOT_STARTED:
+        if self._deletion is not None and (
+            self._deletion.reason is Reason.NOT_STARTED or self._deletion.is_for_absence
+        ):
             self._deletion.reason = reason
         if self._deletion is None:
             assert reason is not Reason.NOT_STARTED or not self.observed.started
@@ -345,9 +354,9 @@ class Run:
         return self._deletion
 
     def withdraw(self) -> None:
-        """Take back the decision to delete a Job for not starting: its container has started."""
+        """Take back the decision to delete a Job: its container has started after all, or its client has come back."""
         assert self._deletion is not None
-        assert self._deletion.reason is Reason.NOT_STARTED
+        assert self._deletion.reason is Reason.NOT_STARTED or self._deletion.is_for_absence
         self._deletion.withdraw()
         self._deletion = None
 

@@ -36,13 +36,13 @@ async def delete_job(
     :param watch_error: returns why the watches do not tell what there is, or None.
     :param retried: is told verb and resource of each request that is made again.
     :returns: False where the deletion came to nothing, because the container of a Job that was to be deleted for not
-        starting has started.
+        starting has started, or because it was withdrawn.
     """
     pauses = delays(0.1, 5.0)
     seen = run.observed
     logged = False
     while True:
-        if deletion.reason is Reason.NOT_STARTED and seen.started:
+        if deletion.withdrawn or (deletion.reason is Reason.NOT_STARTED and seen.started):
             return False
         try:
             there = await _ask(api, run)
@@ -55,7 +55,9 @@ async def delete_job(
         if there and not logged:
             logged = True
             _log.info("job_deleted", job=run.job_name, reason=deletion.reason)
-        elif not there and seen.pod is not None and not seen.ended and not seen.told_to_end and seen.pod.left_behind:
+        if deletion.withdrawn:
+            return False  # too late, where there was a Job: its run is told by the watch
+        if not there and seen.pod is not None and not seen.ended and not seen.told_to_end and seen.pod.left_behind:
             deletion.orphaned_pod = seen.pod.metadata.name
             _log.warning("pod_without_job", job=run.job_name, pod=deletion.orphaned_pod)
         deletion.accept()

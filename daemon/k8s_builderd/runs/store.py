@@ -179,6 +179,8 @@ class Store:
     def knocked(self, token_sha256: str) -> None:
         """Note that the client of a run has tried to come back and was not served."""
         if (run := self._by_token.get(token_sha256)) is not None:
+            if self.keep(run):
+                self._miss(run, self._settings.reconnect_grace, Reason.CLIENT_GONE)
             run.knock(anyio.current_time() + max(KNOCK, self._settings.reconnect_grace))
 
     async def expire_orphans(self) -> None:
@@ -225,12 +227,13 @@ class Store:
 
     def delete(self, run: Run, reason: Reason) -> Deletion:
         """Delete the run's Job, in the background."""
-        if run.deletion is None:
+        known = run.deletion
+        deletion = run.delete(reason)
+        if deletion is not known:
             self._metrics.deleted(reason)
-            self._begin(self._carry_out, run, run.delete(reason))
+            self._begin(self._carry_out, run, deletion)
             self._ring(run)
-        assert run.deletion is not None
-        return run.deletion
+        return deletion
 
     async def _carry_out(self, run: Run, deletion: Deletion) -> None:
         self._begin(self._ring_when_settled, run, deletion)
@@ -243,12 +246,25 @@ class Store:
                 await anyio.sleep(AFTER_CRASH)
         if over:
             self._forget(run)
-        else:
-            _log.info("deletion_withdrawn", job=run.job_name, reason=deletion.reason)
-            run.withdraw()
+        elif not deletion.withdrawn:
+            self._withdraw(run, deletion)
             if run.claim is None:
                 self._miss(run, self._settings.reconnect_grace, Reason.CLIENT_GONE)
-            self._ring(run)
+
+    def keep(self, run: Run) -> bool:
+        """Take back the deletion of a run's Job because its client has come back; return whether that can be done.
+
+        It can where the Job was to be deleted for want of that client, and the API has not accepted it yet.
+        """
+        if run.deletion is None or not run.deletion.is_for_absence:
+            return False
+        self._withdraw(run, run.deletion)
+        return True
+
+    def _withdraw(self, run: Run, deletion: Deletion) -> None:
+        _log.info("deletion_withdrawn", job=run.job_name, reason=deletion.reason)
+        run.withdraw()
+        self._ring(run)
 
     def _begin(self, work: Callable[..., Awaitable[None]], run: Run, *arguments: Any) -> None:
         """Do something for a run beside everything else. A mistake in it harms that run only."""
