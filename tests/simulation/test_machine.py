@@ -69,8 +69,75 @@ Machine.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-FOUND: Sequence[tuple[Setting, int, Sequence[Act]]] = ()
-"""Plays that came out wrong once."""
+FOUND: Sequence[tuple[Setting, int, Sequence[Act]]] = (
+    # The daemon ends while the rest of a log is read: nothing could be begun in its store any more.
+    (
+        Setting(tls=False, startup_timeout=20.0, start_timeout="2m", clock=-3.0),
+        1,
+        (("ask", 55, 77, 97), ("delete_pod", 13, 40, 3), ("restart_daemon", 92, 3, 67)),
+    ),
+    # A stop before the Jobs were listed, and then the API server goes away: its deletion never came to an end.
+    (
+        Setting(own_pod=False, startup_timeout=300.0, start_timeout="2m", clock=3.0),
+        10252,
+        (("ask", 97, 65, 10), ("restart_peer", 29, 67, 13), ("lose_api", 29, 79, 65)),
+    ),
+    # A `run` comes back without a cursor when its Job is gone and its pod is not.
+    (
+        Setting(one_instance=True, tls=False, startup_timeout=20.0, start_timeout="15s"),
+        10948,
+        (
+            ("fail", 97, 90, 31),
+            ("ask_and_wait", 88, 89, 98),
+            ("freeze_run", 4, 68, 21),
+            ("ask", 5, 40, 98),
+            ("restart_daemon", 26, 86, 68),
+            ("ask_and_wait", 67, 92, 91),
+        ),
+    ),
+    # START_TIMEOUT while nobody can see whether the chaincode runs, which it does.
+    (
+        Setting(one_instance=True, own_pod=False, startup_timeout=300.0, start_timeout="15s", clock=3.0),
+        11330,
+        (
+            ("delete_job", 44, 71, 47),
+            ("lose_api", 46, 6, 83),
+            ("ask_and_wait", 63, 76, 99),
+            ("restart_api", 34, 57, 29),
+        ),
+    ),
+    # A Job deleted without its pod, which no watch had told of.
+    (
+        Setting(sites=2, one_instance=True, startup_timeout=20.0, clock=-3.0),
+        11729,
+        (("ask", 22, 98, 25), ("break_streams", 65, 73, 55), ("ask_and_wait", 5, 72, 20), ("delete_job", 63, 5, 95)),
+    ),
+    # A `run` comes back after its grace, when the API has not accepted the deletion yet.
+    (
+        Setting(startup_timeout=20.0, clock=3.0),
+        20929,
+        (
+            ("ask_and_wait", 62, 92, 16),
+            ("restart_daemon", 53, 49, 22),
+            ("freeze_run", 72, 42, 42),
+            ("wait", 51, 96, 12),
+            ("lose_api", 27, 25, 24),
+        ),
+    ),
+    # A pod that was asked for goes while the watch is silent.
+    (
+        Setting(one_instance=True, startup_timeout=20.0, start_timeout="15s", clock=-3.0),
+        40595,
+        (
+            ("wait", 34, 17, 42),
+            ("break_streams", 51, 34, 37),
+            ("ask_and_wait", 86, 7, 41),
+            ("wait", 76, 10, 41),
+            ("terminate_run", 19, 10, 49),
+        ),
+    ),
+)
+"""Plays that came out wrong once, and why."""
 
 
 @pytest.mark.parametrize(("setting", "seed", "acts"), FOUND)

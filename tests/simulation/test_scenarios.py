@@ -1,43 +1,12 @@
 """What was found by trying, each as a short story in virtual time: what is done, and what must come of it."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from k8s_builderd.kube.errors import ApiError
 from tests.simulation.api import Fault
 from tests.simulation.cluster import Program
-from tests.simulation.world import CHAINCODES, Site, World
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    with World(7) as world:
-        yield world
-
-
-def launched(world: World, **rest: object) -> Site:
-    """Return a place where one chaincode works."""
-    site = world.site(**rest)  # type: ignore[arg-type]
-    assert world.works(site) == 1
-    return site
-
-
-def lives(world: World, site: Site) -> None:
-    """Check that the first chaincode goes on, with its `run`."""
-    assert world.cluster.containers[0].alive
-    assert world.clients[0].alive
-    assert world.request(site).container is world.cluster.containers[0]
-
-
-def over(world: World) -> None:
-    """Check what must be true at the end of each story."""
-    world.heal()
-    world.ends_in_time()
-    world.nothing_left()
-    world.no_task_left()
-    world.check()
-
+from tests.simulation.stories import launched, lives, over
+from tests.simulation.world import CHAINCODES, World
 
 # What is as it should be
 
@@ -210,6 +179,21 @@ def test_a_time_out_tells_the_truth_when_the_api_server_is_back(world: World) ->
     assert world.clients[0].said("timed out waiting for the condition")
     world.advance(20)
     assert not world.cluster.objects["jobs"]
+    over(world)
+
+
+def test_a_pod_that_was_asked_for_and_goes_while_the_watch_is_silent(world: World) -> None:
+    site = world.site(start_timeout="8s")
+    assert site.daemon is not None
+    assert site.peer is not None
+    world.advance(1)
+    world.sim.call(site.daemon.api.silence, "pods")
+    assert world.works(site) == 1
+    world.advance(20)
+    world.sim.call(site.peer.stop, CHAINCODES[0])
+    world.advance(200)
+    assert not world.cluster.alive()
+    assert site.daemon.store.count == 0
     over(world)
 
 

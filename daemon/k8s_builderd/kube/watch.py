@@ -218,7 +218,7 @@ class Reflector(Generic[T]):
                     line = await anext(lines, None)
                 if deadline.cancelled_caught:
                     self._failed(
-                        f"no word from the watch of {self._resource.rbac} for {self._silence:g} s, opening another"
+                        f"the watch of {self._resource.rbac} has been silent for {self._silence:g} s, opening another"
                     )
                     self._restarted(self._resource.rbac, Silent.kind)
                     if quiet:

@@ -306,7 +306,11 @@ class Store:
             listed = await self._api.list(PODS, Pod, labelSelector=f"job-name={run.job_name}")
             mine = [found for found in listed.items if found.metadata.token_sha256 == run.token_sha256]
             for found in mine:
-                run.found(Applied(found))
+                self.pods.adopt(found)  # so that the next list tells if it has gone
+                if run.observed.pod is None:
+                    run.found(Applied(found))
+                if found.metadata.instance != self._settings.instance:
+                    self._begin(self._follow_up, run, found)
             if not mine:
                 run.lacks_pod()
         else:
