@@ -25,7 +25,7 @@ def main(argv: "list[str]", environment: "Mapping[bytes, bytes]") -> int:
     stopping = False
     try:
         if program not in ARGUMENTS:
-            raise CallError("The name of this program must be one of %s" % ", ".join(ARGUMENTS))
+            raise CallError("This program must have one of these names: %s" % ", ".join(ARGUMENTS))
         call = Call(program, [os.fsencode(argument) for argument in argv[1:]], environment)
         stderr.debugging = call.debug
         for name, directory in call.directories.items():

@@ -35,7 +35,7 @@ def open_file(directory: int, path: bytes, flags: int, *, make_parents: bool = F
 
 def _plain(component: bytes) -> bytes:
     if component in (b"", b".", b"..") or b"\0" in component:
-        raise PermissionError(1, "It leads out of its directory")
+        raise PermissionError(1, "the path leads out of its directory")
     return component
 
 
@@ -54,7 +54,7 @@ class Copies:
             return
         try:
             if source not in self._listed:
-                raise PermissionError(1, "It is not one of the files that this program has listed")
+                raise PermissionError(1, "this program has not listed that file")
             self._copy(source, destination)
         except OSError as error:
             raise CopyError(
@@ -71,7 +71,7 @@ class Copies:
             reader = open_file(descriptors[0], source, os.O_RDONLY)
             descriptors.append(reader)
             if not stat.S_ISREG(os.fstat(reader).st_mode):
-                raise OSError(0, "It is not a regular file any more")
+                raise OSError(0, "no longer a regular file")
             writer = open_file(descriptors[1], destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL, make_parents=True)
             descriptors.append(writer)
             while True:

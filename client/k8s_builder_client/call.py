@@ -62,8 +62,8 @@ class Call:
         path = self.environment.get(SOCKET) or _DEFAULT_SOCKET
         if len(path) > _LONGEST_SOCKET_PATH:
             raise CallError(
-                "The %s environment variable is %d bytes long, and the path of a socket must be a maximum of %d: %s"
-                % (SOCKET.decode(), len(path), _LONGEST_SOCKET_PATH, os.fsdecode(path[:200]))
+                "The %s environment variable must be a maximum of %d bytes, as the path of a Unix socket; it has %d: %s"
+                % (SOCKET.decode(), _LONGEST_SOCKET_PATH, len(path), os.fsdecode(path[:200]))
             )
         return path
 

@@ -68,7 +68,7 @@ class Request:
                     )
                 room -= len(part) - wire.HEADER
                 if room < 0:
-                    raise CallError("The paths below META-INF are longer than %d bytes together" % MAX_PATH_BYTES)
+                    raise CallError("The paths below META-INF have more than %d bytes in total" % MAX_PATH_BYTES)
                 parts.append(part)
                 if kind == b"f":
                     self.listed.add(path)
@@ -153,7 +153,7 @@ def _entries_of(directory: bytes, parent: bytes, room: int) -> "list[tuple[bytes
         with os.scandir(descriptor) as entries:
             for entry in entries:
                 if len(below) == room:
-                    raise CallError("META-INF holds more than %d files and directories" % MAX_PATHS)
+                    raise CallError("META-INF contains more than %d files and directories" % MAX_PATHS)
                 status = entry.stat(follow_symlinks=False)
                 below.append((*_kind_and_size(status), parent + b"/" + os.fsencode(entry.name)))
     finally:

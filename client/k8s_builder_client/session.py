@@ -28,8 +28,8 @@ CALL_TIMEOUT = 60.0
 
 _READ = 1 << 16
 _SIOCOUTQ = 0x5411  # bytes sent that the other end has not read; see unix(7)
-_CLOSED = "It closed the connection before it had answered"
-_SILENT = "It does not answer", "Check that the daemon is not frozen and has CPU time: its log and its /livez"
+_CLOSED = "the daemon closed the connection"
+_SILENT = "the daemon does not answer", "See its log and its /livez: it may be frozen or short of CPU"
 
 
 class Session:
@@ -89,7 +89,7 @@ class Session:
             return
         if self._call_deadline is not None and now >= self._call_deadline:
             self._stderr.words(
-                "k8s-builderd at %s has not finished this call within %gs. Check its log"
+                "k8s-builderd at %s did not finish this call within %gs. See its log"
                 % (os.fsdecode(self._path), self._patience + CALL_TIMEOUT)
             )
             self._end(1)
@@ -110,7 +110,7 @@ class Session:
             if self._cursor is None:
                 text = "Waiting for k8s-builderd at %s: %s"
             else:
-                text = "Waiting for k8s-builderd at %s, the chaincode goes on meanwhile: %s"
+                text = "Lost k8s-builderd at %s (%s). The chaincode keeps running; reconnecting"
             self._stderr.words(text % (os.fsdecode(self._path), away.reason))
 
     def _look_for_signs(self, now: float) -> None:
@@ -240,7 +240,7 @@ class Session:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        remedy = "Its log says why"
+        remedy = "See its log"
         self._absence.lost(time.monotonic(), reason, remedy, self._longest_delay(), _spread())
 
     def _send(self, connection: "_socket.socket") -> None:
@@ -290,13 +290,13 @@ class Session:
         if now >= self._malformed_again_at:
             self._malformed_again_at = now + absence.MORE_WORDS
             self._stderr.words(
-                "k8s-builderd at %s sent %s: check that it and this program are of one version"
+                "k8s-builderd at %s sent %s: use the programs that came with this daemon"
                 % (os.fsdecode(self._path), what)
             )
         if self._cursor is None:
             self._end(1)
         else:
-            self._lost("It sent " + what)
+            self._lost("the daemon sent " + what)
 
     # The daemon's frames
 
@@ -351,14 +351,14 @@ class Session:
     def _end_unstopped(self) -> None:
         if self._socket is None:
             self._stderr.words(
-                "Could not reach k8s-builderd at %s to stop the chaincode: %s. Its Kubernetes job, if there is one, is "
-                "deleted by the daemon when that is back and nobody has claimed it"
+                "Could not reach k8s-builderd at %s to stop the chaincode: %s. When the daemon is back, it "
+                "deletes the chaincode's Kubernetes job, if there is one"
                 % (os.fsdecode(self._path), self._absence.reason)
             )
         else:
             self._stderr.words(
-                "k8s-builderd at %s has not answered the stop within %gs. It deletes the chaincode's Kubernetes job, "
-                "if there is one, by itself soon after this program has ended" % (os.fsdecode(self._path), STOP_TIMEOUT)
+                "k8s-builderd at %s did not answer the stop within %gs. It deletes the chaincode's Kubernetes job, "
+                "if there is one, soon after this program has ended" % (os.fsdecode(self._path), STOP_TIMEOUT)
             )
         self._end(1)
 
@@ -372,17 +372,17 @@ def _explained(error: OSError) -> "tuple[str, str]":
     reason = error.strerror or "unknown error"
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         remedy = (
-            "Check that the daemon runs, that the directory of its socket is shared with the peer, and that "
-            "FABRIC_K8S_BUILDER_SOCKET, where it is set, stands in the builder's propagateEnvironment in core.yaml"
+            "Check that the daemon is running and that the peer mounts the directory of its socket. If "
+            "FABRIC_K8S_BUILDER_SOCKET is set, list it in the builder's propagateEnvironment in core.yaml"
         )
     elif error.errno == errno.ECONNREFUSED:
-        remedy = "Check that the daemon runs: the socket is there, but nothing listens on it"
+        remedy = "The socket exists, but nothing listens on it: check that the daemon is running"
     elif error.errno == errno.EACCES:
         reason += " for uid %d, gid %d" % (os.geteuid(), os.getegid())
         remedy = "Check the user and group of the daemon and the peer, and the daemon's FABRIC_K8S_BUILDER_SOCKET_MODE"
     elif error.errno == errno.EAGAIN:
-        reason = "Its queue of connections is full"
-        remedy = "Check the daemon's log and its /livez"
+        reason = "its queue of connections is full"
+        remedy = "See the daemon's log and its /livez"
     else:
         remedy = "Check the daemon and FABRIC_K8S_BUILDER_SOCKET"
     return reason, remedy

@@ -37,7 +37,7 @@ def _left_out(name: str, package: str) -> click.Command:
 
     def fail() -> None:
         raise click.ClickException(
-            f"{name} needs the package {package}, which this installation leaves out: pip install 'k8s-builderd[demo]'"
+            f"{name} needs the package {package}, which is not installed: pip install 'k8s-builderd[demo]'"
         )
 
     anything = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -48,4 +48,4 @@ def _left_out(name: str, package: str) -> click.Command:
 @click.command(cls=_Lazy)
 @click.version_option(package_name="k8s-builderd")
 def main() -> None:
-    """Make chaincode packages for Kubernetes, look into them, and try them without a cluster."""
+    """Make and inspect chaincode packages, install the programs for a peer, and try it all without a cluster."""

@@ -82,18 +82,18 @@ def check(python: Path) -> None:
     :raises NotInstalled: if not, or if its path cannot stand in a program.
     """
     if not str(python).isprintable() or set(str(python)) & set("\\'"):
-        raise NotInstalled(f"{str(python)!a} cannot stand in a shell script: link it under a plain path")
+        raise NotInstalled(f"{str(python)!a} cannot be used in a shell script: make a link to it with a plain path")
     command = [os.fspath(python), "-I", "-S", "-c", _PROBE]
     try:
         done = subprocess.run(command, env={}, capture_output=True, timeout=_PROBE_TIMEOUT, check=False)
     except subprocess.TimeoutExpired:
-        raise NotInstalled(f"{python} cannot be used as Python: it does not end") from None
+        raise NotInstalled(f"{python} cannot be used as Python: it does not exit") from None
     except OSError as error:
         raise NotInstalled(f"{python} cannot be used as Python: {error.strerror}") from error
     version = re.fullmatch(r"(\d+) (\d+)\n", done.stdout.decode(errors="replace"))
     if done.returncode != 0 or version is None:
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise NotInstalled(f"{python} cannot be used as Python: {said[-1] if said else 'it is none'}")
+        raise NotInstalled(f"{python} cannot be used as Python: {said[-1] if said else 'it is not Python'}")
     if (int(version[1]), int(version[2])) < OLDEST:
         needed = ".".join(map(str, OLDEST))
         raise NotInstalled(f"{python} is Python {version[1]}.{version[2]}, and the programs need {needed} or later")
@@ -102,7 +102,7 @@ def check(python: Path) -> None:
 def _package() -> Path:
     client = find_spec("k8s_builder_client")
     if client is None or client.origin is None:
-        raise NotInstalled("the package k8s_builder_client is missing: install k8s-builderd anew")
+        raise NotInstalled("the package k8s_builder_client is missing: reinstall k8s-builderd")
     return Path(client.origin).parent
 
 
@@ -112,7 +112,7 @@ def _program() -> str:
     for programs in (package / "bin", package.parent / "bin"):
         if (programs / "run").is_file():
             return (programs / "run").read_text()
-    raise NotInstalled(f"the four programs are not in {package}: install k8s-builderd anew")
+    raise NotInstalled(f"the four programs are not in {package}: reinstall k8s-builderd")
 
 
 def _adapted(program: str, edition: str, python: Path | None) -> str:

@@ -45,7 +45,7 @@ async def _serve_embedded(settings: Settings, images: Path | None) -> None:
         if (error.name or "").partition(".")[0] != "k8s_builder_lab":
             raise
         raise BuilderError(
-            "--embedded needs the package k8s_builder_lab, which this installation leaves out: pip install k8s-builderd"
+            "--embedded needs the package k8s_builder_lab, which is not installed: pip install k8s-builderd"
         ) from error
 
     async with running(settings.namespace, images) as kubeconfig:

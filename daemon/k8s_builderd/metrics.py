@@ -15,6 +15,9 @@ class Metrics:
             "k8s_builderd_calls", "Calls of the four programs", ("stage", "code"), registry=self._registry
         )
         self._deleted = Counter("k8s_builderd_jobs_deleted", "Jobs deleted", ("reason",), registry=self._registry)
+        self._ended = Counter(
+            "k8s_builderd_launches_ended", "Launches that failed or ended", ("category",), registry=self._registry
+        )
         self._log_bytes = Counter("k8s_builderd_log_bytes", "Bytes of log passed on", registry=self._registry)
 
     def gauge(self, name: str, help_text: str, value: Callable[[], float]) -> None:
@@ -28,6 +31,10 @@ class Metrics:
     def deleted(self, reason: str) -> None:
         """Count one decision to delete a Job."""
         self._deleted.labels(reason).inc()
+
+    def ended(self, category: str) -> None:
+        """Count one launch that failed, or chaincode that ended, for a cause of this category."""
+        self._ended.labels(category).inc()
 
     def logged(self, size: int) -> None:
         """Count bytes of chaincode's log passed on."""

@@ -61,7 +61,7 @@ class OwnPod:
         has = f"that pod's uid is {found.metadata.uid!a}" if found is not None else "there is no such pod"
         if self._is_news(
             f"FABRIC_K8S_BUILDER_POD_NAME={name} and FABRIC_K8S_BUILDER_POD_UID={uid} are not this daemon's pod in"
-            f" namespace {settings.namespace}: {has}; jobs will stay when the peer's pod goes"
+            f" namespace {settings.namespace}: {has}; jobs will remain when the peer's pod is deleted"
         ):
             _log.error("own_pod_wrong", reason=self.trouble)
         known(None)
@@ -74,7 +74,7 @@ class OwnPod:
 def _elsewhere(settings: Settings) -> str:
     return (
         f"this daemon's pod is in namespace {settings.pod_namespace}, chaincode in {settings.namespace}: owner"
-        " references do not cross namespaces, so a job does not go with the peer's pod. It goes when its `run` is told"
-        f" to stop, {settings.reconnect_grace:g} s after its `run` has gone away, or {settings.orphan_grace:g} s after"
-        f" the next start of a daemon of the instance {settings.instance}"
+        " references do not cross namespaces, so a job is not deleted with the peer's pod. It is deleted when its `run`"
+        f" is told to stop, {settings.reconnect_grace:g} s after its `run` is gone, or {settings.orphan_grace:g} s"
+        f" after the next start of a daemon with the instance name {settings.instance}"
     )

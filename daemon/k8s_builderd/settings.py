@@ -138,7 +138,7 @@ def launch_settings(environ: Mapping[str, str]) -> LaunchSettings:
     if not environ.get(PEER_ID):
         raise SettingsError(f"Expected {PEER_ID} environment variable")
     if not environ[PEER_ID].isprintable():
-        raise SettingsError(f"The {PEER_ID} environment variable must hold printable characters only")
+        raise SettingsError(f"The {PEER_ID} environment variable must have printable characters only")
     return LaunchSettings(
         peer_id=environ[PEER_ID],
         node_role=read("NODE_ROLE", "", _kubernetes_label_value),
@@ -233,7 +233,7 @@ def _mode(value: str) -> int:
 
 def _uids(value: str) -> frozenset[int] | None:
     if not re.fullmatch(r"\d+(,\d+)*", value):
-        raise _Rule(f"must be user ids with commas between them, such as 0,1000; it is {value!a}")
+        raise _Rule(f"must be user ids separated by commas, such as 0,1000; it is {value!a}")
     return frozenset(int(uid) for uid in value.split(","))
 
 

@@ -89,7 +89,9 @@ def test_an_interpreter_is_found_in_path(peer: Peer, interpreter: str, tmp_path:
 def test_no_interpreter_is_told_in_one_line(peer: Peer) -> None:
     del peer.environment["FABRIC_K8S_BUILDER_PYTHON"]
     program = peer.call("run", PATH="/nowhere")
-    program.says(f"Found no python3 that runs here, neither {peer.bin}/../python/bin/python3 nor one in PATH: set ")
+    program.says(
+        f"Found no Python (3.8 or later) that runs here: tried {peer.bin}/../python/bin/python3 and python3 in PATH."
+    )
     assert program.ends_saying() == 1
 
 
@@ -181,7 +183,7 @@ def test_another_name_is_refused(peer: Peer, tmp_path: Path) -> None:
     (tmp_path / "start").symlink_to(BIN / "run")
     peer.bin = tmp_path
     program = peer.call("start", "x")
-    program.says("The name of this program must be one of detect, build, release, run")
+    program.says("This program must have one of these names: detect, build, release, run")
     assert program.ends_saying() == 1
 
 

@@ -123,6 +123,6 @@ def test_a_silence_is_told_at_once_and_counted_from_the_last_sign() -> None:
     away = Absence(0, 30)
     away.connected(1, "", "")
     away.end(1)
-    away.silent(112, 100, "It does not answer", "Check it")
+    away.silent(112, 100, "the daemon does not answer", "Check it")
     assert [second for second in range(112, 240) if away.tell(second)] == [112, 172, 232]
     assert away.end(240) == 140

@@ -104,7 +104,7 @@ def test_a_run_with_a_job_waits_longer_than_the_time_to_connect(peer: Peer, daem
     assert program.line() == b"started"
     daemon.close()
     connection.close()
-    program.says(f"Waiting for k8s-builderd at {daemon.path}, the chaincode goes on meanwhile: No such file")
+    program.says(f"Lost k8s-builderd at {daemon.path} (No such file or directory). The chaincode keeps running")
     connection = daemon.open().accept()
     assert connection.request().one("C") == b"c"
     connection.send(words(b"here\n"))
@@ -120,7 +120,7 @@ def test_being_back_is_told_though_the_daemon_has_nothing_to_say(peer: Peer, dae
     connection.send(log(b"c"))
     daemon.close()
     connection.close()
-    program.says("Waiting for k8s-builderd")
+    program.says("Lost k8s-builderd")
     connection = daemon.open().accept()
     connection.request()
     program.says("Connected to k8s-builderd after ")
@@ -165,7 +165,7 @@ def refusal(peer: Peer, stage: str = "run") -> str:
 
 @pytest.mark.parametrize("stage", ["detect", "build", "release", "run"])
 def test_a_missing_socket_is_told_with_what_to_check(peer: Peer, stage: str) -> None:
-    assert refusal(peer, stage).startswith("No such file or directory. Check that the daemon runs, that ")
+    assert refusal(peer, stage).startswith("No such file or directory. Check that the daemon is running and ")
 
 
 def test_a_socket_without_a_daemon_is_told(peer: Peer) -> None:
@@ -173,7 +173,7 @@ def test_a_socket_without_a_daemon_is_told(peer: Peer) -> None:
     left.bind(str(peer.daemon.path))
     left.close()
     assert refusal(peer) == (
-        "Connection refused. Check that the daemon runs: the socket is there, but nothing listens on it\n"
+        "Connection refused. The socket exists, but nothing listens on it: check that the daemon is running\n"
     )
 
 
@@ -218,12 +218,12 @@ def test_a_full_queue_is_told(peer: Peer) -> None:
         listener.listen(0)
         with socket.socket(socket.AF_UNIX) as waiting:
             waiting.connect(str(peer.daemon.path))
-            assert refusal(peer).startswith("Its queue of connections is full. Check ")
+            assert refusal(peer).startswith("its queue of connections is full. See ")
 
 
 def test_a_path_too_long_for_a_socket_is_told_at_once(peer: Peer) -> None:
     program = peer.call("run", FABRIC_K8S_BUILDER_SOCKET="/" + "s" * 107)
-    program.says("The FABRIC_K8S_BUILDER_SOCKET environment variable is 108 bytes long")
+    program.says("The FABRIC_K8S_BUILDER_SOCKET environment variable must be a maximum of 107 bytes")
     assert program.ends_saying() == 1
 
 
@@ -296,7 +296,7 @@ def test_what_is_no_frame_ends_a_run_without_a_job(peer: Peer, daemon: Daemon, f
     connection = daemon.accept()
     connection.request()
     connection.send(frame)
-    program.says(f"k8s-builderd at {daemon.path} sent {MALFORMED[frame]}: check that it and this program are of one")
+    program.says(f"k8s-builderd at {daemon.path} sent {MALFORMED[frame]}: use the programs that came with")
     assert program.ends_saying() == 1
 
 

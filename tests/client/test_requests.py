@@ -239,7 +239,7 @@ def test_more_paths_are_refused_before_the_daemon_is_asked(peer: Peer) -> None:
         for number in range(5_000):
             (peer.source / directory / f"{number}").touch()
     program = peer.call("build")
-    program.says("META-INF holds more than 10000 files and directories")
+    program.says("META-INF contains more than 10000 files and directories")
     assert program.ends_saying() == 1
 
 
@@ -283,7 +283,7 @@ def test_paths_that_are_longer_together_are_refused_before_the_daemon_is_asked(p
     if stage == "release":
         (peer.source / "META-INF").rename(peer.output / "META-INF")
     program = peer.call(stage)
-    program.says("The paths below META-INF are longer than 1048576 bytes together")
+    program.says("The paths below META-INF have more than 1048576 bytes in total")
     assert program.ends_saying() == 1
 
 

@@ -36,9 +36,11 @@ def test_a_daemon_that_is_frozen_is_told_and_given_up(peer: Peer, stage: str) ->
     """The kernel connects for it: to be connected proves nothing."""
     elapsed = Elapsed()
     program = peer.call(stage, FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="3s")
-    program.says(f"Waiting for k8s-builderd at {peer.daemon.path}: It does not answer")
+    program.says(f"Waiting for k8s-builderd at {peer.daemon.path}: the daemon does not answer")
     assert elapsed.seconds >= 2
-    program.says(f"Could not reach k8s-builderd at {peer.daemon.path} within 3s: It does not answer. Check that the")
+    program.says(
+        f"Could not reach k8s-builderd at {peer.daemon.path} within 3s: the daemon does not answer. See its log"
+    )
     assert program.ends_saying() == 1
     assert elapsed.seconds >= 3
 
@@ -73,8 +75,8 @@ def test_a_daemon_that_falls_silent_is_given_up(peer: Peer, daemon: Daemon, stag
     connection.send(said)
     if said == words(b"word\n"):
         assert program.line() == b"word"
-    program.says(f"Waiting for k8s-builderd at {daemon.path}: It does not answer")
-    program.says(f"Could not reach k8s-builderd at {daemon.path} within 0.5s: It does not answer. ")
+    program.says(f"Waiting for k8s-builderd at {daemon.path}: the daemon does not answer")
+    program.says(f"Could not reach k8s-builderd at {daemon.path} within 0.5s: the daemon does not answer. ")
     assert program.ends_saying() == 1
 
 
@@ -90,8 +92,8 @@ def test_a_launch_is_given_up_when_a_daemon_that_gave_signs_gives_no_more(peer: 
     program = peer.call("run", FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="1s")
     frozen_after(peer, SIGN, words(b"word\n"))
     assert program.line() == b"word"
-    program.says(f"Waiting for k8s-builderd at {daemon.path}: It does not answer")
-    program.says(f"Could not reach k8s-builderd at {daemon.path} within 1s: It does not answer. ")
+    program.says(f"Waiting for k8s-builderd at {daemon.path}: the daemon does not answer")
+    program.says(f"Could not reach k8s-builderd at {daemon.path} within 1s: the daemon does not answer. ")
     assert program.ends_saying() == 1
 
 
@@ -101,7 +103,7 @@ def test_a_run_with_a_job_waits_for_a_daemon_that_gives_signs_no_more(peer: Peer
     connection = frozen_after(peer, SIGN, log(b"c", b"line\n"))
     assert program.line() == b"line"
     for _ in range(3):
-        program.says(f"Waiting for k8s-builderd at {daemon.path}, the chaincode goes on meanwhile: It does not answer")
+        program.says(f"Lost k8s-builderd at {daemon.path} (the daemon does not answer). The chaincode keeps running")
     connection.send(SIGN, exits(7))
     assert b"Connected to k8s-builderd after " in program.rest()
     assert program.ends() == 7
@@ -113,7 +115,7 @@ def test_a_run_that_comes_back_to_a_frozen_daemon_waits_and_says_so(peer: Peer, 
     connection.request()
     connection.send(log(b"c"))
     connection.close()  # and nobody accepts the next
-    program.says(f"Waiting for k8s-builderd at {daemon.path}, the chaincode goes on meanwhile: It does not answer")
+    program.says(f"Lost k8s-builderd at {daemon.path} (the daemon does not answer). The chaincode keeps running")
     connection = daemon.accept()
     assert connection.request().one("C") == b"c"
     program.says("Connected to k8s-builderd after ")
@@ -149,7 +151,7 @@ def test_but_it_is_given_up_at_last(peer: Peer, daemon: Daemon) -> None:
     program = peer.call("run", FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="1s")
     frozen_after(peer)
     program.says("Waiting for k8s-builderd")
-    program.says(f"Could not reach k8s-builderd at {daemon.path} within 1s: It does not answer. ")
+    program.says(f"Could not reach k8s-builderd at {daemon.path} within 1s: the daemon does not answer. ")
     assert program.ends_saying() == 1
 
 
@@ -185,7 +187,7 @@ def test_a_daemon_that_talks_without_end_is_left(peer: Peer, daemon: Daemon, sta
     talking.start()
     *_, last = program.rest().splitlines()
     talking.join()
-    own = f"{stage} [{program.pid}]: k8s-builderd at {daemon.path} has not finished this call within 2s. Check its log"
+    own = f"{stage} [{program.pid}]: k8s-builderd at {daemon.path} did not finish this call within 2s. See its log"
     assert last.decode() == own
     assert program.ends() == 1
 

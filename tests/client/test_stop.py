@@ -179,7 +179,7 @@ def test_a_daemon_that_does_not_answer_a_stop_is_not_waited_for(peer: Peer, daem
     elapsed = Elapsed()
     connection.is_told_to_stop()
     program.says("Stopping the chaincode because of SIGTERM")
-    program.says(f"k8s-builderd at {daemon.path} has not answered the stop within 2.5s. It deletes the chaincode's")
+    program.says(f"k8s-builderd at {daemon.path} did not answer the stop within 2.5s. It deletes the chaincode's")
     assert program.ends_saying() == 1
     assert elapsed.seconds < PEER_PATIENCE
 
@@ -202,7 +202,7 @@ def test_a_stop_while_the_daemon_is_away_reaches_it_when_it_comes_back_in_time(p
     program, connection = running(peer)
     daemon.close()
     connection.close()
-    program.says("Waiting for k8s-builderd at ")
+    program.says("Lost k8s-builderd at ")
     program.signal()
     program.says("Stopping the chaincode because of SIGTERM")
     connection = daemon.open().accept()
@@ -217,11 +217,13 @@ def test_a_stop_while_the_daemon_stays_away_says_what_may_be_left(peer: Peer, da
     program, connection = running(peer)
     daemon.close()
     connection.close()
-    program.says("Waiting for k8s-builderd at ")
+    program.says("Lost k8s-builderd at ")
     program.signal()
     elapsed = Elapsed()
     program.says("Stopping the chaincode because of SIGTERM")
-    program.says(f"Could not reach k8s-builderd at {daemon.path} to stop the chaincode: No such file or directory. Its")
+    program.says(
+        f"Could not reach k8s-builderd at {daemon.path} to stop the chaincode: No such file or directory. When"
+    )
     assert program.ends_saying() == 1
     assert elapsed.seconds < PEER_PATIENCE
 

@@ -112,7 +112,7 @@ async def test_retry_after_is_kept(scene: Scene) -> None:
     before = anyio.current_time()
     await run.line("Running chaincode ID")
     assert anyio.current_time() - before > 1.5
-    assert run.count("Trying again") == 1
+    assert run.count("Retrying: ") == 1
 
 
 @pytest.mark.parametrize("call", LAUNCH, ids=["Job", "Secret"])

@@ -21,8 +21,8 @@ async def test_calls_are_told_and_end_and_chaincode_goes_on(scene: Scene, daemon
             "Waiting for k8s-builderd",
             "Could not reach k8s-builderd",
         ]
-        assert all("It does not answer" in line for line in lines)
-    await run.line(f"Waiting for k8s-builderd at {scene.socket}, the chaincode goes on meanwhile: It does not answer")
+        assert all("the daemon does not answer" in line for line in lines)
+    await run.line(f"Lost k8s-builderd at {scene.socket} (the daemon does not answer). The chaincode keeps running")
     daemon.send(signal.SIGCONT)
     await run.line("Connected to k8s-builderd after")
     await run.line("tick ", times=run.count("tick ") + 3)

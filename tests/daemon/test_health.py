@@ -102,6 +102,14 @@ async def test_calls_and_deletions_are_counted(scene: Scene, daemon: Running) ->
     assert await metric(scene, daemon, "log_bytes_total") == len("hello\n")
 
 
+async def test_launches_are_counted_by_the_category_of_what_ended_them(scene: Scene, daemon: Running) -> None:
+    await scene.said("run", await scene.package(script="exit 3"))
+    settings = {"FABRIC_K8S_BUILDER_NODE_ROLE": "none", "FABRIC_K8S_BUILDER_START_TIMEOUT": "1s"}
+    assert (await scene.said("run", await scene.package("unschedulable"), **settings))[0] == 1
+    assert await metric(scene, daemon, 'launches_ended_total{category="ExitCode"}') == 1
+    assert await metric(scene, daemon, 'launches_ended_total{category="Unschedulable"}') == 1
+
+
 async def test_metrics_are_what_prometheus_reads_and_name_no_chaincode(scene: Scene, daemon: Running) -> None:
     await scene.said("run", await scene.package("secretive", script="echo hello"))
     line = json.loads(await daemon.line("health_open"))

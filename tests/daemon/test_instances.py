@@ -130,7 +130,7 @@ async def test_a_second_daemon_on_one_socket_is_refused(scene: Scene) -> None:
     await run.line("line 2")
     second = await scene.daemon(ready=False)
     assert await second.wait() == 1
-    assert "Another k8s-builderd has the socket" in second.lines[-1].decode()
+    assert "Another k8s-builderd uses the socket" in second.lines[-1].decode()
     assert str(scene.socket) in second.lines[-1].decode()
     await run.line(b"line %d" % (len(chaincode_lines(run)) + 2))
     assert (await scene.said("detect", ticking.package))[0] == 0
@@ -162,7 +162,7 @@ async def test_a_second_daemon_that_calls_the_api_server_otherwise_is_refused(sc
     with tempfile.TemporaryDirectory(prefix="kb-") as directory:
         second = await scene.daemon(ready=False, SOCKET=str(Path(directory) / "b.sock"), ORPHAN_GRACE="1ms")
         assert await second.wait() == 1
-        assert b"Another k8s-builderd on this host has the instance scene" in second.lines[-1]
+        assert b"Another k8s-builderd on this host uses the instance name scene" in second.lines[-1]
     await run.line(b"line %d" % (len(chaincode_lines(run)) + 2))
     assert await run.terminate() == 0
 

@@ -74,7 +74,7 @@ def test_the_socket_of_a_daemon_that_lives_is_not_taken(path: Path) -> None:
         before = lock(path).stat()
         with (
             as_another_user(path),
-            pytest.raises(SettingsError, match="Another k8s-builderd has the socket of"),
+            pytest.raises(SettingsError, match="Another k8s-builderd uses the socket in"),
             _locked(path, 0o660),
         ):
             pass
@@ -114,7 +114,7 @@ def test_a_directory_that_may_not_be_written_is_told(path: Path) -> None:
     path.parent.chmod(0o755)
     with (
         as_another_user(path),
-        pytest.raises(SettingsError, match="must name a socket in a directory that can be written"),
+        pytest.raises(SettingsError, match="must name a socket in a writable directory"),
         _locked(path, 0o660),
     ):
         pass

@@ -59,7 +59,7 @@ async def test_three_chaincodes_log_on_while_the_daemon_is_away_and_after(scene:
         await run.line("line 5")
     await kill(daemon, signal.SIGTERM)
     for run in runs:
-        await run.line("the chaincode goes on meanwhile")
+        await run.line("The chaincode keeps running; reconnecting")
     await scene.daemon()
     for run in runs:
         await run.line("Connected to k8s-builderd after")
@@ -187,7 +187,7 @@ async def test_a_run_that_the_next_daemon_has_adopted_is_stopped_as_ever(scene: 
     await replaced(scene, run, claimed="before")
     await run.line(b"line %d" % (len(chaincode_lines(run)) + 2))
     assert await run.terminate() == 0
-    assert b"is accepted" in run.lines[-1]
+    assert b"accepted the deletion" in run.lines[-1]
     await nothing_left(scene)
 
 
@@ -215,7 +215,7 @@ async def test_the_next_daemon_cannot_use_the_request(scene: Scene) -> None:
     await run.line("line 2")
     await kill(daemon)
     daemon = await scene.daemon(NAMESPACE="other")
-    await run.line("k8s-builderd cannot serve this launch now. The chaincode keeps running: The FABRIC_K8S")
+    await run.line("k8s-builderd cannot continue this launch: The FABRIC_K8S")
     await daemon.line("request_refused")
     assert not run.ended.is_set()
     await kill(daemon)
@@ -238,7 +238,7 @@ async def test_the_next_daemon_would_give_other_names(scene: Scene) -> None:
     await replaced(scene, run, claimed="after", OBJECT_NAME_PREFIX="other")
     await run.line("line 5")
     assert await run.terminate() == 0
-    assert run.lines[-1].endswith(f"chaincode job default/{job} is accepted".encode())
+    assert run.lines[-1].endswith(f"the Kubernetes API accepted the deletion of chaincode job default/{job}".encode())
     await nothing_left(scene)
     assert len(ticking.pids) == 1
 
@@ -292,7 +292,7 @@ async def test_a_job_that_was_deleted_while_no_daemon_ran(scene: Scene, claimed:
     await replaced(scene, run, claimed=claimed)
     assert await run.wait() == 1
     assert b"is gone" in run.lines[-1]
-    assert b"while no daemon watched it" in run.lines[-1]
+    assert b"while no daemon was watching" in run.lines[-1]
     lines = chaincode_lines(run)
     assert lines == [b"line %d" % number for number in range(len(lines))]
     await nothing_left(scene)

@@ -179,7 +179,7 @@ async def test_each_breach_is_told_in_one_line_and_disturbs_nobody(scene: Scene,
             await raw.send(data)
             line = await raw.refused()
         assert rule in line, name
-        assert "The k8s-builderd daemon ends this call: " in line, name
+        assert "k8s-builderd refused this call: " in line, name
         assert line.startswith(("builder [", "run [4242]: ", "build [4242]: ", "detect [4242]: ")), name
     await undisturbed(run)
     await settled(scene, daemon, 1)
@@ -204,7 +204,7 @@ async def test_what_comes_after_the_end_of_a_request_is_a_breach(scene: Scene, d
         await raw.send(frame("E", b"A", b"b"))
         frames = [frame for frame in await raw.rest() if frame[0] != "L"]
     assert [kind for kind, _ in frames] == ["W", "X"]
-    assert b"The k8s-builderd daemon ends this call" in frames[0][1]
+    assert b"k8s-builderd refused this call" in frames[0][1]
 
 
 async def test_a_cursor_that_no_daemon_has_sent_starts_nothing(scene: Scene, daemon: Running) -> None:
@@ -473,7 +473,7 @@ async def test_a_second_daemon_on_the_same_socket_is_refused_and_the_first_goes_
     run = await bystander(scene)
     second = await scene.daemon(ready=False)
     assert await second.wait() == 1
-    assert b"Another k8s-builderd has the socket" in second.lines[-1]
+    assert b"Another k8s-builderd uses the socket" in second.lines[-1]
     assert b"FABRIC_K8S_BUILDER_SOCKET" in second.lines[-1]
     assert second.count("Traceback") == 0
     await undisturbed(run)
@@ -504,7 +504,7 @@ async def test_what_is_no_socket_is_not_removed(scene: Scene, what: str) -> None
     before = scene.socket.lstat()
     daemon = await scene.daemon(ready=False)
     assert await daemon.wait() == 1
-    assert f"must name a socket; {scene.socket} is something else".encode() in daemon.lines[-1]
+    assert f"must name a socket; {scene.socket} is not one".encode() in daemon.lines[-1]
     assert daemon.count("Traceback") == 0
     assert scene.socket.lstat().st_ino == before.st_ino
     assert target.read_text() == "precious"
@@ -513,7 +513,7 @@ async def test_what_is_no_socket_is_not_removed(scene: Scene, what: str) -> None
 async def test_a_directory_that_is_not_there_is_told(scene: Scene) -> None:
     daemon = await scene.daemon(ready=False, SOCKET=str(scene.directory / "none" / "b.sock"))
     assert await daemon.wait() == 1
-    assert b"must name a socket in a directory that can be written" in daemon.lines[-1]
+    assert b"must name a socket in a writable directory" in daemon.lines[-1]
     assert daemon.count("Traceback") == 0
 
 

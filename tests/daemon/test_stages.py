@@ -64,7 +64,7 @@ async def test_a_package_of_another_type_needs_no_daemon(scene: Scene) -> None:
     ("document", "rule"),
     [
         (None, "metadata.json cannot be read: No such file or directory"),
-        (b'{"type": "k8s", ', "metadata.json must be valid JSON; it stops being so at line 1"),
+        (b'{"type": "k8s", ', "metadata.json must be valid JSON: line 1"),
         (b'["k8s"]', "metadata.json must be a JSON object, not an array"),
         ({"type": "k8s"}, "metadata.json: field 'label' is missing or empty"),
         ({"type": "k8s", "label": ""}, "metadata.json: field 'label' is missing or empty"),
@@ -237,12 +237,10 @@ async def test_a_tag_beside_the_digest_is_refused_by_build_and_run_as_the_go_bui
     )
     package.image({"name": image, "digest": DIGEST})
     code, [line] = await scene.said("build", package)
-    assert (code, "image.json: field 'name' must not hold a tag" in line) == (1, True)
+    assert (code, "image.json: field 'name' must not contain a tag" in line) == (1, True)
     code, lines = await scene.said("run", package)
     assert (code, lines[2]) == (0, "hello")
-    assert lines[0] == (
-        "image.json names the tag '1.0' and a digest. Kubernetes runs the image of the digest; the tag means nothing"
-    )
+    assert lines[0] == ("image.json names the tag '1.0' and a digest. Kubernetes uses the digest and ignores the tag")
     [container] = (await scene.only("jobs"))["spec"]["template"]["spec"]["containers"]
     assert container["image"] == f"{image}@{DIGEST}"
 
@@ -252,7 +250,9 @@ async def test_an_address_of_the_peer_that_no_pod_can_reach_is_told_once(scene: 
     ticking.package.connect(peer_address="0.0.0.0:7052")
     run = await scene.call("run", ticking.package)
     line = await run.line("CORE_PEER_CHAINCODEADDRESS")
-    assert b"The chaincode is told to connect to 0.0.0.0:7052. That works only on the peer's own machine" in line
+    assert (
+        b"The peer tells the chaincode to connect to 0.0.0.0:7052, which only works on the peer's own machine" in line
+    )
     await run.line("line 2")
     assert await daemon.terminate() == 0
     await scene.daemon()

@@ -22,7 +22,7 @@ async def test_a_signal_while_the_chaincode_runs_stops_it(
     await run.line("up")
     run.send(number)
     assert await run.wait() == 0
-    assert run.lines[-1].endswith(b" is accepted")
+    assert b"Stopped: the Kubernetes API accepted the deletion of chaincode job" in run.lines[-1]
     await scene.none("jobs", "pods", "secrets")
 
 

@@ -370,7 +370,7 @@ async def test_the_old_ones_pod_is_an_orphan_that_nobody_deletes(scene: Scene) -
     await ticking.started(2)
     new = await scene.call("run", ticking.package)
     assert await new.wait() == 1
-    hint = b"nothing deletes pod orphan: delete it, or check that kube-controller-manager runs"
+    hint = b"pod orphan is not being deleted: delete it, or check that kube-controller-manager is running"
     assert new.lines[-1].endswith(hint)
     assert await scene.count("jobs") == 0
     await scene.cluster.delete("pods", "orphan")

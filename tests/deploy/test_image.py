@@ -107,7 +107,7 @@ def test_a_command_that_is_left_out_is_told_in_one_line(production: Path, comman
     done = wheel.python(production, "-m", "k8s_builder", command, *more)
     assert done.returncode == 1
     assert done.stderr == (
-        f"Error: {command} needs the package k8s_builder_lab, which this installation leaves out:"
+        f"Error: {command} needs the package k8s_builder_lab, which is not installed:"
         " pip install 'k8s-builderd[demo]'\n"
     )
 
@@ -125,8 +125,7 @@ def test_embedded_without_the_lab_is_told_in_one_line(production: Path) -> None:
     done = wheel.python(production, "-m", "k8s_builderd", "--embedded")
     assert done.returncode == 1
     assert done.stderr == (
-        "k8s-builderd: --embedded needs the package k8s_builder_lab, which this installation leaves out:"
-        " pip install k8s-builderd\n"
+        "k8s-builderd: --embedded needs the package k8s_builder_lab, which is not installed: pip install k8s-builderd\n"
     )
 
 

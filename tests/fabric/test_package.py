@@ -79,7 +79,7 @@ def test_other_types_are_not_ours(word: str) -> None:
 @pytest.mark.parametrize(
     ("document", "said"),
     [
-        (b"", "metadata.json must be valid JSON; it stops being so at line 1, column 1"),
+        (b"", "metadata.json must be valid JSON: line 1, column 1"),
         (b'{"type":"k8s"', "line 1, column 14"),
         (b'{"type":"k8s",}', "must be valid JSON"),
         (b'{"type":"k8s","label":"a"} x', "must be valid JSON"),
@@ -105,8 +105,8 @@ def test_other_types_are_not_ours(word: str) -> None:
         ('{"type":"k8s","label":"a"}'.encode("utf-16"), "must be UTF-8"),
         ('{"type":"k8s","label":"a"}'.encode("utf-16-le"), "must be UTF-8"),
         ('{"type":"k8s","label":"a"}'.encode("utf-32-be"), "must be UTF-8"),
-        (b"[" * 60_000, "not nested so deeply"),
-        (b'{"a":' * 10_000, "not nested so deeply"),
+        (b"[" * 60_000, "with less nesting"),
+        (b'{"a":' * 10_000, "with less nesting"),
         (b'{"type":"k8s","label":"' + b"a" * 64 * 1024 + b'"}', "must be at most 65,536 bytes"),
     ],
 )
@@ -159,8 +159,8 @@ def test_the_long_s_folds_to_s_as_in_go() -> None:
         ({"name": "cc"}, "digest", "is missing or empty; the file must contain 'name' and 'digest'"),
         ({"name": "", "digest": DIGEST}, "name", "is missing or empty"),
         ({"name": "cc", "digest": 1}, "digest", "must be a string, not a number"),
-        ({"name": "cc:1", "digest": DIGEST}, "name", "must not hold a tag"),
-        ({"name": f"cc@{DIGEST}", "digest": DIGEST}, "name", "must not hold a digest"),
+        ({"name": "cc:1", "digest": DIGEST}, "name", "must not contain a tag"),
+        ({"name": f"cc@{DIGEST}", "digest": DIGEST}, "name", "must not contain a digest"),
         ({"name": "cc", "digest": "latest"}, "digest", "must begin with 'sha256:' or 'sha512:'"),
         ({"name": "x" * 300, "digest": DIGEST}, "name", "and 220 more characters"),
     ],
@@ -195,7 +195,7 @@ def test_what_a_build_has_left_may_be_all_that_kubernetes_runs(name: str, digest
         ({"name": "cc:1", "digest": "sha256:" + "A" * 64}, "field 'digest' must be lower case"),
         ({"name": "CC:1", "digest": DIGEST}, "field 'name' must be lower case"),
         ({"name": "cc:", "digest": DIGEST}, "field 'name' must have a tag that is at most 128"),
-        ({"name": f"cc@{DIGEST}", "digest": DIGEST}, "field 'name' must not hold a digest"),
+        ({"name": f"cc@{DIGEST}", "digest": DIGEST}, "field 'name' must not contain a digest"),
     ],
 )
 def test_what_kubernetes_would_not_run_is_refused_all_the_same(document: dict[str, Any], said: str) -> None:
@@ -245,7 +245,7 @@ def test_a_peer_without_tls_leaves_all_three_pem_texts_empty() -> None:
         ({"chaincode_id": ""}, "chaincode_id", "must not be missing or empty"),
         ({"peer_address": None}, "peer_address", "must not be missing or empty"),
         ({"mspid": ""}, "mspid", "must not be missing or empty"),
-        ({"mspid": "a\0b"}, "mspid", "must hold printable characters only"),
+        ({"mspid": "a\0b"}, "mspid", "must have printable characters only"),
         ({"chaincode_id": "basic"}, "chaincode_id", "must be the package's label, a colon and 64 hexadecimal digits"),
         ({"chaincode_id": f":{HASH}"}, "chaincode_id", "must be the package's label"),
         ({"chaincode_id": "basic:"}, "chaincode_id", "must be the package's label"),

@@ -534,7 +534,7 @@ async def test_a_namespace_that_is_not_there_is_named(kubeconfig: Path) -> None:
             await api.create(JOBS, ObjectOnly, {})
     assert str(refused.value) == (
         'cannot create jobs.batch: namespaces "nowhere" not found. Create the namespace, with the daemon\'s Role and'
-        " RoleBinding, or let the daemon work in another one"
+        " RoleBinding, or configure another one"
     )
     assert not refused.value.may_pass
 

@@ -784,7 +784,7 @@ async def test_a_rest_that_a_node_keeps_back_is_given_up_after_more_than_one_try
         background() as tasks,
     ):
         tasks.start_soon(ends_soon, container)
-        with anyio.fail_after(PATIENCE), pytest.raises(logs.LogIncomplete, match="it could not be read"):
+        with anyio.fail_after(PATIENCE), pytest.raises(logs.LogIncomplete, match="cannot get pods/log"):
             await Follower().run(api, "pod", container, drain=0.9)
     assert served.tries > 1
 

@@ -748,6 +748,69 @@ async def test_a_callback_that_raises_harms_that_object_only(
     assert [line for line in lines if line["event"] == "watch_interrupted"] == []
 
 
+async def test_an_object_whose_telling_crashed_is_told_again_by_the_next_list(kubeconfig: Path) -> None:
+    """In the state that is known, though it has not changed; and once it was told, not again."""
+    go_on = [anyio.Event() for _ in range(3)]
+    turns = iter([*go_on, anyio.Event()])
+    asked: list[Request] = []
+
+    async def has_asked(times: int) -> None:
+        with anyio.fail_after(PATIENCE):
+            while len(asked) < times:
+                await anyio.lowlevel.checkpoint()
+
+    async def answer(request: Request, reply: Reply) -> None:
+        asked.append(request)
+        if "watch" not in request.query:
+            await reply.whole(200, listing(10, thing("bad", 4), thing("a", 5)))
+            return
+        await next(turns).wait()
+        await reply.chunked(event("ERROR", {"code": 410}))
+
+    with structlog.testing.capture_logs() as lines:
+        async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "ns") as api:
+            watched = Watched(api)
+            watched.poison = "bad"
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(watched.reflector.run)
+                for number, end in enumerate(go_on):
+                    # Two lists crash; the third tells it, and the fourth finds nothing to tell.
+                    await has_asked(2 * (number + 1))
+                    if number == 1:
+                        watched.poison = ""
+                    end.set()
+                await has_asked(8)
+                tasks.cancel_scope.cancel()
+    told = ("Applied", "bad", "4")
+    assert sorted(watched.told) == [("Applied", "a", "5"), *[told] * 3]
+    assert [line["name"] for line in lines if line["event"] == "change_crashed"] == ["bad"] * 2
+
+
+async def test_what_is_gone_is_not_told_again_though_its_telling_crashed(kubeconfig: Path) -> None:
+    watches = 0
+
+    async def answer(request: Request, reply: Reply) -> None:
+        nonlocal watches
+        if "watch" not in request.query:
+            await reply.whole(200, listing(10, thing("bad", 4)) if not watches else listing(20, thing("end", 15)))
+            return
+        watches += 1
+        if watches == 1:
+            await reply.chunked(event("DELETED", thing("bad", 11)), event("ERROR", {"code": 410}))
+        else:
+            await reply.chunked(event("MODIFIED", thing("bad", 4)), event("ADDED", thing("late", 21)), end=False)
+            await anyio.sleep_forever()
+
+    async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "ns") as api:
+        watched = Watched(api)
+        watched.poison = "bad"
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watched.reflector.run)
+            await watched.has("end", "late")
+            tasks.cancel_scope.cancel()
+    assert [(what, name) for what, name, _ in watched.told if name == "bad"] == [("Applied", "bad"), ("Deleted", "bad")]
+
+
 async def test_a_bug_in_the_watch_itself_is_told_as_ours_and_the_watch_goes_on(
     kubeconfig: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -816,7 +879,7 @@ async def test_a_refusal_is_no_matter_of_the_role_before_it_has_lasted(
 
         await watched.state(refused_often)
         told -= {"None", "secrets not listed yet"}
-        assert told == {f"cannot {verb} secrets: the Kubernetes API refuses it for the moment, trying again"}
+        assert told == {f"cannot {verb} secrets: the Kubernetes API refuses it for now, retrying"}
         assert not watched.reflector.synced or verb == "watch"
         monkeypatch.setattr("k8s_builderd.kube.errors.FORBIDDEN_PATIENCE", 0.0)
         role = "Check the service account's token" if code == 401 else "Check the Role"

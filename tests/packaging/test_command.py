@@ -72,7 +72,7 @@ def test_meta_inf_is_packed_whatever_its_times_modes_and_order(run: Run, tmp_pat
         assert result.exit_code == 0, result.output
     assert Path("0.tgz").read_bytes() == Path("1.tgz").read_bytes()
     assert "index       META-INF/statedb/couchdb/indexes/indexOwner.json" in result.output
-    assert "note        'META-INF/README' is no index" in result.output
+    assert "note        'META-INF/README' is not an index" in result.output
 
 
 def test_tar_unpacks_it_to_what_fabrics_documentation_describes(run: Run, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_tar_unpacks_it_to_what_fabrics_documentation_describes(run: Run, tmp_pa
         (["", "--image", IMAGE], "metadata.json: field 'label' must not be empty"),
         (["a", "--image", "Org/CC@" + DIGEST], "image.json: field 'name' must be lower case"),
         (["a", "--image", "cc@sha256:00"], "image.json: field 'digest' must have 64 hexadecimal digits"),
-        (["a", "--name", "cc:1", "--digest", DIGEST], "image.json: field 'name' must not hold a tag"),
+        (["a", "--name", "cc:1", "--digest", DIGEST], "image.json: field 'name' must not contain a tag"),
         (["a", "--image", IMAGE, "-o", "no/such/folder/a.tgz"], "No such file or directory"),
     ],
 )
@@ -147,7 +147,7 @@ def test_links_and_broken_indexes_are_refused(run: Run, tmp_path: Path) -> None:
     (folder / "statedb/couchdb/indexes/indexOwner.json").write_text("{")
     result = run(package, "a", "--image", IMAGE, "--meta-inf", str(folder))
     assert result.exit_code == 1
-    assert "META-INF/statedb/couchdb/indexes/indexOwner.json must be JSON" in result.stderr
+    assert "META-INF/statedb/couchdb/indexes/indexOwner.json must be valid JSON" in result.stderr
 
 
 def test_a_package_that_cannot_be_written_leaves_nothing_behind(run: Run) -> None:
@@ -247,6 +247,6 @@ def test_a_folder_without_an_index_is_told(run: Run, tmp_path: Path, path: str) 
     (tmp_path / path).mkdir(exist_ok=True)
     result = run(package, "a", "--image", IMAGE, "--meta-inf", path)
     assert result.exit_code == 0
-    assert f"Warning: no CouchDB index is in {path}" in result.stderr
+    assert f"Warning: {path} has no CouchDB index" in result.stderr
     assert "Warning" not in run(package, "a", "--image", IMAGE, "--meta-inf", "META-INF").stderr
     assert "Warning" not in run(package, "a", "--image", IMAGE).stderr

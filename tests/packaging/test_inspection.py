@@ -59,7 +59,7 @@ def test_files_that_nobody_uses_are_noted_and_no_problem(archive: Archive, packa
     assert inspection.problems == []
     assert inspection.notes == [
         "`build` ignores 'src/main.go'",
-        "'META-INF/README' is no index: `release` does not hand it to the peer",
+        "'META-INF/README' is not an index: `release` does not hand it to the peer",
     ]
     extra = archive([("README", b""), ("metadata.json", METADATA), ("code.tar.gz", archive([("image.json", IMAGE)]))])
     assert inspect_package(extra).notes == ["the peer ignores 'README'"]
@@ -78,10 +78,10 @@ def test_an_upper_case_type_is_ours_and_another_is_not(package: Package) -> None
         (b"\xef\xbb\xbf" + METADATA, "metadata.json must not begin with a byte order mark"),
         (METADATA.decode().encode("utf-16"), "metadata.json must be UTF-8"),
         (b'{"type":"k8s","label":"a","label":"b c"}', "metadata.json: field 'label' must begin with a letter or digit"),
-        (b'{"type":"k8s","label":"-a"}', "must begin with a letter or digit and go on with"),
+        (b'{"type":"k8s","label":"-a"}', "must begin with a letter or digit, followed by"),
         (b'{"type":"k8s","label":"a+b"}', "metadata.json: field 'label' must be a valid Kubernetes label value"),
         (b'{"type":"k8s","label":"' + b"a" * 64 + b'"}', "must be no more than 63 bytes"),
-        (b'{"x":' + b"[" * 60_000, "metadata.json must be valid JSON that is not nested so deeply"),
+        (b'{"x":' + b"[" * 60_000, "metadata.json must be valid JSON with less nesting"),
         (b" " * 65_537, "metadata.json must be at most 65,536 bytes"),
         (b"", "metadata.json must be valid JSON"),
     ],
@@ -133,7 +133,7 @@ def test_the_peer_finds_no_file_under_another_name(archive: Archive) -> None:
 def test_the_peer_refuses_anything_but_files_beside_the_metadata(archive: Archive, entry: object) -> None:
     code = archive([("image.json", IMAGE)])
     (problem,) = problems(archive([("metadata.json", METADATA), entry, ("code.tar.gz", code)]))
-    assert "no regular file: the peer refuses that" in problem
+    assert "not a regular file: the peer refuses it" in problem
 
 
 @pytest.mark.parametrize(
@@ -146,13 +146,13 @@ def test_the_peer_refuses_anything_but_files_beside_the_metadata(archive: Archiv
 )
 def test_the_peer_refuses_links_and_devices_in_the_code(package: Package, entry: tarfile.TarInfo) -> None:
     (problem,) = problems(package(code=[entry]))
-    assert "neither file nor directory: the peer refuses that" in problem
+    assert "neither a file nor a directory: the peer refuses it" in problem
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x", "META-INF/../../x", ".."])
 def test_the_peer_refuses_paths_that_lead_outside(package: Package, path: str) -> None:
     (problem,) = problems(package(code=[(path, b"x")]))
-    assert "which the peer refuses: it leads outside" in problem
+    assert "which the peer refuses: it points outside the package" in problem
 
 
 def test_the_peer_refuses_what_git_archive_writes(archive: Archive) -> None:
@@ -169,9 +169,9 @@ def test_the_peer_refuses_what_git_archive_writes(archive: Archive) -> None:
 def test_a_file_that_is_there_twice_is_a_problem(archive: Archive, package: Package) -> None:
     code = archive([("image.json", IMAGE)])
     outer = archive([("metadata.json", METADATA), ("code.tar.gz", code), ("metadata.json", METADATA)])
-    assert problems(outer) == ["metadata.json is there twice"]
+    assert problems(outer) == ["metadata.json appears twice"]
     assert problems(package(code=[("./image.json", IMAGE)])) == [
-        "image.json is there twice: which of them counts is not certain"
+        "image.json appears twice: it is not certain which one counts"
     ]
 
 
@@ -235,7 +235,7 @@ def test_paths_that_build_cannot_tell_the_daemon_of(archive: Archive, paths: lis
 def test_too_many_entries_are_a_problem(archive: Archive) -> None:
     code = archive([("image.json", IMAGE), *((f"META-INF/{number}", b"") for number in range(ENTRIES))])
     said = problems(archive([("metadata.json", METADATA), ("code.tar.gz", code)]))
-    assert f"code.tar.gz must hold at most {ENTRIES:,} entries" in said
+    assert f"code.tar.gz must contain at most {ENTRIES:,} entries" in said
 
 
 def test_a_chain_of_long_name_headers_is_a_problem_and_no_crash(archive: Archive) -> None:
@@ -327,27 +327,30 @@ WRONG = [
     (b"\xef\xbb\xbf" + INDEX, "must not begin with a byte order mark"),
     ('{"index":{"fields":["größe"]}}'.encode("latin-1"), "must be UTF-8 throughout"),
     (b'{"index":{"fields":["\\ud800"]}}', "must be UTF-8 throughout"),
-    (b"", "must be JSON; it stops being so at line 1, column 1"),
-    (b'{"index":{"fields":["a"]}} x', "must be JSON; it stops being so at line 1, column 28"),
-    (b'{"index":{"fields":["a"],"partial_filter_selector":{"n":NaN}}}', "must be JSON: it has NaN or Infinity"),
-    (b'{"index":{"fields":["a"],"partial_filter_selector":{"n":1e999}}}', "a number that is too large"),
-    (b'{"index":{"fields":["a"],"partial_filter_selector":{"n":1' + b"0" * 310 + b"}}}", "a number that is too large"),
-    (b'{"index":{"fields":["a"]},"index":{"fields":["b"]}}', "it has a key twice in one object"),
+    (b"", "must be valid JSON: line 1, column 1"),
+    (b'{"index":{"fields":["a"]}} x', "must be valid JSON: line 1, column 28"),
+    (
+        b'{"index":{"fields":["a"],"partial_filter_selector":{"n":NaN}}}',
+        "must be JSON: NaN and Infinity are not allowed",
+    ),
+    (b'{"index":{"fields":["a"],"partial_filter_selector":{"n":1e999}}}', "a number is too large"),
+    (b'{"index":{"fields":["a"],"partial_filter_selector":{"n":1' + b"0" * 310 + b"}}}", "a number is too large"),
+    (b'{"index":{"fields":["a"]},"index":{"fields":["b"]}}', "an object has the same key twice"),
     (b"null", "must be an index definition"),
     (b"[]", "must be an index definition"),
     (b'{"fields":["a"]}', "must be an index definition"),
     (b'{"index":["a"]}', "must be an index definition"),
     (b'{"index":{}}', "must be an index definition: its 'index' must have an array 'fields'"),
     (b'{"index":{"fields":"a"}}', "must be an index definition: its 'index' must have an array 'fields'"),
-    (b'{"index":{"fields":[5]}}', "field 'index.fields' must hold names, or objects of one name"),
-    (b'{"index":{"fields":[null]}}', "field 'index.fields' must hold names"),
-    (b'{"index":{"fields":[""]}}', "field 'index.fields' must hold names"),
-    (b'{"index":{"fields":[{"a":"up"}]}}', "field 'index.fields' must hold names"),
-    (b'{"index":{"fields":[{"a":"ASC"}]}}', "field 'index.fields' must hold names"),
-    (b'{"index":{"fields":[{"a":"asc","b":"asc"}]}}', "field 'index.fields' must hold names"),
-    (b'{"index":{"fields":[{}]}}', "field 'index.fields' must hold names"),
+    (b'{"index":{"fields":[5]}}', "field 'index.fields' must contain names, or objects of one name"),
+    (b'{"index":{"fields":[null]}}', "field 'index.fields' must contain names"),
+    (b'{"index":{"fields":[""]}}', "field 'index.fields' must contain names"),
+    (b'{"index":{"fields":[{"a":"up"}]}}', "field 'index.fields' must contain names"),
+    (b'{"index":{"fields":[{"a":"ASC"}]}}', "field 'index.fields' must contain names"),
+    (b'{"index":{"fields":[{"a":"asc","b":"asc"}]}}', "field 'index.fields' must contain names"),
+    (b'{"index":{"fields":[{}]}}', "field 'index.fields' must contain names"),
     (b'{"index":{"fields":["a",{"b":"desc"}]}}', "field 'index.fields' must all be 'asc' or all be 'desc'"),
-    (b'{"index":{"fields":["a"],"where":{}}}', "field 'index' must not hold 'where'"),
+    (b'{"index":{"fields":["a"],"where":{}}}', "field 'index' must not contain 'where'"),
     (b'{"index":{"fields":["a"],"partial_filter_selector":[]}}', "field 'index.partial_filter_selector' must be an"),
     (b'{"index":{"fields":["a"]},"name":7}', "field 'name' must be a string that is not empty"),
     (b'{"index":{"fields":["a"]},"name":""}', "field 'name' must be a string that is not empty"),
@@ -355,7 +358,7 @@ WRONG = [
     (b'{"index":{"fields":["a"]},"ddoc":["a"]}', "field 'ddoc' must be a string that is not empty"),
     (b'{"index":{"fields":["a"]},"ddoc":"_design/"}', "field 'ddoc' must be a string that is not empty"),
     (b'{"index":{"fields":["a"]},"type":"JSON"}', "field 'type' must be json; it is 'JSON'"),
-    (b'{"index":{"fields":["a"]},"comment":"x"}', "must not hold 'comment'"),
+    (b'{"index":{"fields":["a"]},"comment":"x"}', "must not contain 'comment'"),
     (b'{"index":{"fields":["a"]},"w":0}', "field 'w' must be a whole number above zero"),
     (b'{"index":{"fields":["a"]},"partitioned":true}', "field 'partitioned' must be false"),
 ]
@@ -375,7 +378,7 @@ def test_an_index_that_peer_or_couchdb_refuse_is_told(package: Package, index: b
 
 def test_an_index_for_search_is_noted() -> None:
     index = decode_index("a.json", b'{"index":{"fields":[{"name":"a","type":"string"}]},"type":"text"}')
-    assert index.notes == ("CouchDB makes an index of type 'text' only with its search add-on",)
+    assert index.notes == ("CouchDB needs its search add-on for an index of type 'text'",)
 
 
 def test_two_indexes_of_one_name_are_told_where_one_is_lost(package: Package) -> None:
@@ -383,7 +386,7 @@ def test_two_indexes_of_one_name_are_told_where_one_is_lost(package: Package) ->
     private = f"{INDEXES.replace('/indexes', '/collections/c1/indexes')}/a.json"
     found = problems(package(code=[(f"{INDEXES}/b.json", INDEX), (f"{INDEXES}/a.json", other), (private, other)]))
     assert found == [
-        f"{INDEXES}/a.json will be lost: '{INDEXES}/b.json' has the same 'ddoc' and 'name', and takes its place"
+        f"{INDEXES}/a.json will be lost: '{INDEXES}/b.json' has the same 'ddoc' and 'name' and replaces it"
     ]
     same = [(f"{INDEXES}/a.json", INDEX), (f"{INDEXES}/b.json", INDEX)]
     unnamed = [(f"{INDEXES}/{field}.json", b'{"index":{"fields":["%c"]},"ddoc":"d"}' % field) for field in b"xyz"]
@@ -393,7 +396,7 @@ def test_two_indexes_of_one_name_are_told_where_one_is_lost(package: Package) ->
 @pytest.mark.parametrize(
     ("collection", "said"),
     [
-        ("_implicit_org_Org1MSP", "the peer makes none for an organization's implicit collection"),
+        ("_implicit_org_Org1MSP", "the peer creates none for an implicit collection of an organization"),
         ("_c", "no collection can be called '_c'"),
         ("a.b", "no collection can be called 'a.b'"),
         ("a b", "no collection can be called 'a b'"),

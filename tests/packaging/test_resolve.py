@@ -227,13 +227,13 @@ def test_credential_helpers_are_asked(
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({}, "wants a user and password: log in with `docker login"),
-        ({"auths": {"other.example": {"auth": basic("alice", "secret")}}}, "wants a user and password"),
+        ({}, "asks for a user and password: log in with `docker login"),
+        ({"auths": {"other.example": {"auth": basic("alice", "secret")}}}, "asks for a user and password"),
         ({"auths": {"HOST": {"auth": basic("alice", "wrong")}}}, "access is denied with the credentials"),
         ({"auths": {"HOST": {"auth": "!"}}}, "must have as 'auth' the base64 of USER:PASSWORD"),
         ('{"auths": {"secret"', "must be a JSON object"),
         ({"credsStore": "absent"}, "docker-credential-absent cannot be used: No such file or directory"),
-        ({"credsStore": "../x"}, "is no name of a credential helper"),
+        ({"credsStore": "../x"}, "is not the name of a credential helper"),
         ({"credsStore": "vault"}, "docker-credential-vault gave no Username and Secret"),
     ],
 )
@@ -262,7 +262,7 @@ def test_a_helper_that_has_none_or_fails_is_told(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     helper(tmp_path, "echo credentials not found in native keychain; exit 1")
     result = resolve(f"{with_users.address}/org/cc:1.0", {"credsStore": "vault"})
-    assert "wants a user and password" in result.stderr
+    assert "asks for a user and password" in result.stderr
     helper(tmp_path, "echo locked; exit 1")
     result = resolve(f"{with_users.address}/org/cc:1.0", {"credsStore": "vault"})
     assert "docker-credential-vault failed: locked" in result.stderr
@@ -410,7 +410,7 @@ def test_a_certificate_must_be_trusted(tmp_path: Path) -> None:
         trusting = os.environ | {"SSL_CERT_FILE": str(tmp_path / "tls.crt"), "NO_PROXY": "*"}
         resolved = subprocess.run(command, capture_output=True, text=True, check=False, env=trusting)
     assert refused.returncode == 1
-    assert f"localhost:{port} has no certificate that is trusted here" in refused.stderr
+    assert f"localhost:{port} has no trusted certificate" in refused.stderr
     assert resolved.returncode == 0, resolved.stderr
     assert f"image       localhost:{port}/org/cc@{digest}" in resolved.stdout.splitlines()
 
@@ -599,15 +599,15 @@ class Answers(http.server.BaseHTTPRequestHandler):
         (
             {"Content-Type": INDEX, "Docker-Content-Digest": "sha256:" + "0" * 64},
             b"{}",
-            "is not the one with the digest",
+            "does not have the digest",
         ),
         ({"Content-Type": INDEX}, b"<html>", "gave no valid answer"),
         ({"Content-Type": INDEX}, b'{"manifests": 1}', "gave no valid answer"),
         ({"Content-Type": INDEX}, b"[" * 100_000, "gave no valid answer"),
-        ({"Content-Type": "text/html"}, b"{}", "it is no image that Kubernetes can run, but 'text/html'"),
+        ({"Content-Type": "text/html"}, b"{}", "it is not an image that Kubernetes can run, but 'text/html'"),
         ({"Content-Type": MANIFEST}, b" " * (4 * 1024 * 1024 + 1), "is longer than 4,194,304 bytes"),
-        ({"WWW-Authenticate": "Negotiate"}, b"", "a way of logging in that is not known here: Negotiate"),
-        ({"WWW-Authenticate": 'Bearer realm="/etc/passwd"'}, b"", "a way of logging in that is not known here: Bearer"),
+        ({"WWW-Authenticate": "Negotiate"}, b"", "an unsupported way of logging in: Negotiate"),
+        ({"WWW-Authenticate": 'Bearer realm="/etc/passwd"'}, b"", "an unsupported way of logging in: Bearer"),
     ],
 )
 def test_a_registry_that_answers_nonsense_is_told(

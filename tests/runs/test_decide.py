@@ -101,7 +101,8 @@ CASES: dict[str, tuple[list[Known], float, Decision]] = {
     "its time is over, and the API still has it": ([replaced(confirmed=DUE)], DUE, GiveUp(OLD)),
     "and nothing has told its pod to end": (
         [replaced(confirmed=DUE, pod_told=False)], DUE,
-        Wait(DUE + END_MARGIN, "nothing deletes pod cc-old-x: delete it, or check that kube-controller-manager runs")),
+        Wait(DUE + END_MARGIN, "pod cc-old-x is not being deleted: delete it, or check"
+             " that kube-controller-manager is running")),
     "a pod whose Job is gone, told by nobody": (
         [running(peer="q", has_job=False)], LATER, Wait(DUE, "cc-old")),
     "no pod is known: its creation may be carried out late": (

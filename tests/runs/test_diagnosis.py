@@ -108,7 +108,7 @@ INIT_IMAGE = "localhost/nowhere@sha256:" + "ab" * 32
             0.27,
             Category.VOLUME_MOUNT,
             'a volume cannot be mounted: MountVolume.SetUp failed for volume "certs" : secret "missing-secret" not'
-            " found. k8s-builderd creates it, and the kubelet tries again",
+            " found. k8s-builderd creates it, and the kubelet retries",
         ),
         (
             "bad-env-source",
@@ -291,7 +291,7 @@ def test_a_sidecar_that_an_admission_plugin_has_added_is_not_the_chaincode() -> 
             1.89,
             1,
             Category.OOM_KILLED,
-            "the chaincode was killed for lack of memory (OOMKilled, exit code 137). Raise its memory limit of 16Mi in"
+            "the chaincode ran out of memory (OOMKilled, exit code 137). Raise its memory limit of 16Mi in"
             " the pod template",
         ),
         (
@@ -332,8 +332,8 @@ def test_a_sidecar_that_an_admission_plugin_has_added_is_not_the_chaincode() -> 
             6.08,
             1,
             Category.POD_FORCE_DELETED,
-            "the pod was deleted by force while the chaincode was running. If its node node1 does not answer, the"
-            " process may go on until the node is back",
+            "the pod was force-deleted while the chaincode was running. If its node node1 does not answer, the"
+            " process may keep running until the node is back",
         ),
         (
             "init-exits-1",
@@ -470,7 +470,7 @@ def test_a_chaincode_that_succeeds_is_not_told_of_capabilities() -> None:
 
 
 OTHER_PLATFORM = (
-    "Its image is built for another platform than that of its node node1. Build it for that platform, or select other"
+    "The image was built for another platform than its node node1. Build it for that platform, or select other"
     " nodes in the pod template"
 )
 
@@ -494,7 +494,7 @@ def test_a_binary_of_another_architecture_is_told_by_the_runtime() -> None:
 
 def test_a_process_without_a_limit_that_ran_out_of_memory_is_told_to_have_one() -> None:
     assert judged(terminated(137, reason="OOMKilled")).text == (
-        "the chaincode was killed for lack of memory (OOMKilled, exit code 137). Set a memory limit, or reserve memory"
+        "the chaincode ran out of memory (OOMKilled, exit code 137). Set a memory limit, or reserve memory"
         " with requests in the pod template"
     )
 
@@ -562,7 +562,7 @@ def test_an_eviction_that_was_not_carried_out_did_not_end_the_chaincode() -> Non
             "DeadlineExceeded",
             "Pod was active on the node longer than the specified deadline",
             Category.DEADLINE_EXCEEDED,
-            "its pod has passed its activeDeadlineSeconds",
+            "its pod exceeded its activeDeadlineSeconds",
         ),
     ],
 )
@@ -598,7 +598,7 @@ def test_a_pod_that_vanished_is_told_without_an_exit_code() -> None:
 
 
 def test_a_pod_that_failed_without_a_word_is_told_as_such() -> None:
-    text = "the chaincode never started, because its pod has failed without a reason"
+    text = "the chaincode never started, because its pod failed without giving a reason"
     assert judged(None, phase="Failed") == Verdict(1, Category.POD_GONE, text)
 
 
@@ -615,7 +615,7 @@ def test_a_process_on_a_lost_node_may_go_on() -> None:
     assert found == Verdict(
         1,
         Category.NODE_LOST,
-        "the node node1 does not answer, and the pod was removed. The process may go on until it is back",
+        "node node1 does not answer, and its pod was removed. The process may keep running until it is back",
     )
 
 
@@ -813,7 +813,7 @@ def test_a_sidecar_that_fails_again_and_again_is_told_with_its_exit_code() -> No
     [found] = diagnose(msgspec.convert(body, Pod))
     assert found.category is Category.INIT_CONTAINER_FAILED
     assert found.text == (
-        "sidecar wait fails again and again, last with exit code 7. See its log: kubectl logs p -c wait --previous"
+        "sidecar wait keeps failing, last with exit code 7. See its log: kubectl logs p -c wait --previous"
     )
 
 
@@ -834,13 +834,13 @@ def test_each_stage_of_a_launch_says_who_is_waited_for() -> None:
         stage(pod(placed, containerStatuses=chaincode), [*pulling, event("Pulled", "x", "chaincode")]),
     ]
     assert [(found.category, found.text) for found in stages] == [
-        (Category.API_UNAVAILABLE, "the Kubernetes API has not answered the creation of the job yet"),
+        (Category.API_UNAVAILABLE, "the Kubernetes API has not answered the request to create the job yet"),
         (
             Category.POD_NOT_CREATED,
-            "no pod has been created for the job yet: check that kube-controller-manager runs",
+            "no pod has been created for the job yet: check that kube-controller-manager is running",
         ),
-        (Category.POD_NOT_SCHEDULED, "no node has been chosen for the pod yet: check that kube-scheduler runs"),
-        (Category.POD_NOT_STARTED, "the node node1 has not started the pod yet: check that its kubelet runs"),
+        (Category.POD_NOT_SCHEDULED, "no node has been chosen for the pod yet: check that kube-scheduler is running"),
+        (Category.POD_NOT_STARTED, "node node1 has not started the pod yet: check that its kubelet is running"),
         (Category.IMAGE_PULLING, "the image is being pulled by node node1"),
         (Category.CONTAINER_CREATING, "the container is being created. For more, run kubectl describe pod p"),
     ]
@@ -938,7 +938,7 @@ def test_a_refusal_is_told_by_who_refuses(words: str, category: Category, remedy
     ("words", "remedy"),
     [
         ("0/1 nodes are available: 1 node(s) had untolerated taint {a: b}.", "Add a toleration to the pod template"),
-        ("Scheduling is blocked due to non-empty scheduling gates", "See who sets schedulingGates on the pod"),
+        ("Scheduling is blocked due to non-empty scheduling gates", "Find out who sets schedulingGates on the pod"),
     ],
 )
 def test_the_schedulers_words_come_with_what_to_do(words: str, remedy: str) -> None:
@@ -966,7 +966,7 @@ def test_an_image_that_does_not_exist_for_the_platform_is_told_as_such(words: st
     )
     assert found.category is Category.IMAGE_ARCHITECTURE
     assert found.text == (
-        f"the image does not exist for the platform of its node node1: {words}. Push it for that platform, or select"
+        f"the image is not available for the platform of its node node1: {words}. Push it for that platform, or select"
         " other nodes in the pod template"
     )
 

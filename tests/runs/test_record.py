@@ -112,6 +112,34 @@ async def test_the_first_decision_to_delete_counts() -> None:
     assert deletion.reason is Reason.STOPPED
 
 
+@pytest.mark.parametrize("reason", [Reason.STOPPED, Reason.REPLACED])
+async def test_a_decision_that_may_be_withdrawn_gives_way_to_one_that_may_not(reason: Reason) -> None:
+    run = new()
+    run.found(Applied(JOB))
+    deletion = run.delete(Reason.NOT_STARTED)
+    assert run.delete(Reason.NOT_STARTED) is deletion
+    assert deletion.reason is Reason.NOT_STARTED
+    run.found(Applied(RUNNING))
+    assert run.delete(reason) is deletion
+    assert deletion.reason is reason
+    assert run.delete(Reason.ORPHAN) is deletion
+    assert deletion.reason is reason
+    with pytest.raises(AssertionError):
+        run.withdraw()
+
+
+async def test_a_deletion_that_is_withdrawn_is_settled_and_over() -> None:
+    run = new()
+    run.found(Applied(JOB))
+    deletion = run.delete(Reason.NOT_STARTED)
+    run.found(Applied(RUNNING))
+    run.withdraw()
+    assert run.deletion is None
+    assert deletion.settled.is_set()
+    assert deletion.withdrawn
+    assert deletion.accepted_at is None
+
+
 async def test_no_clock_ends_a_container_that_has_started() -> None:
     run = new()
     run.found(Applied(RUNNING))
@@ -150,9 +178,40 @@ async def test_who_knocks_is_waited_for() -> None:
 
 async def test_its_client_comes_back_and_the_grace_is_over() -> None:
     run = new()
-    run.miss(anyio.current_time() + 3, Reason.CLIENT_GONE)
+    absence = run.miss(anyio.current_time() + 3, Reason.CLIENT_GONE)
     run.take(plan())
     assert run.absence is None
+    assert absence.over.is_set()
+
+
+async def test_what_is_left_over_is_no_more_when_a_pod_turns_up_that_runs() -> None:
+    """The TTL of a Job whose chaincode has ended must not end the one that turns out to run."""
+    run = new()
+    run.found(Applied(FAILED))
+    absence = run.miss(anyio.current_time() + 300, Reason.LEFT_OVER)
+    run.found(Applied(RUNNING))
+    assert state(run) is State.RUNNING
+    assert run.absence is None
+    assert absence.over.is_set()
+
+
+@pytest.mark.parametrize("reason", [Reason.CLIENT_GONE, Reason.ORPHAN])
+async def test_a_client_is_waited_for_whatever_turns_up(reason: Reason) -> None:
+    run = new()
+    run.found(Applied(FAILED))
+    absence = run.miss(anyio.current_time() + 10, reason)
+    run.found(Applied(RUNNING))
+    assert run.absence is absence
+    assert not absence.over.is_set()
+
+
+async def test_a_decision_to_delete_ends_the_wait_for_a_client() -> None:
+    run = new()
+    run.found(Applied(JOB))
+    absence = run.miss(anyio.current_time() + 10, Reason.CLIENT_GONE)
+    run.delete(Reason.REPLACED)
+    assert run.absence is None
+    assert absence.over.is_set()
 
 
 async def test_the_end_is_told_by_the_order_in_which_it_was_seen() -> None:

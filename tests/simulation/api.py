@@ -233,8 +233,8 @@ class ModelApi:
                     due = change
                     break
                 version = change.version
-                if change.plural == plural and _matches(change.labels, selector):
-                    yield b'{"type":"%s","object":%s}\n' % (change.type.encode(), change.content)
+                if change.plural == plural and (kind := _told_as(change, selector)):
+                    yield b'{"type":"%s","object":%s}\n' % (kind.encode(), change.content)
                     if short:
                         return
             now = self.sim.now
@@ -345,6 +345,13 @@ def _decoded(item: Object, kind: type[T]) -> T:
 
 def _line(kind: str, item: Object) -> bytes:
     return json.dumps({"type": kind, "object": item}).encode() + b"\n"
+
+
+def _told_as(change: Change, selector: str) -> str:
+    """Return the type of the event that a watch tells a change by, or nothing: who loses its label is told as gone."""
+    if _matches(change.labels, selector):
+        return change.type if _matches(change.before, selector) else "ADDED"
+    return "DELETED" if _matches(change.before, selector) else ""
 
 
 def _matches(labels: Mapping[str, str], selector: str) -> bool:

@@ -170,6 +170,11 @@ class Client:
         self.frozen = False
         self.wake()
 
+    def cut_off(self) -> None:
+        """Have its connection break; it comes back."""
+        self._lost()
+        self.wake()
+
     # Its life
 
     async def _live(self) -> None:

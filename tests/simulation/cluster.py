@@ -284,6 +284,8 @@ class Change:
     type: str
     plural: str
     labels: Mapping[str, str]
+    before: Mapping[str, str]
+    """The labels that the object had until then."""
     content: bytes
 
 
@@ -358,12 +360,14 @@ class Cluster:
         self.version += 1
         meta = {**item["metadata"], "resourceVersion": str(self.version)}
         item = {**item, "metadata": meta}
+        known = self.objects[plural].get(meta["name"], item)
         if kind == "DELETED":
             del self.objects[plural][meta["name"]]
         else:
             self.objects[plural][meta["name"]] = item
         labels = meta.get("labels") or {}
-        change = Change(self.version, self.sim.now, kind, plural, labels, json.dumps(item).encode())
+        before = known["metadata"].get("labels") or {}
+        change = Change(self.version, self.sim.now, kind, plural, labels, before, json.dumps(item).encode())
         self.history.append(change)
         for tell in list(self.changed):
             tell(change)

@@ -1,43 +1,12 @@
 """What was found by trying, each as a short story in virtual time: what is done, and what must come of it."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from k8s_builderd.kube.errors import ApiError
 from tests.simulation.api import Fault
 from tests.simulation.cluster import Program
-from tests.simulation.world import CHAINCODES, Site, World
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    with World(7) as world:
-        yield world
-
-
-def launched(world: World, **rest: object) -> Site:
-    """Return a place where one chaincode works."""
-    site = world.site(**rest)  # type: ignore[arg-type]
-    assert world.works(site) == 1
-    return site
-
-
-def lives(world: World, site: Site) -> None:
-    """Check that the first chaincode goes on, with its `run`."""
-    assert world.cluster.containers[0].alive
-    assert world.clients[0].alive
-    assert world.request(site).container is world.cluster.containers[0]
-
-
-def over(world: World) -> None:
-    """Check what must be true at the end of each story."""
-    world.heal()
-    world.ends_in_time()
-    world.nothing_left()
-    world.no_task_left()
-    world.check()
-
+from tests.simulation.stories import launched, lives, over
+from tests.simulation.world import CHAINCODES, World
 
 # What is as it should be
 
@@ -597,7 +566,7 @@ def test_a_run_that_comes_back_when_its_job_is_gone_and_its_pod_is_not(world: Wo
     world.sim.call(first.thaw)
     world.advance(1)
     assert first.code == 1
-    assert first.said("The next request starts it anew")
+    assert first.said("The next request starts it again")
     world.heal()
     world.sim.advance_until(lambda: again.over, 30)
     assert again.container is not None

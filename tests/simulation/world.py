@@ -362,9 +362,7 @@ class World:
         for line in client.lines:
             got.setdefault(line.split(b" ")[0].decode(), []).append(line)
         for name, lines in got.items():
-            if lines != printed[name][: len(lines)] and not client.said(
-                "Some lines of the chaincode's log are missing"
-            ):
+            if lines != printed[name][: len(lines)] and not client.said("Lines of the chaincode's log are missing"):
                 self.wrong(f"run {client.number} has the log of {name} with a line lost or doubled: {lines}")
         for container in self.cluster.containers:
             if (

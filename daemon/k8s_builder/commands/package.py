@@ -88,7 +88,7 @@ def package(
         _show(rows, err=piped)
         if meta_inf and not inspection.indexes:
             click.echo(
-                f"Warning: no CouchDB index is in {meta_inf}: the peer takes those in statedb/couchdb/indexes/ and"
+                f"Warning: {meta_inf} has no CouchDB index: the peer takes those in statedb/couchdb/indexes/ and"
                 " statedb/couchdb/collections/<collection>/indexes/ below the folder",
                 err=True,
             )
@@ -140,7 +140,7 @@ def _image(reference: str | None, name: str | None, digest: str | None) -> Image
             )
         if parts.tag:
             raise click.UsageError(
-                f"--image {shown(reference)} has a tag and a digest: leave out ':{parts.tag}', the digest says it all."
+                f"--image {shown(reference)} has a tag and a digest: leave out ':{parts.tag}', the digest is enough."
             )
         image = Image(parts.name, parts.digest)
     elif name and digest:
@@ -204,7 +204,7 @@ def _read(path: Path) -> bytes:
     with nullcontext(sys.stdin.buffer) if path == STANDARD else path.open("rb") as file:
         content = file.read(INSTALL_SIZE + 1)
     if len(content) > INSTALL_SIZE:
-        raise BuilderError(f"{path} is larger than {INSTALL_SIZE:,} bytes: a peer does not take it by default")
+        raise BuilderError(f"{path} is larger than {INSTALL_SIZE:,} bytes: by default a peer refuses it")
     return content
 
 

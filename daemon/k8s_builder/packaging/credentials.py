@@ -111,7 +111,7 @@ def _decode(auth: object, where: str) -> tuple[str, str]:
 async def _ask_helper(helper: str, server: str) -> Credentials | None:
     program = f"docker-credential-{helper}"
     if not re.fullmatch("[A-Za-z0-9_.-]+", helper):
-        raise CredentialsError(f"{program!a} is no name of a credential helper")
+        raise CredentialsError(f"{program!a} is not the name of a credential helper")
 
     def get() -> subprocess.CompletedProcess[bytes]:
         command = [program, "get"]

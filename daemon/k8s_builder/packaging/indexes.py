@@ -50,7 +50,7 @@ def decode_index(path: str, document: bytes) -> Index:
     if not isinstance(index, dict):
         raise PackageError(path, "must be an index definition: a JSON object that has an object 'index'")
     for key in definition.keys() - set(_KEYS):
-        raise PackageError(path, f"must not hold {shown(key)}: CouchDB takes {', '.join(map(repr, _KEYS))} only")
+        raise PackageError(path, f"must not contain {shown(key)}: CouchDB takes {', '.join(map(repr, _KEYS))} only")
     for key in ("ddoc", "name", "type"):
         value = definition.get(key, key)
         if not isinstance(value, str) or not value or value == _DESIGN:
@@ -61,7 +61,7 @@ def decode_index(path: str, document: bytes) -> Index:
         raise PackageError(path, "must be a whole number above zero", "w")
     kind = definition.get("type", "json")
     if kind in {"text", "nouveau"}:
-        return Index(definition, (f"CouchDB makes an index of type '{kind}' only with its search add-on",))
+        return Index(definition, (f"CouchDB needs its search add-on for an index of type '{kind}'",))
     if kind != "json":
         raise PackageError(path, f"must be json; it is {shown(str(kind))}", "type")
     _check_fields(path, index)
@@ -73,7 +73,7 @@ def _check_fields(path: str, index: Mapping[str, object]) -> None:
     if not isinstance(fields, list):
         raise PackageError(path, "must be an index definition: its 'index' must have an array 'fields'")
     for key in index.keys() - {"fields", "partial_filter_selector"}:
-        raise PackageError(path, f"must not hold {shown(key)}: CouchDB takes {_FIELDS} only", "index")
+        raise PackageError(path, f"must not contain {shown(key)}: CouchDB takes {_FIELDS} only", "index")
     if not isinstance(index.get("partial_filter_selector", {}), dict):
         raise PackageError(path, "must be an object", "index.partial_filter_selector")
     directions = set()
@@ -82,10 +82,10 @@ def _check_fields(path: str, index: Mapping[str, object]) -> None:
             case [(str(name), "asc" | "desc" as direction)] if name:
                 directions.add(direction)
             case _:
-                rule = "must hold names, or objects of one name and 'asc' or 'desc'"
+                rule = "must contain names, or objects of one name and 'asc' or 'desc'"
                 raise PackageError(path, f"{rule}; it holds {shown(json.dumps(field))}", "index.fields")
     if len(directions) > 1:
-        raise PackageError(path, "must all be 'asc' or all be 'desc': CouchDB takes no mixture", "index.fields")
+        raise PackageError(path, "must all be 'asc' or all be 'desc': CouchDB does not take a mixture", "index.fields")
 
 
 def collection_fault(path: str) -> str | None:
@@ -95,7 +95,7 @@ def collection_fault(path: str) -> str | None:
     if not separator:
         return None
     if collection.startswith(_IMPLICIT):
-        return "will not become an index: the peer makes none for an organization's implicit collection"
+        return "will not become an index: the peer creates none for an implicit collection of an organization"
     if not _COLLECTION.fullmatch(collection):
         return (
             f"will not become an index: no collection can be called {shown(collection)}, because its name must have"
@@ -115,7 +115,7 @@ def duplicates(indexes: Mapping[str, Index]) -> Iterator[tuple[str, str]]:
             continue
         later = last.setdefault((path.rpartition("/")[0], *place), path)
         if indexes[later].definition["index"] != indexes[path].definition["index"]:
-            yield path, f"will be lost: {shown(later)} has the same 'ddoc' and 'name', and takes its place"
+            yield path, f"will be lost: {shown(later)} has the same 'ddoc' and 'name' and replaces it"
 
 
 def _decode(path: str, document: bytes) -> dict[str, object]:
@@ -132,11 +132,11 @@ def _decode(path: str, document: bytes) -> dict[str, object]:
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no character
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}: {error.msg}"
-        raise PackageError(path, f"must be JSON; it stops being so at {where}") from None
+        raise PackageError(path, f"must be valid JSON: {where}") from None
     except UnicodeError:
         raise PackageError(path, "must be UTF-8 throughout") from None
     except RecursionError:
-        raise PackageError(path, "must be JSON that is not nested so deeply") from None
+        raise PackageError(path, "must be JSON with less nesting") from None
     except ValueError as error:
         raise PackageError(path, f"must be JSON: {error}") from None
     if not isinstance(value, dict):
@@ -148,13 +148,13 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         # Peer and CouchDB do not agree on which of them counts, and where it matters CouchDB refuses both.
-        raise ValueError("it has a key twice in one object")
+        raise ValueError("an object has the same key twice")
     return found
 
 
 def _float(text: str) -> float:
     if isinf(value := float(text)):
-        raise ValueError("it has a number that is too large")
+        raise ValueError("a number is too large")
     return value
 
 
@@ -164,4 +164,4 @@ def _int(text: str) -> int:
 
 
 def _refuse_constant(_: str) -> Never:
-    raise ValueError("it has NaN or Infinity")
+    raise ValueError("NaN and Infinity are not allowed")

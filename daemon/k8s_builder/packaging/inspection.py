@@ -73,7 +73,7 @@ def inspect_package(package: bytes) -> Inspection:
     """Inspect a package. No content makes it raise: what is wrong stands in `problems`, in the order of discovery."""
     inspection = Inspection(hashlib.sha256(package).hexdigest())
     if len(package) > INSTALL_SIZE:
-        _problem(inspection, "package", f"must be at most {INSTALL_SIZE:,} bytes, which a peer takes by default")
+        _problem(inspection, "package", f"must be at most {INSTALL_SIZE:,} bytes, the peer's default limit")
     seen: set[str] = set()
     with _told(inspection, "package"):
         for entry in _entries(io.BytesIO(package), "package"):
@@ -87,9 +87,9 @@ def inspect_package(package: bytes) -> Inspection:
 def _inspect_outer(inspection: Inspection, entry: Entry, seen: set[str]) -> None:
     name = entry.name
     if not entry.is_file:
-        _problem(inspection, "package", f"holds {shown(name)}, which is no regular file: the peer refuses that")
+        _problem(inspection, "package", f"holds {shown(name)}, which is not a regular file: the peer refuses it")
     elif name in seen:
-        _problem(inspection, name, "is there twice")
+        _problem(inspection, name, "appears twice")
     elif name == METADATA_FILE:
         with _told(inspection, name):
             inspection.metadata = decode_metadata(_document(entry, name))
@@ -106,7 +106,7 @@ def _check_metadata(inspection: Inspection, metadata: Metadata) -> None:
     if not is_k8s(metadata):
         _problem(inspection, METADATA_FILE, f"must be k8s, in any case; it is {shown(metadata.type)}", "type")
     if not _PEER_LABEL.fullmatch(metadata.label):
-        rule = "must begin with a letter or digit and go on with letters, digits and '.+-_', says the peer"
+        rule = "must begin with a letter or digit, followed by letters, digits and '.+-_': the peer refuses others"
         raise PackageError(METADATA_FILE, f"{rule}; it is {shown(metadata.label)}", "label")
     check_label(metadata.label)
 
@@ -119,14 +119,18 @@ def _inspect_code(inspection: Inspection, code: IO[bytes]) -> None:
     for entry in _entries(code, CODE_FILE):
         path = posixpath.normpath(entry.name)
         if _escapes(path):
-            _problem(inspection, CODE_FILE, f"holds {shown(entry.name)}, which the peer refuses: it leads outside")
+            _problem(
+                inspection,
+                CODE_FILE,
+                f"holds {shown(entry.name)}, which the peer refuses: it points outside the package",
+            )
         elif entry.is_directory:
             paths.append(("d", path))
         elif not entry.is_file:
-            rule = f"holds {shown(path)}, which is neither file nor directory: the peer refuses that"
+            rule = f"holds {shown(path)}, which is neither a file nor a directory: the peer refuses it"
             _problem(inspection, CODE_FILE, rule)
         elif path in seen:
-            _problem(inspection, path, "is there twice: which of them counts is not certain")
+            _problem(inspection, path, "appears twice: it is not certain which one counts")
         else:
             seen.add(path)
             paths.append(("f", path))
@@ -152,7 +156,7 @@ def _check_listing(inspection: Inspection, sizes: dict[str, int]) -> None:
     sizes.pop(META_INF, None)
     lengths = {path: len(os.fsencode(f"f {size} {path}")) for path, size in sizes.items()}
     if len(lengths) > MAX_PATHS:
-        _problem(inspection, META_INF, f"must hold at most {MAX_PATHS:,} files and directories")
+        _problem(inspection, META_INF, f"must contain at most {MAX_PATHS:,} files and directories")
     if sum(lengths.values()) > MAX_PATH_BYTES:
         _problem(inspection, META_INF, f"must have paths of at most {MAX_PATH_BYTES:,} bytes together")
     for path in (path for path, length in lengths.items() if length > MAX_PATH):
@@ -169,7 +173,7 @@ def _inspect_file(inspection: Inspection, entry: Entry, path: str, indexes: dict
         indexes[path] = decode_index(path, _document(entry, path, INDEX_SIZE))
         inspection.notes += [f"{shown(path)}: {note}" for note in indexes[path].notes]
     elif path.startswith(f"{META_INF}/"):
-        inspection.notes.append(f"{shown(path)} is no index: `release` does not hand it to the peer")
+        inspection.notes.append(f"{shown(path)} is not an index: `release` does not hand it to the peer")
     else:
         inspection.notes.append(f"`build` ignores {shown(path)}")
 
@@ -177,10 +181,10 @@ def _inspect_file(inspection: Inspection, entry: Entry, path: str, indexes: dict
 def _entries(compressed: IO[bytes], file: str) -> Iterator[Entry]:
     for count, entry in enumerate(entries(_Bounded(GzipFile(fileobj=compressed)))):
         if count >= ENTRIES:
-            raise PackageError(file, f"must hold at most {ENTRIES:,} entries")
+            raise PackageError(file, f"must contain at most {ENTRIES:,} entries")
         if entry.type == GLOBAL_HEADER:
             # Go's tar hands it out as an entry, and so the peer sees one of a strange type.
-            raise PackageError(file, "holds a global PAX header, as `git archive` writes it: the peer refuses that")
+            raise PackageError(file, "holds a global PAX header, as `git archive` writes it: the peer refuses it")
         yield entry
 
 
@@ -211,7 +215,7 @@ def _told(inspection: Inspection, file: str) -> Iterator[None]:
     except PackageError as error:
         inspection.problems.append(error)
     except _TooLargeError:
-        _problem(inspection, file, f"unpacks to more than {UNPACKED_SIZE:,} bytes: not inspected further")
+        _problem(inspection, file, f"unpacks to more than {UNPACKED_SIZE:,} bytes: the rest was not inspected")
     except (BadGzipFile, TarError, EOFError, zlib.error) as error:
         _problem(inspection, file, f"must be a tar archive compressed with gzip: {str(error) or type(error).__name__}")
 

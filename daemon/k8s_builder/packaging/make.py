@@ -45,7 +45,7 @@ def read_meta_inf(directory: Path) -> dict[str, bytes]:
         if path.is_file():
             size += path.stat().st_size
             if size > _META_INF_SIZE:
-                raise PackageError(META_INF, f"must hold at most {_META_INF_SIZE // 1024 // 1024} MiB")
+                raise PackageError(META_INF, f"must contain at most {_META_INF_SIZE // 1024 // 1024} MiB")
             files[inside] = path.read_bytes()
     return files
 

@@ -116,7 +116,7 @@ def _header(source: Source) -> _Header | None:
     if block == bytes(_BLOCK):
         block = _exactly(source, _BLOCK)
         if block and block != bytes(_BLOCK):
-            raise TarError("a block of zeros stands before its end")
+            raise TarError("it has a block of zeros before its end")
         return None
     if not block:
         return None

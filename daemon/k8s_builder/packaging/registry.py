@@ -128,7 +128,7 @@ class _Registry:
             try:
                 return await self._resolve(f"{scheme}://{self._host}/v2/{path}/manifests/{tag}")
             except aiohttp.ClientConnectorCertificateError as error:
-                raise self._error(f"{self._host} has no certificate that is trusted here: {error}") from error
+                raise self._error(f"{self._host} has no trusted certificate: {error}") from error
             except aiohttp.ClientConnectionError as error:
                 # A registry on this machine may well have no TLS, which shows in its answer to the greeting.
                 if scheme == schemes[-1]:
@@ -165,12 +165,12 @@ class _Registry:
             return f"Bearer {await self._token(realm, {name: bearer[name] for name in _WANTED if name in bearer})}"
         if "basic" in offered:
             if known is None or not known.username:
-                raise self._error(f"{self._host} wants a user and password: log in with `docker login {self._host}`")
+                raise self._error(f"{self._host} asks for a user and password: log in with `docker login {self._host}`")
             return _basic(known)
         if usable:
-            raise self._error(f"{self._host} wants the password sent without TLS, to {realm}")
+            raise self._error(f"{self._host} asks for the password without TLS, at {realm}")
         ways = ", ".join(scheme for scheme, _ in challenges) or "none"
-        raise self._error(f"{self._host} wants a way of logging in that is not known here: {ways}")
+        raise self._error(f"{self._host} asks for an unsupported way of logging in: {ways}")
 
     async def _token(self, realm: str, wanted: Mapping[str, str]) -> str:
         known = self._credentials
@@ -196,12 +196,14 @@ class _Registry:
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         said = response.headers.get("Docker-Content-Digest", digest)
         if said.startswith("sha256:") and said != digest:
-            raise self._error(f"{self._host} gave a manifest that is not the one with the digest {said}")
+            raise self._error(f"{self._host} sent a manifest that does not have the digest {said}")
         manifest = msgspec.json.decode(content, type=_Manifest)
         # The header decides, because an OCI manifest need not say what it is.
         media_type = response.content_type if response.content_type in _KNOWN else manifest.media_type
         if media_type not in _KNOWN:
-            raise self._error(f"it is no image that Kubernetes can run, but {media_type or response.content_type!a}")
+            raise self._error(
+                f"it is not an image that Kubernetes can run, but {media_type or response.content_type!a}"
+            )
         platforms = [name for entry in manifest.manifests or () if (name := _platform(entry.platform or {}))]
         return Resolved(digest, tuple(platforms), media_type in _INDEXES)
 

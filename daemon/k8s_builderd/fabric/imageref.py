@@ -60,16 +60,16 @@ def name_fault(name: str) -> str | None:
     if "://" in name:
         return "must not begin with a scheme such as https://"
     if "@" in name:
-        return "must not hold a digest: what follows '@' belongs into 'digest'"
+        return "must not contain a digest: move what follows '@' to 'digest'"
     if len(name) > NAME_LENGTH:
         return f"must be at most {NAME_LENGTH} characters"
     if any(char.isspace() for char in name):
-        return "must not hold white space"
+        return "must not contain white space"
     host, path = split_host(name)
     if ":" in path.rpartition("/")[2]:
-        return "must not hold a tag: the digest says which image it is"
+        return "must not contain a tag: the digest identifies the image"
     if "" in name.split("/"):
-        return "must not begin or end with '/' or hold '//'"
+        return "must not begin or end with '/' or contain '//'"
     return _host_fault(host) or _path_fault(path)
 
 
@@ -91,12 +91,12 @@ def _host_fault(host: str) -> str | None:
 
 def _path_fault(path: str) -> str | None:
     if path != path.lower():
-        return "must be lower case, but for the registry's host"
+        return "must be lower case, except for the registry's host"
     for component in path.split("/"):
         if not _COMPONENT.fullmatch(component):
             return (
-                "must have only lower-case letters and digits between its '/', "
-                "and singly between those '.', '_', '__' or dashes"
+                "must have lower-case letters and digits between its '/', and "
+                "only single '.', '_', '__' or dashes between those"
             )
     return None
 

@@ -191,7 +191,7 @@ def decode_chaincode(document: bytes) -> Chaincode:
         if not fields[field]:
             raise PackageError(CHAINCODE_FILE, "must not be missing or empty", field)
         if not fields[field].isprintable():
-            raise PackageError(CHAINCODE_FILE, "must hold printable characters only", field)
+            raise PackageError(CHAINCODE_FILE, "must have printable characters only", field)
     identity = package_id(fields["chaincode_id"])
     if not identity.label or not re.fullmatch("[0-9A-Fa-f]{64}", identity.hash):
         raise PackageError(
@@ -306,7 +306,7 @@ def encoding_fault(document: bytes) -> str | None:
     if document.startswith(b"\xef\xbb\xbf"):
         return "must not begin with a byte order mark: save it as UTF-8 without BOM"
     if document.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in document[:4]:
-        return "must be UTF-8; it is UTF-16, UTF-32 or no text at all"
+        return "must be UTF-8; it is UTF-16, UTF-32 or not text at all"
     return None
 
 
@@ -331,9 +331,9 @@ def _decode_object(document: bytes) -> tuple[_Object, str | None]:
             parse_constant=_refuse_constant,
         )
     except json.JSONDecodeError as error:
-        fault = f"must be valid JSON; it stops being so at line {error.lineno}, column {error.colno}: {error.msg}"
+        fault = f"must be valid JSON: line {error.lineno}, column {error.colno}: {error.msg}"
     except RecursionError:
-        fault = "must be valid JSON that is not nested so deeply"
+        fault = "must be valid JSON with less nesting"
     except ValueError:
         fault = "must be valid JSON, which has neither NaN nor Infinity"
     else:

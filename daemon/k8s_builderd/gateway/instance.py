@@ -51,7 +51,7 @@ def held(api_servers: Iterable[str], namespace: str, instance: str) -> Iterator[
                 if error.errno != errno.EADDRINUSE:
                     raise
                 raise SettingsError(
-                    f"Another k8s-builderd on this host has the instance {instance}. Give this one a name of its own:"
+                    f"Another k8s-builderd on this host uses the instance name {instance}. Give this one another name:"
                     " set the FABRIC_K8S_BUILDER_INSTANCE environment variable"
                 ) from None
         yield

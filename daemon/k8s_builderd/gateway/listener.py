@@ -167,11 +167,11 @@ class Listener:
             with anyio.fail_after(None if request.stage == "run" else CALL_TIMEOUT):
                 return await self._stages[request.stage](request, connection)
         except TimeoutError:
-            text = f"the client did not take its answer within {CALL_TIMEOUT:g} s"
+            text = f"the client did not read its answer within {CALL_TIMEOUT:g} s"
         except SettingsError as error:
             text = str(error)  # in the Go builder's words, which have nothing in front of them
         except ProtocolError as error:
-            text = f"The k8s-builderd daemon ends this call: {error}"
+            text = f"k8s-builderd refused this call: {error}"
         except BuilderError as error:
             text = f"Error {_GERUNDS[request.stage]} chaincode: {error}"
             category = error.category
@@ -184,6 +184,8 @@ class Listener:
             gerund = _GERUNDS[request.stage]
             text = f"Error {gerund} chaincode: internal error in k8s-builderd: see call_crashed in its log"
         _log.warning("call_failed", reason=text, category=category)
+        if category is not None:
+            self._metrics.ended(category)
         with anyio.move_on_after(FAREWELL):
             await connection.say(text)
         return 1
@@ -196,7 +198,7 @@ class Listener:
         if connection.stage == "run" and not for_good:
             return
         with anyio.move_on_after(FAREWELL):
-            await connection.say(f"The k8s-builderd daemon ends this call: {why}")
+            await connection.say(f"k8s-builderd refused this call: {why}")
             await connection.exit(1)
 
 
@@ -252,8 +254,8 @@ def _open_lock(path: Path, beside: Path, mode: int) -> int:
         return _create_lock(beside, mode)
     except OSError as error:
         raise SettingsError(
-            f"The FABRIC_K8S_BUILDER_SOCKET environment variable must name a socket in a directory that can be"
-            f" written: {beside}: {error.strerror}"
+            f"The FABRIC_K8S_BUILDER_SOCKET environment variable must name a socket in a writable directory:"
+            f" {beside}: {error.strerror}"
         ) from error
 
 
@@ -261,12 +263,12 @@ def _remove_lock(path: Path, beside: Path) -> None:
     """Remove a lock that a daemon of another user made for itself alone, unless that daemon may be there still."""
     try:
         if _is_listened_on(path):
-            raise _taken("somebody listens on it")
+            raise _taken("a process listens on it")
         beside.unlink()
     except PermissionError as error:
         raise SettingsError(
             f"{beside} belongs to user id {beside.stat().st_uid}, and this k8s-builderd runs as {os.geteuid()}: if no"
-            f" daemon of that user runs, remove it and {path}, or give this one another FABRIC_K8S_BUILDER_SOCKET"
+            f" daemon of that user is running, remove it and {path}, or give this one another FABRIC_K8S_BUILDER_SOCKET"
         ) from error
     _log.info("lock_replaced", path=str(beside))
 
@@ -293,8 +295,8 @@ def _is_listened_on(path: Path) -> bool:
 
 def _taken(how: str) -> SettingsError:
     return SettingsError(
-        f"Another k8s-builderd has the socket of the FABRIC_K8S_BUILDER_SOCKET environment variable ({how}): end it,"
-        " or give this one a socket of its own"
+        f"Another k8s-builderd uses the socket in the FABRIC_K8S_BUILDER_SOCKET environment variable ({how}): stop it,"
+        " or give this one another socket"
     )
 
 
@@ -321,7 +323,7 @@ def _bound(path: Path, mode: int) -> Iterator[socket.socket]:
 
 def _unusable(path: Path, error: OSError) -> SettingsError:
     return SettingsError(
-        "The FABRIC_K8S_BUILDER_SOCKET environment variable must name a socket that can be made:"
+        "The FABRIC_K8S_BUILDER_SOCKET environment variable must name a socket that can be created:"
         f" {path}: {error.strerror}"
     )
 
@@ -332,7 +334,5 @@ def _make_room(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(there.st_mode):
-        raise SettingsError(
-            f"The FABRIC_K8S_BUILDER_SOCKET environment variable must name a socket; {path} is something else"
-        )
+        raise SettingsError(f"The FABRIC_K8S_BUILDER_SOCKET environment variable must name a socket; {path} is not one")
     path.unlink()

@@ -218,7 +218,7 @@ class RequestReader:
         if version != VERSION:
             raise ProtocolError(
                 f"the client speaks protocol version {_shown(version)} and this daemon {VERSION.decode()}:"
-                " use the client that came with the daemon"
+                " use the programs that came with this daemon"
             )
         if _text(stage) not in STAGES:
             raise ProtocolError(f"there is no stage {_shown(stage)}")

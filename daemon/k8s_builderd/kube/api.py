@@ -306,7 +306,7 @@ def _decoded(kind: type[T], content: bytes | msgspec.Raw, verb: str, resource: R
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, RecursionError) as error:
         # A proxy's page of HTML with status 200, for one. The next answer may be the API server's.
-        message = f"the answer is not what the Kubernetes API gives ({error})"
+        message = f"the answer is not a valid Kubernetes API response ({error})"
         raise Unavailable(message, verb=verb, resource=resource.rbac) from error
 
 

@@ -92,7 +92,7 @@ class NotFound(ApiError):
 class NamespaceNotFound(NotFound):
     """Raised for a 404 of the namespace itself."""
 
-    remedy = "Create the namespace, with the daemon's Role and RoleBinding, or let the daemon work in another one"
+    remedy = "Create the namespace, with the daemon's Role and RoleBinding, or configure another one"
 
 
 class AlreadyExists(ApiError):
@@ -132,7 +132,7 @@ class Refusals:
         if self.last(error, now) or not error.may_pass:
             return str(error)
         if error.verb:
-            return f"cannot {error.verb} {error.resource}: the Kubernetes API refuses it for the moment, trying again"
+            return f"cannot {error.verb} {error.resource}: the Kubernetes API refuses it for now, retrying"
         return str(error.args[0])
 
 

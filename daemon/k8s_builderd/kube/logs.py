@@ -115,7 +115,7 @@ async def follow(
         except NotFound:
             if container.gone or ended:
                 if passage.broken:
-                    raise LogIncomplete("its stream broke off, and the pod is gone") from None
+                    raise LogIncomplete("the connection broke, and the pod is gone") from None
                 return  # its log went with it
         except ApiError as error:
             _log.info("log_interrupted", pod=pod, reason=str(error))
@@ -123,7 +123,7 @@ async def follow(
                 if isinstance(error, Unreachable) and not await _answers(api, pod):
                     give_up = None  # the log is not lost because the API server is away
                 elif anyio.current_time() > give_up:
-                    raise LogIncomplete(f"it could not be read: {error}") from error
+                    raise LogIncomplete(f"{error}") from error
             if not isinstance(error, Invalid) and refusals.last(error, anyio.current_time()):
                 # Invalid says that the container waits to start. The rest is no reason to stop listening: a Role can be
                 # mended.
@@ -133,7 +133,7 @@ async def follow(
                 pause = REFUSED_PAUSE if give_up is None else pause
         else:
             if give_up is not None and anyio.current_time() > give_up and passage.position == before:
-                raise LogIncomplete("every answer breaks off")
+                raise LogIncomplete("every answer was cut short")
         if passage.position != before:
             give_up = None
             pauses = delays(0.1, 5.0, rng)
@@ -289,11 +289,11 @@ class _Passage:
             asked = anyio.current_time()
             self._interval = next(self._intervals)
             if behind and await stream.is_silent_for(self._on_its_way):
-                stream.leave("the stream brings nothing although there is more")
+                stream.leave("the connection delivers nothing although the log has more")
                 return
         while not await stream.is_silent_for(self._on_its_way):
             pass
-        stream.leave("the stream does not end although the container has")
+        stream.leave("the connection stays open although the container has ended")
 
     async def _behind(self) -> bool:
         """Say whether the log holds more than what has been passed on, as far as can be seen."""

@@ -204,7 +204,7 @@ class Reflector(Generic[T]):
                     line = await anext(lines, None)
                 if deadline.cancelled_caught:
                     self._failed(
-                        f"no word from the watch of {self._resource.rbac} for {self._silence:g} s, opening another"
+                        f"the watch of {self._resource.rbac} has been silent for {self._silence:g} s, opening another"
                     )
                     if quiet:
                         # From a resourceVersion that the server has not reached, as after a restore, a watch is silent

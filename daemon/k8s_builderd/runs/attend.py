@@ -27,8 +27,6 @@ STOP_PATIENCE = 2.0
 WITHDRAWAL = 30.0
 """Seconds that the API has to accept the deletion of a Job that has not started, before its `run` ends all the same."""
 
-CANNOT_SERVE = "k8s-builderd cannot serve this launch now. The chaincode keeps running"
-
 REFUSALS_KEPT = 4096
 """How many refusals are remembered, so that a client which comes again and again is told once."""
 
@@ -109,7 +107,7 @@ class Runs:
         try:
             if previous is not None:
                 previous.revoke(
-                    launched_again() if plan.takeovers else Yielded("this run goes on over a newer connection")
+                    launched_again() if plan.takeovers else Yielded("this run continues on a newer connection")
                 )
                 await previous.left.wait()
             if plan.takeovers and cursor is None:
@@ -150,7 +148,7 @@ class Runs:
         if _ends_nothing(failure, run, cursor) and claim.revoked is None:
             if self.knocked(run.token_sha256, str(failure)):
                 _log.error("launch_interrupted", job=run.job_name, reason=str(failure))
-                await connection.say(f"{CANNOT_SERVE}: {failure}")
+                await connection.say(cannot_continue(failure))
             raise ClientGone from failure
         if isinstance(failure, BuilderError | ClientGone):
             raise failure
@@ -199,7 +197,7 @@ class Runs:
         with anyio.move_on_after(QUIET):
             await self._all_known(cursor)
             return
-        why = self._store.watch_error or "the daemon's own pod is not known yet"
+        why = self._store.watch_error or "the daemon has not looked up its own pod yet"
         await connection.say(f"Waiting for the Kubernetes API: {why}")
         with anyio.move_on_after(math.inf if cursor is not None else deadline - anyio.current_time()) as waiting:
             await self._all_known(cursor)
@@ -227,7 +225,7 @@ class Runs:
             )
             return 1
         if deletion.accepted_at is not None:
-            await connection.say(f"Stopped: the deletion of chaincode job {job} is accepted")
+            await connection.say(f"Stopped: the Kubernetes API accepted the deletion of chaincode job {job}")
             return 0
         await connection.say(
             f"The Kubernetes API has not accepted the deletion of chaincode job {job} yet. The daemon keeps trying"
@@ -240,3 +238,8 @@ class Runs:
         with anyio.move_on_after(WITHDRAWAL):
             await deletion.settled.wait()
         return deletion.withdrawn
+
+
+def cannot_continue(why: Exception) -> str:
+    """Return what the `run` of a chaincode that is running, or may be, is told before it comes again."""
+    return f"k8s-builderd cannot continue this launch: {why}. The chaincode keeps running; retrying"

@@ -274,7 +274,7 @@ def _outlast(alive: list[Known], me: Known, now: float, watch_error: str) -> Dec
         names = ", ".join(untold)
         return Wait(
             now + END_MARGIN,
-            f"nothing deletes pod {names}: delete it, or check that kube-controller-manager runs",
+            f"pod {names} is not being deleted: delete it, or check that kube-controller-manager is running",
         )
     return GiveUp(frozenset(it.run for it in alive))
 

@@ -119,7 +119,7 @@ _UNSCHEDULABLE = (
     ),
     (re.compile("untolerated taint"), "Add a toleration to the pod template, or remove the taint"),
     (re.compile("Insufficient "), "Add capacity, or lower the requests in the pod template"),
-    (re.compile("scheduling gates"), "See who sets schedulingGates on the pod, and why they stay"),
+    (re.compile("scheduling gates"), "Find out who sets schedulingGates on the pod, and why they are not removed"),
 )
 _PREPARED = {"Pulling", "Pulled", "Created", "Started"}
 """Events of a pod whose volumes are mounted and whose sandbox is there."""
@@ -140,7 +140,7 @@ def diagnose(pod: Pod | None, events: Iterable[Event] = ()) -> list[Diagnosis]:
         if event.reason == "FailedCreate" and pod is None:
             found.append(_refused(cause, words.removeprefix("Error creating: ")))
         elif event.reason == "FailedMount" and not prepared:
-            remedy = "k8s-builderd creates it, and the kubelet tries again" if _OUR_SECRET.search(words) else ""
+            remedy = "k8s-builderd creates it, and the kubelet retries" if _OUR_SECRET.search(words) else ""
             found.append(_diagnosis(Category.VOLUME_MOUNT, cause, f"a volume cannot be mounted: {words}", remedy))
         elif event.reason == "FailedAttachVolume" and not prepared:
             found.append(_diagnosis(Category.VOLUME_MOUNT, cause, f"a volume cannot be attached: {words}"))
@@ -175,7 +175,7 @@ def _waiting(pod: Pod, reason: str, message: str) -> Diagnosis:
             return _diagnosis(
                 Category.IMAGE_ARCHITECTURE,
                 "image-architecture",
-                f"the image does not exist for the platform of its node{_node(pod)}: {words}",
+                f"the image is not available for the platform of its node{_node(pod)}: {words}",
                 "Push it for that platform, or select other nodes in the pod template",
             )
         return _diagnosis(
@@ -213,7 +213,7 @@ def _init_waiting(pod: Pod, status: ContainerStatus, reason: str, message: str) 
         return _diagnosis(Category.INIT_CONTAINER_IMAGE_PULL, f"init {status.name} image", text, template)
     if reason == "CrashLoopBackOff":
         last = status.last_state.terminated
-        text = f"{name} fails again and again" + (f", last with exit code {last.exit_code}" if last else "")
+        text = f"{name} keeps failing" + (f", last with exit code {last.exit_code}" if last else "")
         return _diagnosis(Category.INIT_CONTAINER_FAILED, cause, text, _see_log(pod, status.name, previous=True))
     return _diagnosis(Category.INIT_CONTAINER_CONFIG, cause, f"{name} cannot be created ({reason}): {words}", template)
 
@@ -232,16 +232,16 @@ def stage(pod: Pod | None, events: Iterable[Event] = (), *, created: bool = True
     :param refusal: what the API says instead, for the moment; empty where it says nothing.
     """
     if not created:
-        text = refusal or "the Kubernetes API has not answered the creation of the job yet"
+        text = refusal or "the Kubernetes API has not answered the request to create the job yet"
         return Diagnosis(Category.API_UNAVAILABLE, "creation", text)
     if pod is None:
-        text = "no pod has been created for the job yet: check that kube-controller-manager runs"
+        text = "no pod has been created for the job yet: check that kube-controller-manager is running"
         return Diagnosis(Category.POD_NOT_CREATED, "no pod", text)
     if pod.spec.node_name is None:
-        text = "no node has been chosen for the pod yet: check that kube-scheduler runs"
+        text = "no node has been chosen for the pod yet: check that kube-scheduler is running"
         return Diagnosis(Category.POD_NOT_SCHEDULED, "no node", text)
     if not pod.status.container_statuses and not pod.status.init_container_statuses:
-        text = f"the node{_node(pod)} has not started the pod yet: check that its kubelet runs"
+        text = f"node{_node(pod)} has not started the pod yet: check that its kubelet is running"
         return Diagnosis(Category.POD_NOT_STARTED, "not started", text)
     events = tuple(events)
     for status in pod.status.init_container_statuses or ():
@@ -349,7 +349,7 @@ _BECAUSE = {
     Category.PREEMPTED: "its pod was preempted",
     Category.NODE_SHUTDOWN: "its node was shut down",
     Category.NODE_LOST: "its node was lost",
-    Category.DEADLINE_EXCEEDED: "its pod has passed its activeDeadlineSeconds",
+    Category.DEADLINE_EXCEEDED: "its pod exceeded its activeDeadlineSeconds",
     Category.NODE_REJECTED: "its node rejected the pod",
 }
 _PROBES = (
@@ -450,7 +450,7 @@ def _without_exit_code(seen: Seen, pod: Pod, cause: _Cause | None) -> Verdict:
         return Verdict(1, lost.category, lost.text)
     what = "the chaincode's exit code is not known" if seen.started else "the chaincode never started"
     if cause is None:
-        why = "its pod was removed" if seen.pod_gone else f"its pod has {pod.status.phase.lower()} without a reason"
+        why = "its pod was removed" if seen.pod_gone else f"its pod {pod.status.phase.lower()} without giving a reason"
         cause = _Cause(Category.POD_GONE, why)
     return Verdict(1, cause.category, f"{what}, because {cause.text}")
 
@@ -458,12 +458,14 @@ def _without_exit_code(seen: Seen, pod: Pod, cause: _Cause | None) -> Verdict:
 def _may_go_on(pod: Pod, cause: _Cause | None) -> _Cause | None:
     """Return what to say of a pod that was removed although nobody has seen its container end."""
     if cause is not None and cause.category is Category.NODE_LOST:
-        text = f"the node{_node(pod)} does not answer, and the pod was removed. The process may go on until it is back"
+        text = (
+            f"node{_node(pod)} does not answer, and its pod was removed. The process may keep running until it is back"
+        )
         return _Cause(Category.NODE_LOST, text)
     if pod.metadata.deletion_grace_period_seconds == 0:
         text = (
-            "the pod was deleted by force while the chaincode was running."
-            f" If its node{_node(pod)} does not answer, the process may go on until the node is back"
+            "the pod was force-deleted while the chaincode was running."
+            f" If its node{_node(pod)} does not answer, the process may keep running until the node is back"
         )
         return _Cause(Category.POD_FORCE_DELETED, text)
     return None
@@ -571,7 +573,7 @@ def _other_platform(pod: Pod) -> str:
     selector = pod.spec.node_selector
     arch = f" ({selector.arch})" if selector is not None and selector.arch else ""
     return (
-        f"Its image is built for another platform than that of its node{_node(pod)}{arch}."
+        f"The image was built for another platform than its node{_node(pod)}{arch}."
         " Build it for that platform, or select other nodes in the pod template"
     )
 
@@ -581,7 +583,7 @@ def _out_of_memory(pod: Pod, code: int) -> str:
     limit = resources.limits.memory if resources is not None and resources.limits is not None else None
     what = f"its memory limit of {limit}" if limit is not None else "a memory limit, or reserve memory"
     remedy = f"Raise {what}" if limit is not None else f"Set {what} with requests"
-    return f"was killed for lack of memory (OOMKilled, exit code {code}). {remedy} in the pod template"
+    return f"ran out of memory (OOMKilled, exit code {code}). {remedy} in the pod template"
 
 
 def _still_running(seen: Seen, pod: Pod) -> list[str]:

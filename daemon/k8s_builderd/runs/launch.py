@@ -124,6 +124,8 @@ class Launch:
         except TimeoutError:
             if not await self._started_after_all():
                 raise self._timed_out() from None
+        except OtherInstance:
+            raise  # it may run, but no watch would tell of its end
         except BuilderError:
             if not await self._started_after_all():
                 raise
@@ -182,7 +184,7 @@ class Launch:
             if job.metadata.token_sha256 != self._plan.token.sha256:
                 self._run.refused()
                 raise LaunchFailed(
-                    f"there is a job {self._plan.namespace}/{self._plan.job_name} of another run: delete it"
+                    f"job {self._plan.namespace}/{self._plan.job_name} exists and belongs to another run: delete it"
                 ) from None
         except ApiError as error:
             if self._seen.job is None and not self._may_exist:
@@ -225,21 +227,22 @@ class Launch:
         return cursor.job
 
     def _check_instance(self, job: Job) -> None:
-        """Check that a Job of this run is one of those that this daemon watches.
+        """Check that a Job of this run is one of those that this daemon watches, or has nothing more to tell.
 
         :raises OtherInstance: if it is not.
         """
         meta = job.metadata
-        if meta.token_sha256 == self._plan.token.sha256 and meta.instance != self._plan.instance:
+        is_mine = meta.token_sha256 == self._plan.token.sha256
+        if is_mine and meta.instance != self._plan.instance and not job.finished:
             raise OtherInstance(
-                f"its job {self._plan.namespace}/{meta.name} belongs to the instance {meta.instance}, and this daemon"
+                f"its job {self._plan.namespace}/{meta.name} belongs to the instance {meta.instance}, but this daemon"
                 f" is {self._plan.instance}. Set FABRIC_K8S_BUILDER_INSTANCE={meta.instance} on the daemon"
             )
 
     def _vanished(self) -> Vanished:
         return Vanished(
             f"chaincode job {self._plan.namespace}/{self._plan.job_name} is gone: the chaincode ended or its job"
-            " was deleted while no daemon watched it. The next request starts it anew"
+            " was deleted while no daemon was watching. The next request starts it again"
         )
 
     def _has_nothing_of(self, cursor: Cursor) -> bool:
@@ -361,10 +364,12 @@ class Launch:
             self._last_lines = (self._last_lines + batch.lines)[-TAIL:]
 
         async def gap() -> None:
-            await self._audience.say("Some lines of the chaincode's log are missing here: its file was rotated away")
+            await self._audience.say(
+                "Lines of the chaincode's log are missing here: the file was rotated before they were read"
+            )
 
         async def refused(error: ApiError) -> None:
-            await self._audience.say(f"The chaincode's log cannot be read, trying again: {error}")
+            await self._audience.say(f"Cannot read the chaincode's log, retrying: {error}")
 
         try:
             await logs.follow(
@@ -406,6 +411,7 @@ class Launch:
                 break
             with anyio.move_on_after(EVENTS_CAP):
                 await self._seen.changed_since(version)
+        self._metrics.ended(how.category)
         _log.info("chaincode_ended", code=how.code, category=how.category, reason=how.text)
         await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {how.text}")
         return how.code
@@ -443,5 +449,5 @@ class Launch:
                 _log.info("api_retry", reason=self._refusal or self._last_error)
                 if error.transient:
                     self._may_exist = True
-                    await self._tell_once("api", f"Trying again: {error}")
+                    await self._tell_once("api", f"Retrying: {error}")
                 await anyio.sleep(error.pause(next(pauses)))

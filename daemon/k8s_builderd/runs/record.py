@@ -112,6 +112,8 @@ class Deletion:
         """The pod that goes on although its Job is gone, because somebody deleted the Job without it."""
         self.last_error = ""
         """Why the API has not accepted it yet."""
+        self.is_late = False
+        """Whether it was told that it is not over in time."""
 
     @property
     def is_for_absence(self) -> bool:

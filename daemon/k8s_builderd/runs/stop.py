@@ -49,7 +49,9 @@ async def delete_job(api: Api, run: Run, deletion: Deletion, watch_error: Callab
             deletion.orphaned_pod = seen.pod.metadata.name
             _log.warning("pod_without_job", job=run.job_name, pod=deletion.orphaned_pod)
         deletion.accept()
-        if await _is_over(run, watch_error, there=there):
+        if await _is_over(run, deletion, watch_error, there=there):
+            if deletion.is_late:
+                _log.info("deletion_done", job=run.job_name)
             return True
         await anyio.sleep(next(pauses))
 
@@ -80,24 +82,21 @@ async def _ask(api: Api, run: Run) -> bool:
     return True
 
 
-async def _is_over(run: Run, watch_error: Callable[[], str | None], *, there: bool) -> bool:
+async def _is_over(run: Run, deletion: Deletion, watch_error: Callable[[], str | None], *, there: bool) -> bool:
     """Wait until Job and container are gone; return False where the Job has to be asked for again.
 
     A creation that had been cut off may be carried out late. A Job that stays has a finalizer, or a controller that
     does not work.
     """
     seen = run.observed
-    pending = False
     while True:
         with anyio.move_on_after(LATE + seen.grace):
             await seen.until(lambda seen: (seen.job_gone and seen.ended) or (not there and _has_job(seen)))
-            if seen.ended and pending:
-                _log.info("deletion_done", job=run.job_name)
             return seen.ended and seen.job_gone
         if seen.job is None and seen.pod is None:
             return watch_error() is None  # there never was one, if the watches would have told
-        if not pending:
-            pending = True
+        if not deletion.is_late:
+            deletion.is_late = True
             _log.warning("deletion_pending", job=run.job_name, job_gone=seen.job_gone, container_ended=seen.ended)
         if not seen.job_gone:
             return False

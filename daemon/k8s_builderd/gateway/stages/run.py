@@ -11,7 +11,7 @@ from k8s_builderd.fabric.package import CHAINCODE_FILE, IMAGE_FILE, decode_built
 from k8s_builderd.fabric.plan import Plan
 from k8s_builderd.gateway.connection import Connection
 from k8s_builderd.gateway.protocol import Request
-from k8s_builderd.runs.attend import CANNOT_SERVE, Runs
+from k8s_builderd.runs.attend import Runs, cannot_continue
 from k8s_builderd.runs.cursor import Cursor
 from k8s_builderd.settings import Settings
 
@@ -33,11 +33,11 @@ async def serve(request: Request, connection: Connection, settings: Settings, ru
         # An earlier daemon took this request, and its chaincode may be running: no word of ours ends that.
         if knocked(request, runs, because=str(error)):
             _log.error("request_refused", reason=str(error))
-            await connection.say(f"{CANNOT_SERVE}: {error}")
+            await connection.say(cannot_continue(error))
         raise ClientGone from error
     connection.debug = plan.settings.debug
     for name in settings.overridden(request.environment):
-        await connection.say_debug(f"The daemon's {name} is used, not the peer's")
+        await connection.say_debug(f"Using the daemon's {name}, not the peer's")
     if cursor is None:
         await _warn(plan, connection)
     return await runs.attend(plan, cursor, connection)
@@ -47,14 +47,13 @@ async def _warn(plan: Plan, connection: Connection) -> None:
     """Tell what is allowed and yet may be a mistake."""
     if plan.image.tag:
         await connection.say(
-            f"image.json names the tag {plan.image.tag!a} and a digest. Kubernetes runs the image of the digest; the"
-            " tag means nothing"
+            f"image.json names the tag {plan.image.tag!a} and a digest. Kubernetes uses the digest and ignores the tag"
         )
     if not plan.chaincode.reachable:
         await connection.say(
-            f"The chaincode is told to connect to {plan.chaincode.peer_address}. That works only on the peer's own"
-            " machine: for chaincode in pods, set CORE_PEER_CHAINCODEADDRESS on the peer to an address that pods can"
-            " reach"
+            f"The peer tells the chaincode to connect to {plan.chaincode.peer_address}, which only works on the peer's"
+            " own machine. For chaincode in pods, set CORE_PEER_CHAINCODEADDRESS on the peer to an address that pods"
+            " can reach"
         )
 
 
@@ -114,4 +113,4 @@ def read_cursor(request: Request) -> Cursor | None:
     try:
         return Cursor.parse(request.cursor) if request.cursor else None
     except ValueError:
-        raise ProtocolError("the cursor is not one that a daemon has sent") from None
+        raise ProtocolError("the cursor is not from a daemon") from None

@@ -1,0 +1,144 @@
+"""What keeps a chaincode alive whose container has started: no error of ours, no answer of the API, no old news."""
+
+import pytest
+
+from k8s_builderd.fabric.manifests import CONTAINER
+from k8s_builderd.fabric.objects import Job, Pod
+from k8s_builderd.kube.watch import Applied, Deleted
+from k8s_builderd.runs.observed import Observed
+from tests.simulation.api import Fault
+from tests.simulation.cluster import Program
+from tests.simulation.stories import launched, lives, not_started, over
+from tests.simulation.world import World
+
+Change = Applied[Job] | Deleted[Job] | Applied[Pod] | Deleted[Pod]
+
+
+def test_a_start_that_no_watch_can_tell_of(world: World) -> None:
+    """START_TIMEOUT passes while the API is away, and the peer has the chaincode ready."""
+    site = world.site(start_timeout="15s")
+    assert site.daemon is not None
+    world.advance(1)
+    asked = world.ask(site)
+    assert world.sim.advance_until(lambda: len(world.cluster.containers) > 0, 10, 0.005)
+    world.sim.call(site.daemon.api.lose)
+    world.advance(60)
+    assert asked.container is not None
+    assert world.clients[0].alive
+    assert world.clients[0].said("Waiting for the Kubernetes API"), world.clients[0].words
+    world.sim.call(site.daemon.api.heal)
+    world.advance(30)
+    lives(world, site)
+    over(world)
+
+
+@pytest.mark.parametrize("own_pod", [True, False])
+def test_a_daemon_that_comes_back_under_another_instance(world: World, own_pod: bool) -> None:
+    """Its watches do not tell of what it made under the old one; the `run` knows of it by its cursor."""
+    site = launched(world, own_pod=own_pod)
+    world.end_daemon(site)
+    site.instance = "renamed"
+    world.start_daemon(site)
+    world.advance(250)
+    lives(world, site)
+    assert world.clients[0].said("Set FABRIC_K8S_BUILDER_INSTANCE=peer0 on the daemon"), world.clients[0].words
+    world.end_daemon(site)
+    site.instance = "peer0"
+    world.start_daemon(site)
+    world.advance(60)
+    lives(world, site)
+    over(world)
+
+
+@pytest.mark.parametrize("end", ["exit", "stop", "kill"])
+def test_an_end_under_another_instance(world: World, end: str) -> None:
+    """The daemon cannot watch what its `run` waits for, but it can ask for it."""
+    site = launched(world)
+    world.advance(5)
+    world.end_daemon(site)
+    site.instance = "renamed"
+    world.start_daemon(site)
+    world.advance(7.3)
+    (client,), (container,) = world.clients, world.cluster.containers
+    if end == "exit":
+        world.sim.call(container.exit, 3)
+        world.advance(10)
+        assert client.said("ended with exit code 3"), client.words
+        assert client.code == 1
+        assert len(client.lines) == len(container.lines)
+    else:
+        world.sim.call(client.terminate if end == "stop" else client.kill)
+        world.advance(5 if end == "stop" else 20)
+        assert client.code == (0 if end == "stop" else 137)
+        assert not container.alive
+    over(world)
+
+
+def test_a_connection_that_breaks_while_the_job_is_asked_for(world: World) -> None:
+    """The same token comes again, without a cursor, and the Job may exist by then."""
+    site = world.site()
+    assert site.daemon is not None
+    world.advance(1)
+    site.daemon.api.faults.append(Fault("create", "jobs", "hang"))
+    asked = world.ask(site)
+    world.advance(1)
+    world.sim.call(world.clients[0].cut_off)
+    world.advance(20)
+    assert asked.container is not None
+    lives(world, site)
+    over(world)
+
+
+def test_a_container_that_starts_before_its_job_can_be_deleted(world: World) -> None:
+    """The deletion for not starting is withdrawn, and the `run` goes on."""
+    site, asked = not_started(world)
+    assert site.daemon is not None
+    world.cluster.image.there = True
+    assert world.sim.advance_until(lambda: bool(world.logged("deletion_withdrawn")), 20, 0.01)
+    site.daemon.api.faults.clear()
+    world.advance(40)
+    assert asked.container is not None
+    lives(world, site)
+    over(world)
+
+
+def test_a_mistake_in_what_is_made_of_one_event(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was the event that tells of the container's start: nothing but the next look knows of it."""
+    world.mistakes_expected = True
+    mistakes = 0
+    fold = Observed.fold
+
+    def breaks(self: Observed, change: Change, now: float) -> None:
+        nonlocal mistakes
+        pod = change.object
+        if not mistakes and isinstance(pod, Pod) and pod.container(CONTAINER).running is not None:
+            mistakes += 1
+            raise ValueError("a mistake of ours")
+        fold(self, change, now)
+
+    monkeypatch.setattr(Observed, "fold", breaks)
+    site = launched(world, start_timeout="8s")
+    world.advance(20)
+    assert mistakes == 1
+    lives(world, site)
+    over(world)
+
+
+def test_a_pod_that_loses_its_label(world: World) -> None:
+    """Somebody takes away the label that the watch selects by. The pod goes on, and its end is told all the same."""
+    world.cluster.image.program = Program(prints_every=10_000)
+    site = launched(world)
+    container = world.cluster.containers[0]
+    pod = world.cluster.find("pods", container.name)
+    assert pod is not None
+    labels = {name: value for name, value in pod["metadata"]["labels"].items() if value != site.instance}
+    relabelled = {**pod, "metadata": {**pod["metadata"], "labels": labels}}
+    world.sim.call(lambda: world.cluster.update("pods", relabelled))
+    world.advance(400)
+    lives(world, site)
+    assert len(world.logged("pod_lost_label")) == 1
+    world.sim.call(container.exit, 3)
+    world.advance(30)
+    assert world.clients[0].code == 1
+    assert len(world.clients[0].lines) == len(container.lines)
+    over(world)
