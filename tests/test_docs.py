@@ -19,8 +19,10 @@ from k8s_builderd.fabric.names import Token
 from k8s_builderd.fabric.package import DOCUMENT_SIZE, Chaincode, Image
 from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan, SecurityProfile
 from k8s_builderd.gateway.protocol import MAX_PATH_BYTES, MAX_PATHS
+from k8s_builderd.kube.errors import ApiError
+from k8s_builderd.metrics import LOG_LOSSES, OUTCOMES, REJECTIONS, UNCATEGORIZED
 from k8s_builderd.runs.category import Category
-from k8s_builderd.runs.record import Reason
+from k8s_builderd.runs.record import Reason, State
 from k8s_builderd.settings import FORWARDED, PEER_ID, Settings, launch_settings
 
 yaml: Any = importlib.import_module("yaml")  # kubernetes_asyncio brings it, without type stubs
@@ -362,12 +364,40 @@ def test_every_event_of_the_daemons_log_is_explained_and_no_other() -> None:
 
 
 def test_the_metrics_and_their_reasons_are_those_of_the_code() -> None:
-    text = (DAEMON / "metrics.py").read_text() + (DAEMON / "daemon.py").read_text()
-    counters = {f"{name}_total" for name in re.findall(r'Counter\(\s*"(\w+)"', text)}
-    gauges = {f"k8s_builderd_{name}" for name in re.findall(r'metrics\.gauge\(\s*"(\w+)"', text)}
+    found = {"k8s_builderd_build_info": ["version", "python"]}
+    for file, adding in (("metrics.py", {"_counter", "_histogram"}), ("daemon.py", {"gauge", "gauges"})):
+        for call in called(ast.parse((DAEMON / file).read_text()), adding):
+            if not isinstance(call.args[0], ast.Constant):
+                continue
+            name, _, *labels = [ast.literal_eval(it) for it in call.args if isinstance(it, ast.Constant)]
+            ending = "_total" if ast.unparse(call.func).endswith("_counter") else ""
+            found[f"k8s_builderd_{name}{ending}"] = labels
     table = {code(row[0])[0]: row for row in rows(section("operations.md", "Metrics"))}
-    assert set(table) == counters | gauges
-    assert code(table["k8s_builderd_jobs_deleted_total"][2]) == list(Reason)
+    assert metric_labels() == found
+
+    def explained(name: str) -> list[str]:
+        return [word for word in code(table[name][2]) if not word.startswith("FABRIC_")]
+
+    assert explained("k8s_builderd_jobs_deleted_total") == list(Reason)
+    assert explained("k8s_builderd_calls_rejected_total") == list(REJECTIONS)
+    assert explained("k8s_builderd_chaincodes") == list(State)
+    assert [word for word in explained("k8s_builderd_launches_total") if word != UNCATEGORIZED] == list(OUTCOMES)
+    kinds = {kind.kind for kind in _and_subclasses(ApiError)}
+    logs, watches = explained("k8s_builderd_log_interruptions_total"), explained("k8s_builderd_watch_restarts_total")
+    assert set(logs) == kinds - {"not found"} | set(LOG_LOSSES)
+    assert kinds | {"closed", "crashed"} == set(logs) - set(LOG_LOSSES) | set(watches)
+
+
+def metric_labels() -> dict[str, list[str]]:
+    """Return each metric's labels, as documented; a row without any has a cell less."""
+    table = rows(section("operations.md", "Metrics"))
+    return {code(row[0])[0]: code(row[1]) if len(row) == 3 else [] for row in table}
+
+
+def _and_subclasses(kind: type[ApiError]) -> Iterator[type[ApiError]]:
+    yield kind
+    for found in kind.__subclasses__():
+        yield from _and_subclasses(found)
 
 
 def test_the_checks_of_readyz_are_those_of_the_code() -> None:

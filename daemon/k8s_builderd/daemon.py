@@ -17,6 +17,8 @@ from k8s_builderd.kube.api import Api
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.owner import OwnPod
 from k8s_builderd.runs.attend import Runs
+from k8s_builderd.runs.category import Category
+from k8s_builderd.runs.record import Reason
 from k8s_builderd.runs.store import Store
 from k8s_builderd.settings import Settings
 
@@ -29,8 +31,12 @@ async def serve(settings: Settings) -> None:
     :raises SettingsError: if a setting cannot be used.
     """
     metrics = Metrics()
+    metrics.describe_process()
+    metrics.expect(Category, Reason)
     async with (
-        Api.open(settings.kubeconfig, settings.namespace, patience=settings.request_timeout) as api,
+        Api.open(
+            settings.kubeconfig, settings.namespace, patience=settings.request_timeout, observe=metrics.requested
+        ) as api,
         anyio.create_task_group() as tasks,
     ):
         await tasks.start(_end_on_signal, tasks.cancel_scope)
@@ -71,7 +77,9 @@ async def serve(settings: Settings) -> None:
             )
 
         metrics.gauge("runs", "Runs known", lambda: store.count)
+        metrics.gauges("chaincodes", "Runs by their state", "state", lambda: store.states)
         metrics.gauge("connections", "Connections open", lambda: listener.connections)
+        metrics.gauge("connections_limit", "Connections that may be open", lambda: listener.most)
         metrics.gauge("tasks", "Tasks of the event loop", lambda: len(asyncio.all_tasks()))
         metrics.gauge("ready", "1 when /readyz says ok", lambda: not any(check() for check in checks.values()))
         async with store.open():
@@ -79,6 +87,7 @@ async def serve(settings: Settings) -> None:
             await tasks.start(health.serve, settings.health_address, checks, metrics)
             _log.info("daemon_started", namespace=settings.namespace, instance=settings.instance)
             tasks.start_soon(store.expire_orphans)
+            tasks.start_soon(metrics.measure_lag)
             await own_pod.confirm(api, settings, runs.set_owner)
             await anyio.sleep_forever()
 

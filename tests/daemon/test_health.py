@@ -106,8 +106,8 @@ async def test_launches_are_counted_by_the_category_of_what_ended_them(scene: Sc
     await scene.said("run", await scene.package(script="exit 3"))
     settings = {"FABRIC_K8S_BUILDER_NODE_ROLE": "none", "FABRIC_K8S_BUILDER_START_TIMEOUT": "1s"}
     assert (await scene.said("run", await scene.package("unschedulable"), **settings))[0] == 1
-    assert await metric(scene, daemon, 'launches_ended_total{category="ExitCode"}') == 1
-    assert await metric(scene, daemon, 'launches_ended_total{category="Unschedulable"}') == 1
+    assert await metric(scene, daemon, 'chaincode_ends_total{category="ExitCode"}') == 1
+    assert await metric(scene, daemon, 'launches_total{category="Unschedulable",outcome="failed"}') == 1
 
 
 async def test_metrics_are_what_prometheus_reads_and_name_no_chaincode(scene: Scene, daemon: Running) -> None:
@@ -118,7 +118,8 @@ async def test_metrics_are_what_prometheus_reads_and_name_no_chaincode(scene: Sc
         assert answer.content_type == "text/plain"
         text = await answer.text()
     for line in text.splitlines():
-        assert re.fullmatch(r"# (HELP|TYPE) k8s_builderd_\w+ .+|k8s_builderd_\w+(\{[^}]*\})? [0-9.e+-]+", line)
+        name = r"(k8s_builderd|process)_\w+"  # those of the process are named as by all of Prometheus' clients
+        assert re.fullmatch(rf"# (HELP|TYPE) {name} .+|{name}(\{{[^}}]*\}})? [0-9.e+-]+", line)
     assert "secretive" not in text
     assert "peer0" not in text
 

@@ -106,7 +106,7 @@ def test_chaincode_in_another_namespace_has_the_same_role_there() -> None:
     assert downward["items"] == [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]
 
 
-@pytest.mark.parametrize("folder", ["role", "base", "namespace", "sidecar", "example"])
+@pytest.mark.parametrize("folder", ["role", "base", "namespace", "sidecar", "example", "monitoring"])
 def test_a_kustomization_names_files_that_are_there(folder: str) -> None:
     kustomization = load(f"{folder}/kustomization.yaml")
     named = kustomization.get("resources", []) + kustomization.get("components", [])

@@ -909,3 +909,76 @@ async def test_a_stream_is_closed_without_waiting_for_a_farewell(kubeconfig: Pat
                     opened_now.set()
                 await closed.wait()
         tasks.cancel_scope.cancel()
+
+
+# What is told of requests
+
+
+class Told:
+    """What an observer was told."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, str, str]] = []
+        self.untimed: list[str] = []
+
+    def __call__(self, verb: str, resource: str, code: str, seconds: float | None) -> None:
+        self.requests.append((verb, resource, code))
+        if seconds is None:
+            self.untimed.append(resource)
+        else:
+            assert seconds >= 0
+
+
+async def test_each_request_is_told_with_verb_resource_and_status(kubeconfig: Path) -> None:
+    async def answer(request: Request, reply: Reply) -> None:
+        if request.method == "DELETE":
+            await reply.whole(404, status(404, "NotFound", "there is none"))
+        else:
+            await reply.whole(200, EMPTY)
+
+    told = Told()
+    async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "ns", observe=told) as api:
+        await api.list(PODS, ObjectOnly)
+        with pytest.raises(NotFound):
+            await api.delete(JOBS, "j", "u")
+        async with api.watch(PODS, {}):
+            pass
+        async with api.log("pod", {"follow": "true"}):
+            pass
+    assert told.requests == [
+        ("list", "pods", "200"),
+        ("delete", "jobs.batch", "404"),
+        ("watch", "pods", "200"),
+        ("get", "pods/log", "200"),
+    ]
+    assert told.untimed == ["pods/log"]
+
+
+async def test_a_request_without_an_answer_is_told_as_one(kubeconfig: Path) -> None:
+    async def answer(request: Request, reply: Reply) -> None:
+        await anyio.sleep_forever()
+
+    told = Told()
+    async with (
+        rogue(answer) as server,
+        Api.open(str(server.kubeconfig(kubeconfig)), "ns", patience=0.1, observe=told) as api,
+    ):
+        with pytest.raises(Unreachable):
+            await api.list(PODS, ObjectOnly)
+        with pytest.raises(Unreachable):
+            async with api.watch(PODS, {}):
+                pass
+    assert told.requests == [("list", "pods", "none"), ("watch", "pods", "none")]
+
+
+async def test_a_request_that_is_made_again_with_another_token_is_told_twice(kubeconfig: Path, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("old")
+    told = Told()
+    async with (
+        rogue(only_with("new")) as server,
+        Api.open(str(server.kubeconfig(kubeconfig, tokenFile=str(token))), "ns", observe=told) as api,
+    ):
+        token.write_text("new")
+        await api.list(PODS, ObjectOnly)
+    assert told.requests == [("list", "pods", "401"), ("list", "pods", "200")]

@@ -42,6 +42,7 @@ class Follower:
         self.lines = b""
         self.gaps = 0
         self.refusals: list[str] = []
+        self.interruptions: list[str] = []
         self.position: Position | None = None
         self.ended = anyio.Event()
         self._changed = anyio.Event()
@@ -64,6 +65,7 @@ class Follower:
             deliver=self._deliver,
             gap=self._gap,
             refused=self._refused,
+            interrupted=lambda error: self.interruptions.append(error.kind),
             drain=drain,
             silence=silence,
             rng=Soon(),
@@ -241,6 +243,8 @@ async def test_a_stream_cut_anywhere_while_the_container_runs_is_gone_on_with(
     printer.close()
     assert await follower.end() == said
     assert follower.gaps == 0
+    assert set(follower.interruptions) <= {"unreachable"}
+    assert bool(follower.interruptions) == reset
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["clean", "reset"])
@@ -471,6 +475,7 @@ async def test_a_followed_stream_that_stays_open_and_silent_does_not_outlive_the
     printer.close()
     assert await follower.end() == said
     assert follower.gaps == 0
+    assert follower.interruptions[0] == "silent"
 
 
 async def test_a_followed_stream_that_stands_still_is_asked_for_anew(printer: Printer) -> None:
@@ -484,6 +489,7 @@ async def test_a_followed_stream_that_stands_still_is_asked_for_anew(printer: Pr
     await follower.until(b"line 19\n")
     assert (follower.lines, follower.gaps) == (said, 0)
     assert not follower.ended.is_set()
+    assert follower.interruptions == ["silent"]
 
 
 # Servers that are worse

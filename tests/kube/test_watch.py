@@ -46,11 +46,20 @@ class Watched:
 
     def __init__(self, api: Api, silence: float = 130.0, interval: float = 0.0) -> None:
         self.told: list[tuple[str, str, str]] = []
+        self.restarts: list[tuple[str, str]] = []
         self.asked: list[Request] = []
         self.poison = ""
         self.rng = Soon()
         self.reflector = Reflector(
-            api, SECRETS, ObjectOnly, SELECTOR, self._saw, silence=silence, interval=interval, rng=self.rng
+            api,
+            SECRETS,
+            ObjectOnly,
+            SELECTOR,
+            self._saw,
+            silence=silence,
+            interval=interval,
+            restarted=lambda *restart: self.restarts.append(restart),
+            rng=self.rng,
         )
         self._changed = anyio.Event()
 
@@ -208,6 +217,28 @@ async def test_a_watch_that_ends_in_any_way_is_gone_on_with(cluster: Cluster, ap
         await watched.state(lambda: watched.reflector.synced)
 
 
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        ({"do": "close"}, "closed"),
+        ({"do": "gone"}, "expired"),
+        ({"do": "reset"}, "unreachable"),
+        ({"do": "status", "code": 500}, "unavailable"),
+        ({"do": "status", "code": 403}, "forbidden"),
+        ({"do": "status", "code": 401}, "unauthorized"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_why_a_watch_begins_anew_is_told(cluster: Cluster, api: Api, action: dict[str, Any], reason: str) -> None:
+    # Twice: after the first 401 the credentials are loaded anew, and aiohttp tries again where a connection it has kept
+    # is reset.
+    await fault(cluster, action, times=2)
+    async with watching(api) as watched:
+        await watched.state(lambda: watched.restarts)
+        await watched.state(lambda: watched.reflector.synced)
+    assert watched.restarts[0] == ("secrets", reason)
+
+
 async def test_a_silent_watch_is_noticed_and_replaced(cluster: Cluster, api: Api) -> None:
     await make(cluster, "old")
     await fault(cluster, {"do": "silent"}, times=2)
@@ -217,6 +248,7 @@ async def test_a_silent_watch_is_noticed_and_replaced(cluster: Cluster, api: Api
         await cluster.delete("secrets", "old")
         await watched.has("new")
         watched.sound()
+    assert watched.restarts[0] == ("secrets", "silent")
 
 
 async def test_bookmarks_are_no_silence(cluster: Cluster, api: Api) -> None:
@@ -826,6 +858,7 @@ async def test_a_bug_in_the_watch_itself_is_told_as_ours_and_the_watch_goes_on(
     with structlog.testing.capture_logs() as lines:
         async with scripted(kubeconfig, lists(listing(10, thing("a", 5)))) as watched:
             await watched.has("a")
+    assert watched.restarts == [("secrets", "crashed")]
     (crashed,) = [line for line in lines if line["log_level"] == "error"]
     assert (crashed["event"], crashed["exc_info"]) == ("watch_crashed", True)
     (interrupted,) = [line for line in lines if line["event"] == "watch_interrupted"]

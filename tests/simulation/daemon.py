@@ -47,7 +47,7 @@ class Daemon:
             kubeconfig="",
             namespace="fabric",
             instance=site.instance,
-            host=f"host of {site.name}",
+            host="a node" if site.pod else f"host of {site.name}",
             pod_name=site.pod["name"] if site.pod else "",
             pod_uid=site.pod["uid"] if site.pod else "",
             **site.settings,

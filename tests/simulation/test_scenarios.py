@@ -109,6 +109,19 @@ def test_a_stale_chaincode_that_was_refused_and_hangs(world: World) -> None:
     over(world)
 
 
+@pytest.mark.parametrize("tls", [True, False])
+def test_a_peer_that_comes_back_launches_at_its_first_request(world: World, tls: bool) -> None:
+    """Its last process's chaincode goes on for a while. Its end costs this process nothing: they are not connected."""
+    world.cluster.image.program = Program(ends_with_stream=False)
+    site = launched(world, tls=tls)
+    world.end_peer(site, gracefully=False)
+    world.start_peer(site)
+    assert world.works(site) == 1
+    assert len(world.cluster.alive()) == 1
+    world.stays(site)
+    over(world)
+
+
 def test_two_peers_with_an_instance_each(world: World) -> None:
     one, other = launched(world), world.site("peer1")
     assert world.works(other) == 1

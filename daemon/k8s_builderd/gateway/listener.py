@@ -72,12 +72,13 @@ class Listener:
         """
         self.open = False
         self.connections = 0
+        self.most = min(settings.max_connections, _descriptors())
+        """How many connections may be open."""
         self._settings = settings
         self._stages = stages
         self._metrics = metrics
         self._knocked = knocked
         self._served: set[Connection] = set()
-        self._most = min(settings.max_connections, _descriptors())
 
     async def serve(self, api_server: str, *, task_status: TaskStatus[None]) -> None:
         """Listen until cancelled; started when the socket is there.
@@ -93,7 +94,7 @@ class Listener:
         ):
             self.open = True
             task_status.started()
-            _log.info("socket_open", path=str(path), connections=self._most)
+            _log.info("socket_open", path=str(path), connections=self.most)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._give_signs)
                 while True:
@@ -136,14 +137,17 @@ class Listener:
                 request = await self._request(connection)
         except TimeoutError:
             seconds = self._settings.request_timeout
+            self._metrics.rejected("timeout")
             await self._turn_away(connection, f"the request was not complete within {seconds:g} s")
             return
         except _Full as full:
+            self._metrics.rejected("connections")
             if connection.stage == "run":
                 await self._note_knock(connection)
             await self._turn_away(connection, str(full))
             return
         except ProtocolError as error:
+            self._metrics.rejected("uid" if isinstance(error, _NotAllowed) else "protocol")
             await self._turn_away(connection, str(error), for_good=True)
             return
         with bound_contextvars(stage=request.stage, client_pid=request.pid, uid=connection.credentials.uid):
@@ -156,9 +160,9 @@ class Listener:
         await connection.read_hello()
         allowed, uid = self._settings.allowed_uids, connection.credentials.uid
         if allowed is not None and uid not in allowed:
-            raise ProtocolError(f"user id {uid} is not in FABRIC_K8S_BUILDER_ALLOWED_UIDS")
-        if len(self._served) >= self._most:
-            raise _Full(f"more than {self._most} connections (FABRIC_K8S_BUILDER_MAX_CONNECTIONS)")
+            raise _NotAllowed(f"user id {uid} is not in FABRIC_K8S_BUILDER_ALLOWED_UIDS")
+        if len(self._served) >= self.most:
+            raise _Full(f"more than {self.most} connections (FABRIC_K8S_BUILDER_MAX_CONNECTIONS)")
         self._served.add(connection)
         connection.give_sign()
         return await connection.read_request()
@@ -194,8 +198,6 @@ class Listener:
             gerund = _GERUNDS[request.stage]
             text = f"Error {gerund} chaincode: internal error in k8s-builderd: see call_crashed in its log"
         _log.warning("call_failed", reason=text, category=category)
-        if category is not None:
-            self._metrics.ended(category)
         with anyio.move_on_after(FAREWELL):
             await connection.say(text)
         return 1
@@ -214,6 +216,10 @@ class Listener:
 
 class _Full(Exception):
     """Raised where there are as many connections as there may be."""
+
+
+class _NotAllowed(ProtocolError):
+    """Raised where the client's user is none that may call."""
 
 
 def _accept(listening: socket.socket) -> Iterator[socket.socket]:

@@ -8,7 +8,7 @@ and for those of a followed log, the first included. Whoever reads these sees to
 import re
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import Any, Generic, Self, TypeVar
@@ -40,6 +40,18 @@ _decode_status = msgspec.json.Decoder(Status).decode
 _decode_identity = msgspec.json.Decoder(IdentityOnly).decode
 
 T = TypeVar("T")
+
+NO_ANSWER = "none"
+"""What stands for the HTTP status where no answer came."""
+
+Observe = Callable[[str, str, str, float | None], None]
+"""Is told of each request when its answer is there: verb and resource in RBAC's words, HTTP status or `NO_ANSWER`, and
+the seconds that it took; of a watch those to the beginning of its answer, of a followed log None, because that begins
+with its first line."""
+
+
+def unobserved(verb: str, resource: str, code: str, seconds: float | None) -> None:
+    """Take no notice of a request."""
 
 
 class Resource(msgspec.Struct, frozen=True):
@@ -73,6 +85,17 @@ def _socket(address: Any) -> socket.socket:
     return connection
 
 
+class _Request(msgspec.Struct, frozen=True):
+    """One request, and what RBAC calls it."""
+
+    verb: str
+    resource: str
+    method: str
+    path: str
+    query: Mapping[str, str] | None = None
+    data: bytes | None = None
+
+
 class Listing(msgspec.Struct, Generic[T], frozen=True):
     """What a list has returned: the resourceVersion to watch from, and the objects.
 
@@ -88,9 +111,15 @@ class Api:
     """The API server, as one namespace sees it. Borrowed by everybody, closed by who opened it."""
 
     def __init__(
-        self, credentials: Credentials, session: aiohttp.ClientSession, namespace: str, patience: float
+        self,
+        credentials: Credentials,
+        session: aiohttp.ClientSession,
+        namespace: str,
+        patience: float,
+        observe: Observe = unobserved,
     ) -> None:
         self.namespace = namespace
+        self._observe = observe
         self._credentials = credentials
         self._session = session
         self._patience = patience
@@ -99,18 +128,21 @@ class Api:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, kubeconfig: str, namespace: str, *, patience: float = 10.0) -> AsyncIterator[Self]:
+    async def open(
+        cls, kubeconfig: str, namespace: str, *, patience: float = 10.0, observe: Observe = unobserved
+    ) -> AsyncIterator[Self]:
         """Open a connection pool; nothing is asked yet.
 
         :param kubeconfig: a file's path, or empty for the pod's own service account.
         :param patience: seconds that one request may take; watches and logs have no end.
+        :param observe: is told of each request.
         :raises SettingsError: if the configuration cannot be used.
         """
         async with background() as tasks:
             credentials = Credentials(kubeconfig, tasks)
             await credentials.load()
             async with _session() as session:
-                yield cls(credentials, session, namespace, patience)
+                yield cls(credentials, session, namespace, patience, observe)
 
     @property
     def server(self) -> str:
@@ -185,13 +217,17 @@ class Api:
         body: Mapping[str, Any] | None = None,
     ) -> bytes:
         data = msgspec.json.encode(body) if body is not None else None
+        request = _Request(verb, resource.rbac, method, path, query, data)
+        asked = anyio.current_time()
         try:
             with anyio.fail_after(self._patience):
-                response = await self._send(method, path, query, data)
+                response = await self._send(request)
                 async with response:
                     content = await response.read()
         except (aiohttp.ClientError, OSError) as error:
+            self._observe(verb, resource.rbac, NO_ANSWER, anyio.current_time() - asked)
             raise _unreachable(error, verb, resource.rbac) from error
+        self._observe(verb, resource.rbac, str(response.status), anyio.current_time() - asked)
         if response.status >= HTTPStatus.MULTIPLE_CHOICES:
             raise _refusal(response, content, verb, resource.rbac)
         return content
@@ -211,11 +247,18 @@ class Api:
         :param head: seconds that may pass before it begins.
         :param silence: seconds that may pass between two pieces of it.
         """
+        asked = anyio.current_time()
+
+        def seconds() -> float | None:
+            return anyio.current_time() - asked if head is not None else None
+
         try:
             with anyio.fail_after(head):
-                response = await self._send("GET", path, query, None)
+                response = await self._send(_Request(verb, what, "GET", path, query))
         except (aiohttp.ClientError, OSError) as error:
+            self._observe(verb, what, NO_ANSWER, seconds())
             raise _unreachable(error, verb, what) from error
+        self._observe(verb, what, str(response.status), seconds())
         try:
             if response.status >= HTTPStatus.MULTIPLE_CHOICES:
                 content = b""
@@ -226,42 +269,32 @@ class Api:
         finally:
             _leave(response)  # a stream is never read to its end for the sake of the connection
 
-    async def _send(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None,
-        data: bytes | None,
-    ) -> aiohttp.ClientResponse:
+    async def _send(self, request: _Request) -> aiohttp.ClientResponse:
         # A token may have been replaced (a kubeconfig's tokenFile, an exec plugin's expiry), or a certificate, ours or
         # the cluster's CA: once more with the new one. Until then nothing has been carried out.
         login = self._credentials.current
+        asked = anyio.current_time()
         try:
-            response = await self._send_as(login, method, path, query, data)
+            response = await self._send_as(login, request)
         except aiohttp.ClientSSLError:
-            pass
+            code = NO_ANSWER
         else:
             if response.status != HTTPStatus.UNAUTHORIZED:
                 return response
+            code = str(response.status)
             _leave(response)
-        return await self._send_as(await self._credentials.renewed(login), method, path, query, data)
+        self._observe(request.verb, request.resource, code, anyio.current_time() - asked)
+        return await self._send_as(await self._credentials.renewed(login), request)
 
-    async def _send_as(
-        self,
-        login: Login,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None,
-        data: bytes | None,
-    ) -> aiohttp.ClientResponse:
+    async def _send_as(self, login: Login, request: _Request) -> aiohttp.ClientResponse:
         headers = await login.headers()
-        if data is not None:
+        if request.data is not None:
             headers["Content-Type"] = "application/json"
         return await self._session.request(
-            method,
-            login.configuration.host + path,
-            params=dict(query or {}),
-            data=data,
+            request.method,
+            login.configuration.host + request.path,
+            params=dict(request.query or {}),
+            data=request.data,
             headers=headers,
             timeout=self._limits,
             allow_redirects=False,  # the Kubernetes API does not redirect, and a Secret goes to nobody else

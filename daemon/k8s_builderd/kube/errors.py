@@ -24,6 +24,8 @@ class ApiError(BuilderError):
     """Whether asking again can succeed, however often it has failed."""
     may_pass: ClassVar[bool] = False
     """Whether this is what an API server that has just started says for a moment; see `Refusals`."""
+    kind: ClassVar[str] = "other"
+    """One word for what it is, of a small fixed set."""
 
     def __init__(
         self, message: str, *, verb: str = "", resource: str = "", reason: str = "", retry_after: float | None = None
@@ -43,18 +45,27 @@ class Unreachable(ApiError):
     """Raised when no answer came: connection refused, reset, or timed out. The request may have been carried out."""
 
     transient = True
+    kind = "unreachable"
+
+
+class Silent(Unreachable):
+    """Raised for a stream that was left because it brought nothing."""
+
+    kind = "silent"
 
 
 class Unavailable(ApiError):
     """Raised for 429 and 5xx: asking again later can succeed."""
 
     transient = True
+    kind = "unavailable"
 
 
 class Unauthorized(ApiError):
     """Raised for 401: the API server does not know our credentials, or they cannot be read."""
 
     may_pass = True
+    kind = "unauthorized"
     remedy = (
         "Check the service account's token or the kubeconfig's user, and that the namespace still exists: a service"
         " account is deleted with its namespace"
@@ -65,6 +76,7 @@ class Forbidden(ApiError):
     """Raised for 403: RBAC, a quota or an admission plugin says no."""
 
     may_pass = True
+    kind = "forbidden"
 
     @property
     def remedy(self) -> str:  # type: ignore[override]
@@ -88,6 +100,8 @@ class NamespaceTerminating(Forbidden):
 class NotFound(ApiError):
     """Raised for 404: the object, or its namespace, is not there."""
 
+    kind = "not found"
+
 
 class NamespaceNotFound(NotFound):
     """Raised for a 404 of the namespace itself."""
@@ -98,13 +112,19 @@ class NamespaceNotFound(NotFound):
 class AlreadyExists(ApiError):
     """Raised for 409 of a create: the name is taken."""
 
+    kind = "already exists"
+
 
 class Expired(ApiError):
     """Raised for 410: the resourceVersion is too old to watch from, so the list has to be read again."""
 
+    kind = "expired"
+
 
 class Invalid(ApiError):
     """Raised for 400 and 422: the request can never succeed as it is."""
+
+    kind = "invalid"
 
 
 class Refusals:

@@ -12,7 +12,7 @@ import structlog
 from k8s_builderd.backoff import delays
 from k8s_builderd.kube.api import PODS, Api
 from k8s_builderd.kube.background import background
-from k8s_builderd.kube.errors import ApiError, Invalid, NotFound, Refusals, Unreachable
+from k8s_builderd.kube.errors import ApiError, Invalid, NotFound, Refusals, Silent, Unreachable
 from k8s_builderd.kube.loglines import Batch, Position, Reader
 from k8s_builderd.kube.objects import ObjectOnly
 
@@ -66,6 +66,10 @@ class LogIncomplete(ApiError):
     """Raised when the container has ended and the rest of its log could not be had."""
 
 
+def unnoticed(error: ApiError) -> None:
+    """Take no notice of an interruption."""
+
+
 async def follow(
     api: Api,
     pod: str,
@@ -76,7 +80,7 @@ async def follow(
     deliver: Callable[[Batch], Awaitable[None]],
     gap: Callable[[], Awaitable[None]],
     refused: Callable[[ApiError], Awaitable[None]],
-    interrupted: Callable[[ApiError], None] | None = None,
+    interrupted: Callable[[ApiError], None] = unnoticed,
     prefix: bytes = b"",
     drain: float = DRAIN_TIMEOUT,
     silence: float = SILENCE,
@@ -95,7 +99,7 @@ async def follow(
     :param gap: is called once when lines after `after` have been thrown away (only the newest file is served after a
         rotation), before the lines that are left.
     :param refused: is told when the API server refuses the log; it is asked again nevertheless.
-    :param interrupted: is told of each break.
+    :param interrupted: is told each time that the log cannot be read on, with the error.
     :param prefix: stands in front of each line.
     :param drain: seconds from the container's end, from an API server's return, or from the last line that came, in
         which the rest has to come.
@@ -123,8 +127,7 @@ async def follow(
                 return  # its log went with it
         except ApiError as error:
             _log.info("log_interrupted", pod=pod, reason=str(error))
-            if interrupted is not None:
-                interrupted(error)
+            interrupted(error)
             if give_up is not None:
                 if isinstance(error, Unreachable) and not await _answers(api, pod):
                     give_up = None  # the log is not lost because the API server is away
@@ -330,6 +333,7 @@ class _Stream:
         self._waits = 0
         self._waiting: anyio.CancelScope | None = None
         self._why = "no answer in time"
+        self._left = False
 
     async def receive(self, piece: Callable[[], Awaitable[T]]) -> T:
         """Wait for a piece.
@@ -343,7 +347,8 @@ class _Stream:
                 return await piece()
             finally:
                 self.since, self._waiting = math.inf, None
-        raise Unreachable(self._why, verb="get", resource="pods/log")
+        kind = Silent if self._left else Unreachable
+        raise kind(self._why, verb="get", resource="pods/log")
 
     async def is_silent_for(self, seconds: float) -> bool:
         """Wait for so long, and say whether the piece that was waited for is still to come."""
@@ -354,5 +359,5 @@ class _Stream:
     def leave(self, why: str) -> None:
         """End the wait for the next piece."""
         if self._waiting is not None:
-            self._why = why
+            self._why, self._left = why, True
             self._waiting.cancel()

@@ -15,7 +15,7 @@ import structlog
 
 from k8s_builderd.backoff import delays
 from k8s_builderd.kube.api import Api, Resource, identity
-from k8s_builderd.kube.errors import ApiError, Expired, Refusals, error_for_status
+from k8s_builderd.kube.errors import ApiError, Expired, Refusals, Silent, error_for_status
 from k8s_builderd.kube.objects import Meta, ObjectOnly, RawWatchEvent, Status
 
 MAX_EVENT = 8 * 1024 * 1024
@@ -36,6 +36,14 @@ _decode_status = msgspec.json.Decoder(Status).decode
 class _Object(Protocol):
     @property
     def metadata(self) -> Meta: ...
+
+
+Restarted = Callable[[str, str], None]
+"""Is told that a watch begins anew: the resource in RBAC's words, and why."""
+
+
+def unnoticed(resource: str, reason: str) -> None:
+    """Take no notice of it."""
 
 
 T = TypeVar("T", bound=_Object)
@@ -75,12 +83,14 @@ class Reflector(Generic[T]):
         *,
         silence: float = 130.0,
         interval: float = WATCH_INTERVAL,
+        restarted: Restarted = unnoticed,
         rng: Random | None = None,
     ) -> None:
         """Prepare; `run` does the work.
 
         :param silence: seconds without a byte after which a watch counts as dead; two bookmarks' worth.
         :param interval: seconds between the beginnings of two watches at least.
+        :param restarted: is told of each new beginning: why is `closed`, `silent`, `crashed`, or `ApiError.kind`.
         """
         self.objects: dict[str, T] = {}
         self.ever_synced = anyio.Event()
@@ -93,6 +103,7 @@ class Reflector(Generic[T]):
         self._changed = changed
         self._silence = silence
         self._interval = interval
+        self._restarted = restarted
         self._not_before = 0.0
         self._refusals = Refusals()
         self._rng = rng or Random()  # noqa: S311 - spreads load, keeps no secret
@@ -121,6 +132,7 @@ class Reflector(Generic[T]):
                 # The normal case after a restart of the API server, which is well now: so no waiting, the first time.
                 again, self._expired = self._expired, True
                 version = ""
+                self._restarted(self._resource.rbac, Expired.kind)
                 self._failed("the resourceVersion has expired, listing again")
                 if not again:
                     continue
@@ -129,11 +141,13 @@ class Reflector(Generic[T]):
                 # forbidden, a list now and then still tells what happens.
                 version = self._version if version and error.transient else ""
                 self._failed(self._refusals.words(error, anyio.current_time()))
+                self._restarted(self._resource.rbac, error.kind)
                 pause = error.pause(0)
             except Exception:  # noqa: BLE001 - a bug of ours, not the API server's fault; watching goes on
                 version = ""
                 _log.exception("watch_crashed", resource=self._resource.rbac)
                 self._failed("internal error in k8s-builderd: see watch_crashed in its log")
+                self._restarted(self._resource.rbac, "crashed")
             else:
                 continue
             await anyio.sleep(max(pause, next(self._delays)))
@@ -206,12 +220,14 @@ class Reflector(Generic[T]):
                     self._failed(
                         f"the watch of {self._resource.rbac} has been silent for {self._silence:g} s, opening another"
                     )
+                    self._restarted(self._resource.rbac, Silent.kind)
                     if quiet:
                         # From a resourceVersion that the server has not reached, as after a restore, a watch is silent
                         # too: only a new list helps.
                         return ""
                     break
                 if line is None:
+                    self._restarted(self._resource.rbac, "closed")
                     break
                 self._take(self._read(_decode_event, line))
                 if quiet:

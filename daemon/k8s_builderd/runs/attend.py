@@ -14,8 +14,9 @@ from k8s_builderd.kube.errors import ApiError
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.runs import launch
 from k8s_builderd.runs.beside import beside
+from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import DROPPED, Cursor
-from k8s_builderd.runs.launch import QUIET, Launch, LaunchFailed, OtherInstance, TimedOut
+from k8s_builderd.runs.launch import QUIET, Launch, LaunchFailed, OtherInstance, TimedOut, Vanished
 from k8s_builderd.runs.predecessors import Yielded, launched_again, make_way, reuse
 from k8s_builderd.runs.record import Claim, Deletion, Reason, Run, State
 from k8s_builderd.runs.store import Store
@@ -151,7 +152,10 @@ class Runs:
         else:
             assert claim.revoked is not None
             failure = word if isinstance(word, Stopped) else claim.revoked
+        over = not run.observed.started and run.claim is claim  # else it goes on over a newer connection
         if isinstance(failure, Stopped):
+            if over:
+                self._metrics.launched("stopped")
             return await self._stop(run, connection)
         if _ends_nothing(failure, run, cursor) and claim.revoked is None:
             if self.knocked(run.token_sha256, str(failure)):
@@ -159,6 +163,9 @@ class Runs:
                 await connection.say(cannot_continue(failure))
             raise ClientGone from failure
         if isinstance(failure, BuilderError | ClientGone):
+            if over and not isinstance(failure, ClientGone | Vanished):
+                outcome = "yielded" if isinstance(failure, Yielded) else "failed"
+                self._metrics.launched(outcome, failure.category)
             raise failure
         # A mistake of ours ends no chaincode: its `run` comes back, and goes on where it was.
         run.has_problem("internal error in k8s-builderd: see launch_crashed in its log")
@@ -211,7 +218,7 @@ class Runs:
         with anyio.move_on_after(math.inf if cursor is not None else deadline - anyio.current_time()) as waiting:
             await self._all_known(cursor)
         if waiting.cancelled_caught:
-            raise TimedOut(plan, self._store.watch_error or why)
+            raise TimedOut(plan, self._store.watch_error or why, Category.API_UNAVAILABLE)
 
     async def _all_known(self, cursor: Cursor | None) -> None:
         await self._store.synced()

@@ -98,6 +98,7 @@ class Launch:
         self._plan = plan
         self._run = run
         self._seen = run.observed
+        self._had_started = run.observed.started
         self._audience = audience
         self._job_uid = ""
         self._introduced = False
@@ -129,8 +130,10 @@ class Launch:
         except BuilderError:
             if not await self._started_after_all():
                 raise
-        await self._find_pod()
         knew_pod = cursor is not None and bool(cursor.pod)
+        if not knew_pod:
+            self._count_start()
+        await self._find_pod()
         if self._seen.started or knew_pod:
             await beside(lambda: self._log(cursor), self._notice_left_behind)
         return await self._end(knew_pod=knew_pod)
@@ -141,6 +144,13 @@ class Launch:
             self._introduced = True
             await self._introduce()
         await beside(lambda: self._seen.until(lambda seen: seen.started or seen.ended), self._secret)
+
+    def _count_start(self) -> None:
+        if (started_at := self._seen.started_at) is not None and not self._had_started:
+            self._had_started = True
+            self._metrics.launched("started")
+            if self._run.made is not None:  # else the request came to an earlier daemon
+                self._metrics.running(started_at - self._run.since)
 
     async def _started_after_all(self) -> bool:
         """Ask the API once more before a launch is ended for not starting: what the watch has told may be old.
@@ -178,6 +188,7 @@ class Launch:
         body = manifests.job(self._plan, owner)
         try:
             job = await self._patiently(lambda: self._api.create(JOBS, Job, body))
+            self._metrics.job_created(anyio.current_time() - self._run.since)
             _log.info("job_created", job=self._plan.job_name)
         except AlreadyExists:
             job = await self._patiently(lambda: self._api.get(JOBS, Job, self._plan.job_name))
@@ -362,11 +373,16 @@ class Launch:
 
         async def deliver(batch: Batch) -> None:
             await self._audience.log(self._cursor(uid, batch.position), batch.lines)
-            self._metrics.logged(len(batch.lines))
+            self._metrics.logged(batch.lines)
             self._run.passed_on(batch.lines)
             self._last_lines = (self._last_lines + batch.lines)[-TAIL:]
 
+        def interrupted(error: ApiError) -> None:
+            self._metrics.log_interrupted(error.kind)
+            self._run.interrupted(str(error))
+
         async def gap() -> None:
+            self._metrics.log_interrupted("rotated")
             self._run.has_problem("lines of its log are missing: the file was rotated before they were read")
             await self._audience.say(
                 "Lines of the chaincode's log are missing here: the file was rotated before they were read"
@@ -386,11 +402,12 @@ class Launch:
                 deliver=deliver,
                 gap=gap,
                 refused=refused,
-                interrupted=lambda error: self._run.interrupted(str(error)),
+                interrupted=interrupted,
                 prefix=self._plan.prefix(pod.metadata.name),
             )
         except logs.LogIncomplete as error:
             # The log is for people: how the chaincode ended is told all the same.
+            self._metrics.log_interrupted("lost")
             _log.warning("log_lost", reason=str(error))
             self._run.interrupted(f"the end is missing: {error}")
             await self._audience.say(f"The end of the chaincode's log is missing: {error}")
@@ -419,7 +436,10 @@ class Launch:
                 break
             with anyio.move_on_after(EVENTS_CAP):
                 await self._seen.changed_since(version)
-        self._metrics.ended(how.category)
+        if self._seen.started or knew_pod:
+            self._metrics.ended(how.category)
+        else:
+            self._metrics.launched("failed", how.category)
         self._run.has_problem(how.text)
         _log.info("chaincode_ended", code=how.code, category=how.category, reason=how.text)
         await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {how.text}")
@@ -461,3 +481,4 @@ class Launch:
                     self._may_exist = True
                     await self._tell_once("api", f"Retrying: {error}")
                 await anyio.sleep(error.pause(next(pauses)))
+                self._metrics.retried(error.verb, error.resource)

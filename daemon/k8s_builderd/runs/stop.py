@@ -20,10 +20,21 @@ is watched for: a create request that was cut off may be carried out late."""
 _log = structlog.get_logger("k8s_builderd.stop")
 
 
-async def delete_job(api: Api, run: Run, deletion: Deletion, watch_error: Callable[[], str | None]) -> bool:
+def _unnoticed(verb: str, resource: str) -> None:
+    """Take no notice of a request that is made again."""
+
+
+async def delete_job(
+    api: Api,
+    run: Run,
+    deletion: Deletion,
+    watch_error: Callable[[], str | None],
+    retried: Callable[[str, str], None] = _unnoticed,
+) -> bool:
     """Delete the run's Job until it is gone, and wait until its container has ended.
 
     :param watch_error: returns why the watches do not tell what there is, or None.
+    :param retried: is told verb and resource of each request that is made again.
     :returns: False where the deletion came to nothing, because the container of a Job that was to be deleted for not
         starting has started, or because it was withdrawn.
     """
@@ -39,6 +50,7 @@ async def delete_job(api: Api, run: Run, deletion: Deletion, watch_error: Callab
             deletion.last_error = str(error)
             _log.warning("job_not_deleted", job=run.job_name, reason=deletion.last_error)
             await anyio.sleep(error.pause(next(pauses)))
+            retried(error.verb, error.resource)
             continue
         if there and not logged:
             logged = True

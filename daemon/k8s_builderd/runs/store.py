@@ -5,6 +5,7 @@ finds, and it is forgotten when its container has ended and nobody attends it. C
 and deletes nothing.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -77,8 +78,9 @@ class Store:
         self._open = False
         self._tasks: TaskGroup
         label = manifests.selector(settings.instance)
-        self.jobs = Reflector(api, JOBS, Job, label, self._job_changed, silence=settings.watch_silence)
-        self.pods = Reflector(api, PODS, Pod, label, self._pod_changed, silence=settings.watch_silence)
+        silence, restarted = settings.watch_silence, metrics.watch_restarted
+        self.jobs = Reflector(api, JOBS, Job, label, self._job_changed, silence=silence, restarted=restarted)
+        self.pods = Reflector(api, PODS, Pod, label, self._pod_changed, silence=silence, restarted=restarted)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -97,6 +99,12 @@ class Store:
     def count(self) -> int:
         """The number of runs."""
         return len(self._by_token)
+
+    @property
+    def states(self) -> dict[str, int]:
+        """The number of runs in each state."""
+        found = Counter(run.state for run in self._by_token.values())
+        return {state.value: found[state] for state in State}
 
     @property
     def watch_error(self) -> str | None:
@@ -231,7 +239,7 @@ class Store:
         self._begin(self._ring_when_settled, run, deletion)
         while True:
             try:
-                over = await delete_job(self._api, run, deletion, lambda: self.watch_error)
+                over = await delete_job(self._api, run, deletion, lambda: self.watch_error, self._metrics.retried)
                 break
             except Exception:  # noqa: BLE001 - a mistake of ours keeps no Job
                 _log.exception("run_crashed", job=run.job_name)
