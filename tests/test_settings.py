@@ -202,7 +202,7 @@ REFUSED: list[tuple[str, str, str]] = [
         )
     ),
     *(
-        ("LOG_PREFIX", value, f"must have nothing behind a name but a length such as {{hash:.12}}; it is {value!a}")
+        ("LOG_PREFIX", value, f"must have nothing after a name but a length such as {{hash:.12}}; it is {value!a}")
         for value in ("{label!r}", "{label:>99999}", "{label:{pod}}", "{label:.99999}")
     ),
     ("LOG_PREFIX", "a\nb", "must hold printable characters only; it is 'a\\nb'"),

@@ -6,7 +6,7 @@ import os
 import select
 import time
 
-from . import absence, wire
+from . import reconnect, wire
 from .beneath import Copies, CopyError
 from .call import Call
 from .request import Request
@@ -44,7 +44,7 @@ class Session:
         self._stderr = stderr
         self._signals = signals
         now = time.monotonic()
-        self._absence = absence.Absence(now, self._patience)
+        self._reconnect = reconnect.Reconnect(now, self._patience)
         self._call_deadline = None if call.stage == "run" else now + self._patience + CALL_TIMEOUT
         self._socket = None  # type: _socket.socket | None
         self._frames = wire.Frames()
@@ -69,7 +69,7 @@ class Session:
         """Relay until there is an exit code, and return it. What is still pending for stderr is left to the caller."""
         while self._code is None:
             now = time.monotonic()
-            if self._socket is None and now >= self._absence.retry_at:
+            if self._socket is None and now >= self._reconnect.retry_at:
                 self._connect(now)
             self._deliver(now)
             self._keep_time(now)
@@ -82,7 +82,7 @@ class Session:
     # Time
 
     def _keep_time(self, now: float) -> None:
-        away = self._absence
+        away = self._reconnect
         if self._stop_deadline is not None:
             if now >= self._stop_deadline:
                 self._end_unstopped()
@@ -114,7 +114,7 @@ class Session:
             self._stderr.words(text % (os.fsdecode(self._path), away.reason))
 
     def _look_for_signs(self, now: float) -> None:
-        away = self._absence
+        away = self._reconnect
         silence = self._longest_silence()
         if away.over:
             if silence is not None and now >= self._heard_at + silence:
@@ -124,22 +124,22 @@ class Session:
             if self._request_is_read():
                 self._settle(now)
             else:
-                away.settles_at = now + absence.LONGEST_DELAY
+                away.settles_at = now + reconnect.LONGEST_DELAY
 
     def _longest_silence(self) -> "float | None":
         """After how long without a frame the daemon counts as away; None where an older one may have nothing to say."""
         if self._stage != "run":
-            return absence.FIRST_WORDS
+            return reconnect.FIRST_WORDS
         return SILENCE if self._gives_signs else None
 
     def _gives_up_at(self) -> float:
         """When a call without a cursor is given up, while the daemon is away."""
         if self._socket is None:
-            return self._absence.deadline
+            return self._reconnect.deadline
         if self._heard:
             return self._heard_at + max(self._patience, self._longest_silence() or 0)
-        waits = UNANSWERED if self._stage == "run" and self._request_is_read() else absence.FIRST_WORDS
-        return max(self._absence.deadline, self._connected_at + waits)
+        waits = UNANSWERED if self._stage == "run" and self._request_is_read() else reconnect.FIRST_WORDS
+        return max(self._reconnect.deadline, self._connected_at + waits)
 
     def _request_is_read(self) -> bool:
         """Whether the daemon has read the request; one that is frozen leaves it in the socket."""
@@ -154,12 +154,12 @@ class Session:
         return not any(unread)
 
     def _settle(self, now: float) -> None:
-        seconds = self._absence.end(now)
+        seconds = self._reconnect.end(now)
         if seconds is not None:
             self._stderr.words("Connected to k8s-builderd after %.0fs" % seconds)
 
     def _next_time(self, *, reading: bool) -> "float | None":
-        away = self._absence
+        away = self._reconnect
         times = [] if self._socket is not None else [away.retry_at]
         if self._stop_deadline is not None:
             times.append(self._stop_deadline)
@@ -215,10 +215,10 @@ class Session:
             connection.connect(self._path)
         except OSError as error:
             connection.close()
-            self._absence.failed(now, *_explained(error), self._longest_delay(), _spread())
+            self._reconnect.failed(now, *_explained(error), self._longest_delay(), _spread())
             return
         self._stderr.debug("Connected to %s" % os.fsdecode(self._path))
-        self._absence.connected(now, *_SILENT)
+        self._reconnect.connected(now, *_SILENT)
         self._socket = connection
         self._connected_at = self._heard_at = now
         self._heard = self._gives_signs = False
@@ -234,14 +234,14 @@ class Session:
     def _longest_delay(self) -> float:
         if self.stopping:
             return 0.1
-        return absence.LONGEST_DELAY_AT_START if self._cursor is None else absence.LONGEST_DELAY
+        return reconnect.LONGEST_DELAY_AT_START if self._cursor is None else reconnect.LONGEST_DELAY
 
     def _lost(self, reason: str) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
         remedy = "See its log"
-        self._absence.lost(time.monotonic(), reason, remedy, self._longest_delay(), _spread())
+        self._reconnect.lost(time.monotonic(), reason, remedy, self._longest_delay(), _spread())
 
     def _send(self, connection: "_socket.socket") -> None:
         try:
@@ -288,7 +288,7 @@ class Session:
 
     def _misunderstood(self, now: float, what: str) -> None:
         if now >= self._malformed_again_at:
-            self._malformed_again_at = now + absence.MORE_WORDS
+            self._malformed_again_at = now + reconnect.MORE_WORDS
             self._stderr.words(
                 "k8s-builderd at %s sent %s: use the programs that came with this daemon"
                 % (os.fsdecode(self._path), what)
@@ -344,7 +344,7 @@ class Session:
             self._end(0)
         else:
             self._stderr.words("Stopping the chaincode because of %s" % cause)
-            self._absence.retry_at = time.monotonic()
+            self._reconnect.retry_at = time.monotonic()
             if self._socket is not None:
                 self._outgoing += wire.frame(wire.STOP)
 
@@ -353,7 +353,7 @@ class Session:
             self._stderr.words(
                 "Could not reach k8s-builderd at %s to stop the chaincode: %s. When the daemon is back, it "
                 "deletes the chaincode's Kubernetes job, if there is one"
-                % (os.fsdecode(self._path), self._absence.reason)
+                % (os.fsdecode(self._path), self._reconnect.reason)
             )
         else:
             self._stderr.words(

@@ -100,7 +100,7 @@ class Call:
                 self._frames.feed(data)
         except TimeoutError:
             raise DaemonError(
-                f"k8s-builderd at {self._path} does not answer for {PATIENCE:g} s: check its log and its /livez"
+                f"k8s-builderd at {self._path} did not answer within {PATIENCE:g} s. See its log and its /livez"
             ) from None
         except wire.FrameError as error:
             raise self._malformed(error) from error
@@ -121,7 +121,7 @@ class Call:
             raise self._malformed(error) from error
 
     def _malformed(self, error: wire.FrameError) -> DaemonError:
-        return DaemonError(f"what listens at {self._path} is no k8s-builderd that this command knows: it sent {error}")
+        return DaemonError(f"{self._path} is not the socket of a k8s-builderd that this command knows: it sent {error}")
 
     def _words(self, payload: bytes) -> str:
         """Return a line without the name and pid in front, which are ours."""
@@ -157,10 +157,10 @@ def calling(path: str, stage: str, **arguments: str) -> Iterator[Call]:
 
 def _away(path: str, error: OSError) -> DaemonError:
     why = error.strerror or str(error)
-    remedy = "check that the daemon runs, and FABRIC_K8S_BUILDER_SOCKET"
+    remedy = "Check that the daemon is running, and FABRIC_K8S_BUILDER_SOCKET"
     if isinstance(error, PermissionError):
-        remedy = "only who may write to it may ask; run this as the daemon's user or group"
-    return DaemonError(f"cannot reach k8s-builderd at {path}: {why}: {remedy}")
+        remedy = "Run this as the daemon's user or group"
+    return DaemonError(f"cannot reach k8s-builderd at {path}: {why}. {remedy}")
 
 
 @contextmanager

@@ -61,7 +61,7 @@ async def serve(settings: Settings) -> None:
             "socket": lambda: None if listener.open else "not open yet",
             "jobs": lambda: store.jobs.error,
             "pods": lambda: store.pods.error,
-            "owner": lambda: own_pod.trouble,
+            "owner": lambda: own_pod.error,
         }
         started = datetime.now(UTC)
 

@@ -19,10 +19,10 @@ _log = structlog.get_logger("k8s_builderd.owner")
 
 
 class OwnPod:
-    """The daemon's own pod; `trouble` says why Jobs are not given to it although they should be."""
+    """The daemon's own pod; `error` says why Jobs are not given to it although they should be."""
 
     def __init__(self) -> None:
-        self.trouble: str | None = None
+        self.error: str | None = None
 
     async def confirm(self, api: Api, settings: Settings, known: Callable[[Owner | None], None]) -> None:
         """Ask until the API answers.
@@ -48,14 +48,14 @@ class OwnPod:
             except ApiError as error:
                 words = refusals.words(error, anyio.current_time())
                 if self._is_news(f"the daemon's own pod cannot be looked up: {words}"):
-                    _log.warning("own_pod_unknown", reason=self.trouble)
+                    _log.warning("own_pod_unknown", reason=self.error)
                 if refusals.last(error, anyio.current_time()):
                     known(None)  # launches go on without; where the Role is mended, later ones have it
                 await anyio.sleep(error.pause(next(pauses)))
                 continue
             break
         if found is not None and found.metadata.uid == uid:
-            self.trouble = None
+            self.error = None
             known(Owner(name, uid))
             return
         has = f"that pod's uid is {found.metadata.uid!a}" if found is not None else "there is no such pod"
@@ -63,12 +63,12 @@ class OwnPod:
             f"FABRIC_K8S_BUILDER_POD_NAME={name} and FABRIC_K8S_BUILDER_POD_UID={uid} are not this daemon's pod in"
             f" namespace {settings.namespace}: {has}; jobs will remain when the peer's pod is deleted"
         ):
-            _log.error("own_pod_wrong", reason=self.trouble)
+            _log.error("own_pod_wrong", reason=self.error)
         known(None)
 
-    def _is_news(self, trouble: str) -> bool:
-        before, self.trouble = self.trouble, trouble
-        return trouble != before
+    def _is_news(self, error: str) -> bool:
+        before, self.error = self.error, error
+        return error != before
 
 
 def _elsewhere(settings: Settings) -> str:

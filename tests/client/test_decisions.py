@@ -3,7 +3,7 @@
 import pytest
 
 from k8s_builder_client import duration
-from k8s_builder_client.absence import Absence
+from k8s_builder_client.reconnect import Reconnect
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_anything_else_is_refused_in_gos_words(text: str, words: str) -> None:
 
 
 def test_the_pauses_grow_to_the_longest_and_never_beyond() -> None:
-    away = Absence(0, 30)
+    away = Reconnect(0, 30)
     pauses = []
     now = 0.0
     for _ in range(20):
@@ -66,21 +66,21 @@ def test_the_pauses_grow_to_the_longest_and_never_beyond() -> None:
 
 
 def test_several_clients_spread_their_attempts() -> None:
-    first, last = Absence(0, 30), Absence(0, 30)
+    first, last = Reconnect(0, 30), Reconnect(0, 30)
     first.failed(0, "", "", 5, 0)
     last.failed(0, "", "", 5, 1)
     assert 0 < first.retry_at < last.retry_at
 
 
 def test_an_absence_is_told_after_two_seconds_and_then_every_minute() -> None:
-    away = Absence(0, 30)
+    away = Reconnect(0, 30)
     told = [tenth / 10 for tenth in range(1300) if away.tell(tenth / 10)]
     assert told == [2, 62, 122]
     assert away.end(125) == 125
 
 
 def test_a_short_absence_is_not_told() -> None:
-    away = Absence(0, 30)
+    away = Reconnect(0, 30)
     away.connected(1, "", "")
     assert away.end(1.5) is None
     away.lost(10, "", "", 5, 1)
@@ -89,7 +89,7 @@ def test_a_short_absence_is_not_told() -> None:
 
 
 def test_each_absence_is_told_by_itself() -> None:
-    away = Absence(0, 30)
+    away = Reconnect(0, 30)
     assert away.tell(2)
     away.connected(3, "", "")
     assert away.end(3) == 3
@@ -100,7 +100,7 @@ def test_each_absence_is_told_by_itself() -> None:
 
 
 def test_short_connections_buy_no_time_and_long_ones_do() -> None:
-    away = Absence(0, 30)
+    away = Reconnect(0, 30)
     for now in range(1, 29):
         away.connected(now, "", "")
         away.end(now)
@@ -113,14 +113,14 @@ def test_short_connections_buy_no_time_and_long_ones_do() -> None:
 
 
 def test_a_long_connection_that_brought_nothing_buys_no_time() -> None:
-    away = Absence(0, 30)
+    away = Reconnect(0, 30)
     away.connected(1, "", "")
     away.lost(40, "", "", 5, 1)
     assert away.deadline == 30
 
 
 def test_a_silence_is_told_at_once_and_counted_from_the_last_sign() -> None:
-    away = Absence(0, 30)
+    away = Reconnect(0, 30)
     away.connected(1, "", "")
     away.end(1)
     away.silent(112, 100, "the daemon does not answer", "Check it")

@@ -15,7 +15,7 @@ def hurried(peer: Peer, **seconds: float) -> None:
     """Have the peer call a copy of the programs whose constants of these names are others."""
     shutil.copytree(CLIENT, peer.directory / "client", ignore=shutil.ignore_patterns("__pycache__"))
     peer.bin = peer.directory / "client/bin"
-    for module in ("absence", "session"):
+    for module in ("reconnect", "session"):
         file = peer.directory / "client/k8s_builder_client" / f"{module}.py"
         lines = file.read_text().splitlines(keepends=True)
         for index, line in enumerate(lines):

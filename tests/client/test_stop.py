@@ -64,7 +64,7 @@ def test_a_run_that_never_reached_the_daemon_leaves_nothing_behind_and_ends_with
     assert program.ends_saying() == 0
 
 
-@pytest.mark.parametrize(("stage", "number"), zip(["detect", "build", "release"], SIGNALS, strict=True))
+@pytest.mark.parametrize(("stage", "number"), list(zip(["detect", "build", "release"], SIGNALS, strict=True)))
 def test_the_other_programs_end_at_once(peer: Peer, daemon: Daemon, stage: str, number: int) -> None:
     program = peer.call(stage)
     connection = daemon.accept()

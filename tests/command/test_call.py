@@ -135,8 +135,8 @@ def test_an_older_daemon_is_told_in_a_sentence() -> None:
 
 
 def test_the_daemons_reason_is_the_error() -> None:
-    said = words("status [7]: The k8s-builderd daemon ends this call: why")
-    with standin(says(said, end(1))) as daemon, pytest.raises(Refused, match=r"^The k8s-builderd daemon ends .*: why$"):
+    said = words("status [7]: k8s-builderd refused this call: why")
+    with standin(says(said, end(1))) as daemon, pytest.raises(Refused, match=r"^k8s-builderd refused .*: why$"):
         answer(daemon.path)
     with standin(says(end(1))) as daemon:
         assert failure(daemon.path) == f"k8s-builderd at {daemon.path} gave no reason: see its log"
@@ -149,7 +149,7 @@ def test_the_daemons_reason_is_the_error() -> None:
 def test_what_is_no_daemon_is_told(frames: bytes) -> None:
     with standin(says(frames)) as daemon:
         assert failure(daemon.path).startswith(
-            f"what listens at {daemon.path} is no k8s-builderd that this command knows: it sent "
+            f"{daemon.path} is not the socket of a k8s-builderd that this command knows: it sent "
         )
 
 
@@ -162,7 +162,7 @@ def test_a_frozen_daemon_is_not_waited_for_without_end(monkeypatch: pytest.Monke
     monkeypatch.setattr(call, "PATIENCE", 0.2)
     with standin(lambda connection, _: _until_closed(connection)) as daemon:
         assert failure(daemon.path).startswith(
-            f"k8s-builderd at {daemon.path} does not answer for 0.2 s: check its log"
+            f"k8s-builderd at {daemon.path} did not answer within 0.2 s. See its log"
         )
 
 
@@ -175,14 +175,12 @@ def test_a_socket_that_nobody_listens_on_or_may_write_to_is_told(tmp_path: Path)
     with tempfile.TemporaryDirectory(prefix="kb-") as short, socket.socket(socket.AF_UNIX) as bound:
         bound.bind(f"{short}/b.sock")
         assert failure(f"{short}/b.sock") == (
-            f"cannot reach k8s-builderd at {short}/b.sock: Connection refused: check that the daemon runs, and"
-            " FABRIC_K8S_BUILDER_SOCKET"
+            f"cannot reach k8s-builderd at {short}/b.sock: Connection refused. Check that the daemon is running,"
+            " and FABRIC_K8S_BUILDER_SOCKET"
         )
     assert failure("/" + "x" * 200).startswith("cannot reach k8s-builderd at /xxx")
     refused = PermissionError(13, "Permission denied")
-    assert str(call._away("/s", refused)).endswith(
-        "only who may write to it may ask; run this as the daemon's user or group"
-    )
+    assert str(call._away("/s", refused)).endswith("Permission denied. Run this as the daemon's user or group")
 
 
 # On a terminal
@@ -265,7 +263,8 @@ def test_a_stop_shows_what_it_is_and_asks(yes: bool) -> None:
         connection.sendall(log(LAUNCH))
         heard = connection.recv(1 << 16)
         connection.sendall(
-            words("stop [1]: Stopped: the deletion of chaincode job fabric/hlfcc-x is accepted") + end(0)
+            words("stop [1]: Stopped: the Kubernetes API accepted the deletion of chaincode job fabric/hlfcc-x")
+            + end(0)
         )
 
     with standin(serve) as daemon:
@@ -275,7 +274,7 @@ def test_a_stop_shows_what_it_is_and_asks(yes: bool) -> None:
         assert b"pod hlfcc-x-y; its run has pid 7?" in question
         os.write(terminal.ours, b"y\n" if yes else b"n\n")
         if yes:
-            terminal.until(b"is accepted")
+            terminal.until(b"accepted the deletion")
         assert terminal.wait() == (0 if yes else 1)
     assert heard == (wire.frame(wire.STOP) if yes else b"")
 

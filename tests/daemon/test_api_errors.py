@@ -127,7 +127,7 @@ async def test_a_launch_that_is_forbidden_for_good_says_what_is_lacking(scene: S
     assert b"Check the Role of the daemon's service account" in run.lines[-1]
     assert run.count("has not answered") == 0  # it has, each time
     if call["resource"] == "jobs":
-        assert run.count(lacking + b": the Kubernetes API refuses it for the moment, trying again") == 1
+        assert run.count(lacking + b": the Kubernetes API refuses it for now, retrying") == 1
     await nothing_left(scene)
     await forgotten(scene, daemon)
     assert ticking.pids == []
@@ -335,7 +335,7 @@ async def holding(scene: Scene) -> AsyncIterator[Holding]:
         tasks.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("ends", ["stopped", "superseded"])
+@pytest.mark.parametrize("ends", ["stopped", "replaced"])
 async def test_a_job_that_is_created_after_its_run_has_ended_is_deleted_at_once(scene: Scene, ends: str) -> None:
     """A request that was cut off can be carried out late: the deletion met nothing then, and the Job comes after it."""
     async with holding(scene) as proxy:
@@ -357,7 +357,7 @@ async def test_a_job_that_is_created_after_its_run_has_ended_is_deleted_at_once(
                 await watch.until(
                     lambda event: event["type"] == "DELETED" and event["object"]["metadata"]["name"] == late
                 )
-        if ends == "superseded":
+        if ends == "replaced":
             await second.line("line 2")
             assert [await scene.count(plural) for plural in ("jobs", "secrets")] == [1, 1]
             assert await second.terminate() == 0

@@ -74,7 +74,7 @@ async def ready(scene: Scene, daemon: object) -> bool:
 
 
 async def test_two_peers_of_one_daemon_launch_the_same_chaincode(scene: Scene) -> None:
-    """They are told apart by CORE_PEER_ID: neither supersedes the other's."""
+    """They are told apart by CORE_PEER_ID: neither replaces the other's."""
     await scene.daemon()
     ticking = await Ticking.make(scene)
     one, two = [await scene.call("run", ticking.package, CORE_PEER_ID=f"peer{n}.org1.example.com") for n in range(2)]
@@ -144,7 +144,7 @@ async def test_a_second_daemon_of_one_instance_on_one_host_is_refused(scene: Sce
         socket = str(Path(directory) / "b.sock")
         second = await scene.daemon(ready=False, INSTANCE="", SOCKET=socket)
         assert await second.wait() == 1
-        assert b"Give this one a name of its own: set the FABRIC_K8S_BUILDER_INSTANCE" in second.lines[-1]
+        assert b"Give this one another name: set the FABRIC_K8S_BUILDER_INSTANCE" in second.lines[-1]
         third = await scene.daemon(INSTANCE="another", SOCKET=socket)
         assert await third.terminate() == 0
         daemon.send(signal.SIGKILL)

@@ -13,8 +13,8 @@ GRACE = 2.0
 """Seconds for which the daemon leaves a Job that nobody claims; the knocks come far closer together."""
 
 
-@pytest.mark.parametrize("inherited", [False, True])
-async def test_a_run_that_is_turned_away_keeps_its_job(scene: Scene, inherited: bool) -> None:
+@pytest.mark.parametrize("reused", [False, True])
+async def test_a_run_that_is_turned_away_keeps_its_job(scene: Scene, reused: bool) -> None:
     """Its token tells which it is, or its cursor, where it goes on with the Job of an earlier launch."""
     daemon = await scene.daemon()
     package = await scene.package(script=TICKS)
@@ -27,7 +27,7 @@ async def test_a_run_that_is_turned_away_keeps_its_job(scene: Scene, inherited: 
             pass
         await daemon.terminate()
     token = TOKEN
-    if inherited:
+    if reused:
         token, cursor = b"f" * 32, b"2 %s 1 %s" % (TOKEN, cursor.removeprefix(b"1 "))
     again = request(package.root, token=token, cursor=cursor)
     daemon = await scene.daemon(

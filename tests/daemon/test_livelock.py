@@ -151,7 +151,7 @@ async def open_stage(scene: Scene, *, tls: bool = True, startup_timeout: float =
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
 async def test_a_chaincode_that_crashes_is_started_by_the_very_next_request(scene: Scene, tls: bool) -> None:
-    """The peer launches at once, before the node has told of the end: that is waited for, and nobody is superseded."""
+    """The peer launches at once, before the node has told of the end: that is waited for, and nobody is replaced."""
     daemon = await scene.daemon(**GRACES)
     async with open_stage(scene, tls=tls) as stage:
         assert await stage.works() == 1
@@ -167,7 +167,7 @@ async def test_a_chaincode_that_crashes_is_started_by_the_very_next_request(scen
 
 
 async def test_a_launch_that_outlasts_the_peers_patience(scene: Scene) -> None:
-    """The peer has given up, its `run` and the pending pod live on; both are superseded."""
+    """The peer has given up, its `run` and the pending pod live on; both are replaced."""
     await scene.daemon(**GRACES)
     async with open_stage(scene) as stage:
         await stage.image(digests=["none"])
@@ -253,7 +253,7 @@ async def test_a_stale_orphan_that_the_next_daemon_clears_away_while_the_next_la
 
 
 async def test_a_stale_chaincode_whose_deletion_takes_its_time(scene: Scene) -> None:
-    """The API refuses deletions for a while, so the stale one registers in the launch that supersedes it."""
+    """The API refuses deletions for a while, so the stale one registers in the launch that replaces it."""
     await scene.daemon(**GRACES)
     async with open_stage(scene) as stage:
         await stage.image(digests=["none"])

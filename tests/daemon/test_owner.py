@@ -84,7 +84,7 @@ async def test_chaincode_in_another_namespace_than_the_peers_has_no_owner_and_th
     daemon = await scene.daemon(POD_NAME=NAME, POD_UID="uid", POD_NAMESPACE="peers", RECONNECT_GRACE="1s")
     line = await daemon.line("own_pod_elsewhere")
     assert b"this daemon's pod is in namespace peers, chaincode in default: owner references do not cross" in line
-    assert b"1 s after its `run` has gone away, or 60 s after the next start of a daemon of the instance scene" in line
+    assert b"1 s after its `run` is gone, or 60 s after the next start of a daemon with the instance name scene" in line
     ticking = await Ticking.make(scene)
     run = await scene.call("run", ticking.package)
     await run.line("line 2")

@@ -74,7 +74,7 @@ async def test_three_chaincodes_log_on_while_the_daemon_is_away_and_after(scene:
     assert [await scene.count(plural) for plural in ("jobs", "secrets")] == [3, 3]
 
 
-@pytest.mark.parametrize(("moment", "number"), zip(REQUESTS, [*SIGNALS, *SIGNALS], strict=True))
+@pytest.mark.parametrize(("moment", "number"), list(zip(REQUESTS, [*SIGNALS, *SIGNALS], strict=True)))
 async def test_a_launch_whose_daemon_dies_is_finished_by_the_next(
     scene: Scene, moment: str, number: signal.Signals
 ) -> None:

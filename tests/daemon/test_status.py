@@ -269,7 +269,7 @@ async def test_a_stop_is_told_to_both_and_the_log_comes_to_its_end(scene: Scene,
     assert (code, err) == (0, "")
     assert re.fullmatch(r"Stopped: the Kubernetes API accepted the deletion of chaincode job default/hlfcc-\S+\n", out)
     assert await run.wait() == 1
-    told = f"run [{run.pid}]: Stopping the chaincode because user id {os.getuid()} has called k8s-builder stop".encode()
+    told = f"run [{run.pid}]: Stopping the chaincode because user id {os.getuid()} ran k8s-builder stop".encode()
     assert run.lines.count(told) == 1
     assert b"bye" in run.lines
     assert b"because its job was deleted" in run.lines[-1]
@@ -290,7 +290,7 @@ async def test_a_launch_that_has_not_started_is_stopped(scene: Scene, daemon: Ru
     await run.line("Running chaincode ID")
     assert (await builder(scene, "stop", HASH[:12], "-y"))[0] == 0
     assert await run.wait() == 1
-    assert run.lines[-1].endswith(f"user id {os.getuid()} has stopped it with k8s-builder stop".encode())
+    assert run.lines[-1].endswith(f"user id {os.getuid()} stopped it with k8s-builder stop".encode())
     await scene.none("jobs", "pods", "secrets")
 
 
@@ -320,7 +320,7 @@ async def test_nothing_is_stopped_before_the_word(scene: Scene, daemon: Running)
     await run.line("up")
     code, _, err = await builder(scene, "stop", "basic_1.0")
     assert code == 2
-    assert "--yes is needed where nobody can be asked." in err
+    assert "--yes is required if there is no terminal to ask on." in err
     async with Raw.open(scene) as raw:
         await raw.send(hello("stop") + frame("A", b"chaincode", b"basic_1.0") + END)
         kind, line = await raw.frame()
@@ -336,7 +336,7 @@ async def test_what_is_not_there_is_told(scene: Scene, daemon: Running) -> None:
     for command in (["logs", "basic_1.0"], ["stop", "basic_1.0", "-y"]):
         code, out, err = await builder(scene, *command)
         assert (code, out) == (1, "")
-        assert err.endswith("there is no chaincode 'basic_1.0' here. k8s-builder status lists what there is\n")
+        assert err.endswith("there is no chaincode 'basic_1.0' here. Run k8s-builder status to see all\n")
 
 
 async def test_what_two_peers_have_must_be_named_by_its_job(scene: Scene, daemon: Running) -> None:
@@ -346,7 +346,7 @@ async def test_what_two_peers_have_must_be_named_by_its_job(scene: Scene, daemon
     jobs = {it["peer_id"]: it["job"] for it in (await status(scene))["chaincodes"]}
     code, _, err = await builder(scene, "stop", "basic_1.0", "-y")
     assert code == 1
-    assert "'basic_1.0' is more than one chaincode. Name one of the jobs: " in err
+    assert "'basic_1.0' matches more than one chaincode. Give the name of a job: " in err
     assert all(job in err for job in jobs.values())
     assert (await builder(scene, "stop", jobs["peer1"], "-y"))[0] == 0
     await scene.cluster.gone("jobs", jobs["peer1"])
@@ -359,7 +359,7 @@ async def test_what_two_peers_have_must_be_named_by_its_job(scene: Scene, daemon
 async def test_a_daemon_that_is_not_there_is_told(scene: Scene) -> None:
     code, out, err = await builder(scene, "status")
     assert (code, out) == (1, "")
-    assert err.startswith(f"Error: cannot reach k8s-builderd at {scene.socket}: No such file or directory: check that")
+    assert err.startswith(f"Error: cannot reach k8s-builderd at {scene.socket}: No such file or directory. Check that")
 
 
 async def test_only_who_may_connect_may_ask(scene: Scene) -> None:

@@ -128,8 +128,8 @@ def test_the_daemon_is_asked_out_of_the_image(production: Path, command: list[st
     done = wheel.python(production, "-m", "k8s_builder", *command, FABRIC_K8S_BUILDER_SOCKET="/nonexistent/b.sock")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "Error: cannot reach k8s-builderd at /nonexistent/b.sock: No such file or directory: check that the daemon"
-        " runs, and FABRIC_K8S_BUILDER_SOCKET\n"
+        "Error: cannot reach k8s-builderd at /nonexistent/b.sock: No such file or directory. Check that the daemon"
+        " is running, and FABRIC_K8S_BUILDER_SOCKET\n"
     )
 
 

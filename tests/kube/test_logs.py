@@ -107,10 +107,10 @@ class Follower:
 class Printer:
     """A running container that prints what it is told to, through a pipe."""
 
-    def __init__(self, cluster: Cluster, api: Api, pod: str, sightings: Observed, pipe: int, tasks: TaskGroup) -> None:
+    def __init__(self, cluster: Cluster, api: Api, pod: str, observed: Observed, pipe: int, tasks: TaskGroup) -> None:
         self.cluster = cluster
         self.pod = pod
-        self.sightings = sightings
+        self.observed = observed
         self._api = api
         self._pokes = 0
         self._pipe = pipe
@@ -121,17 +121,17 @@ class Printer:
     async def open(cls, cluster: Cluster, api: Api, fifo: Path, clock: str = "exact") -> AsyncIterator[Self]:
         os.mkfifo(fifo)
         pipe = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)  # both, so that neither end waits for the other
-        sightings = Observed()
+        observed = Observed()
         body = job("printer", "cat", str(fifo), container={"image": f"localhost/{clock}@{DIGEST}"})
         await cluster.create(body)
         async with anyio.create_task_group() as tasks:
-            reflector = Reflector(api, PODS, Pod, "app=printer", lambda change: sightings.fold(change, 0.0), rng=Soon())
+            reflector = Reflector(api, PODS, Pod, "app=printer", lambda change: observed.fold(change, 0.0), rng=Soon())
             tasks.start_soon(reflector.run)
             with anyio.fail_after(PATIENCE):
-                while not sightings.started:
-                    await sightings.changed()
-            assert sightings.pod is not None
-            printer = cls(cluster, api, sightings.pod.metadata.name, sightings, pipe, tasks)
+                while not observed.started:
+                    await observed.changed()
+            assert observed.pod is not None
+            printer = cls(cluster, api, observed.pod.metadata.name, observed, pipe, tasks)
             try:
                 yield printer
             finally:
@@ -154,7 +154,7 @@ class Printer:
         self, after: Position | None = None, drain: float = logs.DRAIN_TIMEOUT, silence: float = logs.SILENCE
     ) -> Follower:
         follower = Follower()
-        self._tasks.start_soon(follower.run, self._api, self.pod, self.sightings, after, drain, silence)
+        self._tasks.start_soon(follower.run, self._api, self.pod, self.observed, after, drain, silence)
         return follower
 
     async def fault(self, **rule: Any) -> None:
@@ -216,8 +216,8 @@ async def test_what_was_printed_before_anybody_came_and_after_the_end_is_read(pr
     said = await printer.say(numbered(0, 1000) + b"no newline")
     printer.close()
     with anyio.fail_after(PATIENCE):
-        while not printer.sightings.ended:
-            await printer.sightings.changed()
+        while not printer.observed.ended:
+            await printer.observed.changed()
     assert await printer.follow().end() == said + b"\n"
 
 
@@ -409,8 +409,8 @@ async def test_a_rotation_before_the_end_is_told_when_the_rest_is_read(printer: 
     await printer.say(b"last\n")
     printer.close()
     with anyio.fail_after(PATIENCE):
-        while not printer.sightings.ended:
-            await printer.sightings.changed()
+        while not printer.observed.ended:
+            await printer.observed.changed()
     await printer.back()
     assert await follower.end() == said + b"last\n"
     assert follower.gaps == 1
@@ -460,7 +460,7 @@ async def test_a_slow_reader_gets_everything_in_the_end(printer: Printer) -> Non
             await super()._deliver(batch)
 
     follower = Slow()
-    printer._tasks.start_soon(follower.run, printer._api, printer.pod, printer.sightings)
+    printer._tasks.start_soon(follower.run, printer._api, printer.pod, printer.observed)
     said = await printer.say(numbered(0, 100_000))
     printer.close()
     assert await follower.end() == said

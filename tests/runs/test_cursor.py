@@ -21,7 +21,7 @@ uids = st.from_regex(r"[0-9A-Za-z-]{1,64}", fullmatch=True)
 stamps = st.datetimes(min_value=datetime(1970, 1, 2), max_value=datetime(8999, 12, 31)).map(
     lambda at: at.strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0") + ".000000001Z"
 )
-heirs = st.fixed_dictionaries(
+takeovers = st.fixed_dictionaries(
     {"token": st.builds(Token, st.from_regex(r"[0-9a-f]{32}", fullmatch=True)), "takeovers": st.integers(1, 10**9 - 1)}
 )
 positions = st.builds(
@@ -38,7 +38,7 @@ positions = st.builds(
     st.builds(Cursor, job=uids, pod=uids, position=st.none() | positions)
     | st.builds(Cursor, job=uids)
     | st.just(DROPPED),
-    st.just({}) | heirs,
+    st.just({}) | takeovers,
 )
 def test_a_cursor_comes_back_as_it_went(cursor: Cursor, takeovers: dict[str, Any]) -> None:
     cursor = replace(cursor, **takeovers) if cursor.job else cursor

@@ -34,31 +34,31 @@ class Told:
     """One launch's watches played to it, and what it would have been told: each distinct cause once."""
 
     def __init__(self) -> None:
-        self.sightings = Observed()
+        self.observed = Observed()
         self.events: dict[str, Event] = {}
         self.found: dict[str, tuple[float, Diagnosis]] = {}
         self.stages: dict[Category, float] = {}
         self.verdicts: list[tuple[float, Verdict]] = []
 
     def play(self, at: float, kind: str, change: str, body: Any) -> None:
-        sightings = self.sightings
+        observed = self.observed
         if kind == "Event":
             event = msgspec.convert(body, Event)
             self.events[event.metadata.name] = event
         elif kind == "Job":
             job = msgspec.convert(body, Job)
-            sightings.fold(Deleted(job) if change == "DELETED" else Applied(job), 0.0)
+            observed.fold(Deleted(job) if change == "DELETED" else Applied(job), 0.0)
         else:
             pod = msgspec.convert(body, Pod)
-            sightings.fold(Deleted(pod) if change == "DELETED" else Applied(pod), 0.0)
+            observed.fold(Deleted(pod) if change == "DELETED" else Applied(pod), 0.0)
         events = self.events.values()
-        found = verdict(sightings, events, pods_known=True)
+        found = verdict(observed, events, pods_known=True)
         if found is not None:
             self.verdicts.append((at, found))
-        elif not sightings.started:
-            for diagnosis in diagnose(sightings.pod, events):
+        elif not observed.started:
+            for diagnosis in diagnose(observed.pod, events):
                 self.found.setdefault(diagnosis.cause, (at, diagnosis))
-            self.stages.setdefault(stage(sightings.pod, events).category, at)
+            self.stages.setdefault(stage(observed.pod, events).category, at)
 
 
 def played(scenario: str) -> Told:
@@ -370,14 +370,14 @@ def test_a_chaincode_that_may_run_has_no_verdict(scenario: str) -> None:
     """Its Job is deleted, its pod told to end, its neighbour failed, its probe fails: it goes on for all that."""
     told = played(scenario)
     assert told.verdicts == []
-    assert told.sightings.started
-    assert not told.sightings.ended
+    assert told.observed.started
+    assert not told.observed.ended
 
 
 def test_an_image_that_needs_a_capability_is_told_what_it_runs_without() -> None:
     told = played("needs-a-capability")
     found = verdict(
-        told.sightings, pods_known=True, last_lines=b"starting\nchown: /tmp/x: Operation not permitted\nbye\n"
+        told.observed, pods_known=True, last_lines=b"starting\nchown: /tmp/x: Operation not permitted\nbye\n"
     )
     assert found == Verdict(
         1,
@@ -415,13 +415,13 @@ def seen(
         meta["deletionGracePeriodSeconds"] = grace
     containers = [{"name": "chaincode", "state": state}] if state else []
     body = {"metadata": meta, "spec": spec or {}, "status": {"containerStatuses": containers, **status}}
-    sightings = Observed()
+    observed = Observed()
     found = msgspec.convert(body, Pod)
-    sightings.fold(Applied(found), 0.0)
+    observed.fold(Applied(found), 0.0)
     if gone:
-        sightings.fold(Deleted(found), 0.0)
-    sightings.job_gone = job_gone
-    return sightings
+        observed.fold(Deleted(found), 0.0)
+    observed.job_gone = job_gone
+    return observed
 
 
 def judged(state: Any, *, events: tuple[Event, ...] = (), last_lines: bytes = b"", **known: Any) -> Verdict:
@@ -514,12 +514,12 @@ def test_a_chaincode_that_obeys_a_deletion_with_0_has_not_succeeded() -> None:
 @pytest.mark.parametrize("ahead", [-60, 0, 60])
 def test_a_chaincode_that_ended_before_its_pod_was_told_to_ended_by_itself(ahead: int) -> None:
     """It was seen so. The clock of the node, which may go wrong, is not compared with the API server's."""
-    sightings = seen({"terminated": terminated(0, AT + timedelta(seconds=ahead))})
+    observed = seen({"terminated": terminated(0, AT + timedelta(seconds=ahead))})
     later = seen({"terminated": terminated(0, AT + timedelta(seconds=ahead))}, asked=AT)
     assert later.pod is not None
-    sightings.fold(Applied(later.pod), 0.0)
-    sightings.job_gone = True
-    found = verdict(sightings, pods_known=True)
+    observed.fold(Applied(later.pod), 0.0)
+    observed.job_gone = True
+    found = verdict(observed, pods_known=True)
     assert found == Verdict(0, Category.COMPLETED, "the chaincode ended with exit code 0")
 
 
@@ -751,10 +751,10 @@ def test_a_container_never_starts_where_its_pod_has_ended_or_it_ended_unstarted(
 
 
 def test_an_init_container_that_could_not_be_run_is_told_with_the_runtimes_words() -> None:
-    sightings = Observed()
+    observed = Observed()
     state = terminated(128, reason="StartError", message='exec: "/no/such": no such file or directory')
-    sightings.fold(Applied(initialising({"terminated": state})), 0.0)
-    assert verdict(sightings, pods_known=True) == Verdict(
+    observed.fold(Applied(initialising({"terminated": state})), 0.0)
+    assert verdict(observed, pods_known=True) == Verdict(
         1,
         Category.INIT_CONTAINER_FAILED,
         'init container wait failed (StartError): exec: "/no/such": no such file or directory, so the chaincode never'
@@ -763,21 +763,21 @@ def test_an_init_container_that_could_not_be_run_is_told_with_the_runtimes_words
 
 
 def test_an_init_container_that_failed_is_the_cause_also_where_its_job_is_gone() -> None:
-    sightings = Observed()
-    sightings.fold(Applied(initialising({"terminated": terminated(1)})), 0.0)
-    sightings.job_gone = True
-    found = verdict(sightings, pods_known=True)
+    observed = Observed()
+    observed.fold(Applied(initialising({"terminated": terminated(1)})), 0.0)
+    observed.job_gone = True
+    found = verdict(observed, pods_known=True)
     assert found is not None
     assert found.category is Category.INIT_CONTAINER_FAILED
 
 
 def test_a_pod_that_is_deleted_while_its_init_container_runs_was_deleted() -> None:
-    sightings = Observed()
+    observed = Observed()
     body = msgspec.to_builtins(initialising({"terminated": terminated(137)}))
     body["metadata"] |= {"deletionTimestamp": AT.isoformat(), "deletionGracePeriodSeconds": 2}
-    sightings.fold(Applied(msgspec.convert(body, Pod)), 0.0)
+    observed.fold(Applied(msgspec.convert(body, Pod)), 0.0)
     text = "the chaincode never started, because its pod was deleted"
-    assert verdict(sightings, pods_known=True) == Verdict(1, Category.POD_DELETED, text)
+    assert verdict(observed, pods_known=True) == Verdict(1, Category.POD_DELETED, text)
 
 
 @pytest.mark.parametrize(
@@ -991,11 +991,11 @@ def test_every_reason_to_wait_has_a_category(reason: str, category: Category) ->
 
 def jobless(*conditions: dict[str, str], gone: bool = False, pods_known: bool = True, **more: Any) -> Verdict | None:
     """Judge a Job that never had a pod."""
-    sightings = Observed()
+    observed = Observed()
     body = {"metadata": {"name": "j", "uid": "u"}, "status": {"conditions": conditions}}
     job = msgspec.convert(body, Job)
-    sightings.fold(Deleted(job) if gone else Applied(job), 0.0)
-    return verdict(sightings, pods_known=pods_known, **more)
+    observed.fold(Deleted(job) if gone else Applied(job), 0.0)
+    return verdict(observed, pods_known=pods_known, **more)
 
 
 FAILED = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "Job was active too long"}

@@ -69,6 +69,6 @@ async def test_of_those_that_have_ended_the_last_one_is_meant() -> None:
 
 async def test_what_two_peers_run_is_not_guessed() -> None:
     mine, other = run("job-a"), run("job-b", peer="peer1")
-    with pytest.raises(NotFoundHere, match=r"Name one of the jobs: job-a, job-b$"):
+    with pytest.raises(NotFoundHere, match=r"Give the name of a job: job-a, job-b$"):
         choose([other, mine], "basic_1.0")
     assert choose([run("job-b", peer="peer1", state=ended(1)), mine], "basic_1.0") is mine

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from k8s_builder_client.absence import LONGEST_DELAY, LONGEST_DELAY_AT_START, Absence
+from k8s_builder_client.reconnect import LONGEST_DELAY, LONGEST_DELAY_AT_START, Reconnect
 from k8s_builderd.errors import ClientGone
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Client:
         self.connection: Connection | None = None
         self.exited = anyio.Event()
         self._stop_deadline: float | None = None
-        self._absence = Absence(self.world.now, CONNECT_TIMEOUT)
+        self._reconnect = Reconnect(self.world.now, CONNECT_TIMEOUT)
         self._wake = anyio.Event()
         self.world.sim.spawn(self._live)
 
@@ -190,7 +190,7 @@ class Client:
         now = self.world.now
         if self.stopped_at is not None and self._stop_deadline is None:
             self._stop(now)
-        if self.alive and self.connection is None and now >= self._absence.retry_at:
+        if self.alive and self.connection is None and now >= self._reconnect.retry_at:
             self._connect(now)
         self._deliver(now)
         if self.alive:
@@ -201,11 +201,11 @@ class Client:
             return None
         times = [self._stop_deadline] if self._stop_deadline is not None else []
         if self.connection is None:
-            times.append(self._absence.retry_at)
+            times.append(self._reconnect.retry_at)
             if self._stop_deadline is None:
-                times.append(self._absence.tell_at)
+                times.append(self._reconnect.tell_at)
                 if not self.cursor:
-                    times.append(self._absence.deadline)
+                    times.append(self._reconnect.deadline)
         return max(min(times) - self.world.now, 0.001) if times else None
 
     def _stop(self, now: float) -> None:
@@ -215,17 +215,17 @@ class Client:
             self._end(0)
             return
         self._say("Stopping the chaincode")
-        self._absence.retry_at = now
+        self._reconnect.retry_at = now
         if self.connection is not None:
             self.connection.send_stop()
 
     def _connect(self, now: float) -> None:
         daemon = self.site.daemon
         if daemon is None or not daemon.listening:
-            self._absence.failed(now, "Connection refused", "", self._longest(), self._spread())
+            self._reconnect.failed(now, "Connection refused", "", self._longest(), self._spread())
             return
         self.knocked_at = now
-        self._absence.connected(now, "It does not answer", "")
+        self._reconnect.connected(now, "the daemon does not answer", "")
         self.connection = Connection(self)
         self.asked_at = now if self.asked_at is None else self.asked_at
         daemon.accept(self.connection)
@@ -239,7 +239,7 @@ class Client:
                 if not self.connection.served:
                     self._lost()
                 return
-            self._absence.end(now)
+            self._reconnect.end(now)
             match frame:
                 case "sign", _, _:
                     pass
@@ -253,7 +253,7 @@ class Client:
                     self._end(code)
 
     def _keep_time(self, now: float) -> None:
-        away = self._absence
+        away = self._reconnect
         if self._stop_deadline is not None:
             if now >= self._stop_deadline:
                 self._say("The stop was not answered in time")
@@ -271,7 +271,7 @@ class Client:
             self.knocked_at = self.world.now
             self.connection.hang_up()
             self.connection = None
-        self._absence.lost(self.world.now, "closed", "", self._longest(), self._spread())
+        self._reconnect.lost(self.world.now, "closed", "", self._longest(), self._spread())
 
     def _longest(self) -> float:
         if self._stop_deadline is not None:

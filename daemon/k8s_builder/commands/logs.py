@@ -10,7 +10,7 @@ from k8s_builder_client import wire
 
 @click.command()
 @click.argument("chaincode", metavar="LABEL-or-PACKAGE-ID")
-@click.option("--follow", "-f", is_flag=True, help="Go on until the chaincode ends. Ctrl-C ends it before.")
+@click.option("--follow", "-f", is_flag=True, help="Follow the log until the chaincode ends, or Ctrl-C.")
 @click.option("--since", metavar="DURATION", default="", help="Only what is newer than a time such as 10m or 1h30m.")
 @socket_option
 def logs(chaincode: str, since: str, path: str, *, follow: bool) -> None:

@@ -24,9 +24,9 @@ ENTER, LEAVE, HOME, CLEAR_LINE, CLEAR_BELOW = (
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON document for scripts.")
-@click.option("--watch", "-w", is_flag=True, help="Go on, in place, with rates. Ctrl-C ends it.")
+@click.option("--watch", "-w", is_flag=True, help="Update in place, with rates, until Ctrl-C.")
 @click.option(
-    "--interval", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between two looks."
+    "--interval", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Seconds between two updates."
 )
 @socket_option
 def status(path: str, interval: float, *, as_json: bool, watch: bool) -> None:
@@ -52,7 +52,7 @@ def ask(path: str) -> dict[str, Any]:
     try:
         daemon, *found = (json.loads(line) for line in text.splitlines())
     except ValueError as error:
-        raise DaemonError(f"k8s-builderd at {path} has told what is no status: {error}") from error
+        raise DaemonError(f"k8s-builderd at {path} sent an invalid status: {error}") from error
     return {"daemon": daemon, "chaincodes": sorted(found, key=lambda it: (it["label"], it["job"]))}
 
 

@@ -22,7 +22,7 @@ def stop(chaincode: str, path: str, *, yes: bool) -> None:
     Only for a peer that cannot be asked. One that runs starts the chaincode anew with the next request for it.
     """
     if not yes and not sys.stdin.isatty():
-        raise click.UsageError("--yes is needed where nobody can be asked.")
+        raise click.UsageError("--yes is required if there is no terminal to ask on.")
     with calling(path, "stop", chaincode=chaincode) as call:
         answer = call.answer()
         _, line = next(answer)

@@ -52,7 +52,7 @@ class Container:
     def __init__(self, pod: Keeper, spec: Object, view: ContainerView) -> None:
         self._pod = pod
         self._node = pod.node
-        self._pace = pod.node.pace
+        self._timings = pod.node.timings
         self._spec = spec
         self._starting = anyio.CancelScope()
         self._probing = anyio.CancelScope()
@@ -102,9 +102,9 @@ class Container:
             with self._starting:
                 image = await self._pull()
                 env = await self._configure(image)
-                await self._node.step(self._pace.container_create)
+                await self._node.step(self._timings.container_create)
                 self._event("Normal", "Created", "Container created")
-                await self._node.step(self._pace.container_start)
+                await self._node.step(self._timings.container_start)
                 begun = image, env
             if begun is not None:
                 await self._run(*begun)
@@ -126,12 +126,12 @@ class Container:
             process = await ContainerProcess.start(command, env, home, log, self._node.now)
         except StartError as error:
             self._event("Warning", "Failed", f"Error: {error}")
-            await self._node.step(self._pace.end_noticed)
+            await self._node.step(self._timings.end_noticed)
             self._tell_end(Ended(128, self._node.now()), "StartError", 0, str(error))
             self._pod.close_later(log)
             return
         self.process = process
-        self._node.undertaker.born(process.pid)
+        self._node.reaper.born(process.pid)
         try:
             self._event("Normal", "Started", "Container started")
             view.state = {"running": {"startedAt": seconds(process.started_at)}}
@@ -150,7 +150,7 @@ class Container:
             # What is still alive here is ended by `end`.
             if process.gone:
                 self._forget()
-        await self._node.step(self._pace.end_noticed)
+        await self._node.step(self._timings.end_noticed)
         reason = "Error" if ended.exit_code else "Completed"
         if image.behaviour == "oom" and ended.exit_code == 137 and not process.killed:
             reason = "OOMKilled"
@@ -173,7 +173,7 @@ class Container:
 
     def _forget(self) -> None:
         if self.process is not None:
-            self._node.undertaker.gone(self.process.pid)
+            self._node.reaper.gone(self.process.pid)
             self.process = None
 
     # Its image and its configuration
@@ -181,7 +181,7 @@ class Container:
     async def _pull(self) -> Image:
         """Pull until it works, telling each failure in the order in which a real kubelet tells it."""
         first = True
-        retry = self._pace.pull_retry
+        retry = self._timings.pull_retry
         reference = self.view.image
         while True:
             try:
@@ -190,7 +190,7 @@ class Container:
             except PullError as error:
                 message, invalid_name = str(error), error.invalid_name
             self._pod.view.sandbox = True
-            noticed = self._pace.pull_noticed if first else self._pace.pull_told
+            noticed = self._timings.pull_noticed if first else self._timings.pull_told
             if invalid_name:
                 self._event("Warning", "InspectFailed", message)
                 if not first:
@@ -211,7 +211,7 @@ class Container:
                 self._must_wait()
                 self._event("Warning", "Failed", "Error: ImagePullBackOff")
                 await self._node.retry(retry)
-                retry = min(retry * 2, self._pace.pull_retry_cap)
+                retry = min(retry * 2, self._timings.pull_retry_cap)
             first = False
         if image.pull_seconds:
             self._event("Normal", "Pulling", f'Pulling image "{reference}"')
@@ -247,7 +247,7 @@ class Container:
                 self._wait_for("CreateContainerConfigError", message)
             self._must_wait()
             self._event("Warning", "Failed", f"Error: {message}")
-            await self._node.retry(self._pace.config_noticed if first else self._pace.pull_told)
+            await self._node.retry(self._timings.config_noticed if first else self._timings.pull_told)
             first = False
 
     def _refuse_root(self, image: Image) -> None:
@@ -308,7 +308,7 @@ class Container:
         self, env: dict[str, str], home: Path, command: Sequence[str], seconds: float
     ) -> tuple[bool, str]:
         await self._node.step()
-        return await execute(command, env, home, seconds, self._node.undertaker)
+        return await execute(command, env, home, seconds, self._node.reaper)
 
     def _event(self, kind: str, reason: str, message: str) -> None:
         self._pod.event(kind, reason, message, self.view.path)

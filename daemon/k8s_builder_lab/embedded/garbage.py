@@ -22,9 +22,9 @@ from k8s_builder_lab.embedded.objects import (
     seconds,
     without_finalizer,
 )
-from k8s_builder_lab.embedded.pace import Pace
 from k8s_builder_lab.embedded.status import ApiError
 from k8s_builder_lab.embedded.store import Change, Store
+from k8s_builder_lab.embedded.timings import Timings
 
 EVENT_SECONDS = 3600
 """How long an Event is kept, as by a real API server."""
@@ -33,9 +33,9 @@ EVENT_SECONDS = 3600
 class GarbageCollector:
     """Deletes in the background what has lost its owners, and does what a deletion policy asks of dependants."""
 
-    def __init__(self, store: Store, pace: Pace) -> None:
+    def __init__(self, store: Store, timings: Timings) -> None:
         self._store = store
-        self._pace = pace
+        self._timings = timings
 
     async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Look at everything, then follow the store until cancelled."""
@@ -44,23 +44,23 @@ class GarbageCollector:
                 tg.start_soon(self._expire_events)
                 for resource in RESOURCES:
                     for obj in self._store.everything(resource):
-                        self._look_at(resource, obj, tg, self._pace.garbage)
+                        self._look_at(resource, obj, tg, self._timings.garbage)
                 task_status.started()
                 async for change in changes:
                     self._consider(change, tg)
 
     def _consider(self, change: Change, tg: TaskGroup) -> None:
         if change.type != "DELETED":
-            pause = self._pace.ownerless_noticed if change.type == "ADDED" else self._pace.garbage
+            pause = self._timings.ownerless_noticed if change.type == "ADDED" else self._timings.garbage
             self._look_at(change.resource, change.object, tg, pause)
             return
         for resource, obj in self._dependants(change.object):
             if self._is_garbage(obj):
-                tg.start_soon(self._delete_after, self._pace.garbage, resource, obj)
+                tg.start_soon(self._delete_after, self._timings.garbage, resource, obj)
         for owner in change.object["metadata"].get("ownerReferences") or []:
             resource_of_owner = BY_KIND.get((owner["apiVersion"], owner["kind"]))
             if resource_of_owner is not None and (found := self._store.find_by_uid(resource_of_owner, owner["uid"])):
-                self._look_at(resource_of_owner, found, tg, self._pace.garbage)
+                self._look_at(resource_of_owner, found, tg, self._timings.garbage)
 
     def _look_at(self, resource: Resource, obj: Object, tg: TaskGroup, pause: float) -> None:
         finalizers = obj["metadata"].get("finalizers") or []
@@ -84,7 +84,7 @@ class GarbageCollector:
 
     async def _orphan(self, resource: Resource, owner: Object) -> None:
         """Take the owner from its dependants, then let it go."""
-        await self._pace.pause(self._pace.garbage)
+        await self._timings.pause(self._timings.garbage)
         uid = owner["metadata"]["uid"]
 
         def disown(obj: Object) -> None:
@@ -98,7 +98,7 @@ class GarbageCollector:
 
     async def _delete_foreground(self, resource: Resource, owner: Object) -> None:
         """Delete the dependants; the owner goes with the last of those that block it."""
-        await self._pace.pause(self._pace.garbage)
+        await self._timings.pause(self._timings.garbage)
         uid = owner["metadata"]["uid"]
         for kind, obj in self._dependants(owner):
             if not is_deleting(obj):
@@ -118,7 +118,7 @@ class GarbageCollector:
         return bool(owners) and not any(self._is_there(obj, owner) for owner in owners)
 
     async def _delete_after(self, pause: float, resource: Resource, obj: Object) -> None:
-        await self._pace.pause(pause)
+        await self._timings.pause(pause)
         self._delete(resource, obj)
 
     def _is_there(self, obj: Object, owner: Object) -> bool:

@@ -23,7 +23,7 @@ class Image(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="cam
     digests: those that exist; another is a wrong digest. Empty: every digest exists.
     behaviour: `runs`; `pending` (its container is being created for ever); `oom` (a death by a SIGKILL that the
       cluster did not send is told as OOMKilled).
-    pull_seconds: how long pulling takes, never scaled by the pace.
+    pull_seconds: how long pulling takes, never scaled by the timings.
     clock: of the log's timestamps. `exact`; `jitter` (goes backwards by up to 4.7 ms, as measured where stdout and
       stderr mix); `coarse` (all lines of one second have one timestamp).
     runs_as_root: a pod with runAsNonRoot and without runAsUser gets CreateContainerConfigError.

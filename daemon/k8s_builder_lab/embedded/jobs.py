@@ -25,10 +25,10 @@ from k8s_builder_lab.embedded.objects import (
     suffix,
     without_finalizer,
 )
-from k8s_builder_lab.embedded.pace import Pace
 from k8s_builder_lab.embedded.recorder import Recorder
 from k8s_builder_lab.embedded.status import ApiError
 from k8s_builder_lab.embedded.store import Change, Store
+from k8s_builder_lab.embedded.timings import Timings
 
 _LONGEST_BASE = 57
 """Characters of the Job's name that a pod's name has room for, before the dash and its suffix."""
@@ -37,11 +37,11 @@ _LONGEST_BASE = 57
 class JobController:
     """Gives each Job a room of its own, which is closed when the Job is deleted."""
 
-    def __init__(self, store: Store, recorder: Recorder, environment: Environment, pace: Pace) -> None:
+    def __init__(self, store: Store, recorder: Recorder, environment: Environment, timings: Timings) -> None:
         self._store = store
         self._recorder = recorder
         self._environment = environment
-        self._pace = pace
+        self._timings = timings
 
     async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Look at everything, then follow the store until cancelled."""
@@ -88,18 +88,20 @@ class JobController:
 
     async def _follow(self, job: Object, scope: anyio.CancelScope) -> None:
         with scope:
-            await self._pace.pause(self._pace.job_accepted)
-            await _OneJob(self._store, self._recorder, self._environment, self._pace, job).run()
+            await self._timings.pause(self._timings.job_accepted)
+            await _OneJob(self._store, self._recorder, self._environment, self._timings, job).run()
 
 
 class _OneJob:
     """One Job from its creation, or from where an earlier controller left it, to its end."""
 
-    def __init__(self, store: Store, recorder: Recorder, environment: Environment, pace: Pace, job: Object) -> None:
+    def __init__(
+        self, store: Store, recorder: Recorder, environment: Environment, timings: Timings, job: Object
+    ) -> None:
         self._store = store
         self._recorder = recorder
         self._environment = environment
-        self._pace = pace
+        self._timings = timings
         self._job = job
         self._namespace: str = job["metadata"]["namespace"]
         self._name: str = job["metadata"]["name"]
@@ -120,7 +122,7 @@ class _OneJob:
                 if pod is None or change.object["metadata"]["uid"] != pod["metadata"]["uid"]:
                     continue
                 # A Job looks at its pod only so often; what happens meanwhile is seen together.
-                await self._pace.pause(self._pace.job_sync)
+                await self._timings.pause(self._timings.job_sync)
                 _drain(changes)
                 if self._sync(self._store.find_by_uid(PODS, pod["metadata"]["uid"])):
                     return
@@ -147,7 +149,7 @@ class _OneJob:
         return {condition["type"] for condition in self._job["status"].get("conditions") or []}
 
     async def _create_pod(self) -> Object:
-        retry = self._pace.create_retry
+        retry = self._timings.create_retry
         while True:
             name = f"{self._name[:_LONGEST_BASE]}-{suffix()}"
             refusal = self._refusal(name)
@@ -161,8 +163,8 @@ class _OneJob:
                     return pod
             self._recorder.job(self._job, "Warning", "FailedCreate", f"Error creating: {refusal}")
             self._tell({"terminating": 0, "uncountedTerminatedPods": {}, "ready": 0})
-            await self._pace.retry(retry)
-            retry = min(retry * 2, self._pace.create_retry_cap)
+            await self._timings.retry(retry)
+            retry = min(retry * 2, self._timings.create_retry_cap)
 
     def _refusal(self, name: str) -> str | None:
         """Return why admission does not let the pod in, or None."""

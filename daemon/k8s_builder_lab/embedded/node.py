@@ -9,10 +9,10 @@ import msgspec
 from k8s_builder_lab.embedded.environment import Environment
 from k8s_builder_lab.embedded.images import Images
 from k8s_builder_lab.embedded.objects import seconds
-from k8s_builder_lab.embedded.pace import Pace
+from k8s_builder_lab.embedded.reaper import Reaper
 from k8s_builder_lab.embedded.recorder import Recorder
 from k8s_builder_lab.embedded.store import Store
-from k8s_builder_lab.embedded.undertaker import Undertaker
+from k8s_builder_lab.embedded.timings import Timings
 
 
 class Gate:
@@ -52,11 +52,11 @@ class Node(msgspec.Struct):
     recorder: Recorder
     environment: Environment
     images: Images | Path
-    pace: Pace
+    timings: Timings
     directory: Path
     path: str
     log_limit: int
-    undertaker: Undertaker
+    reaper: Reaper
     gate: Gate
 
     def now(self) -> float:
@@ -72,12 +72,12 @@ class Node(msgspec.Struct):
         return seconds(self.now())
 
     async def step(self, duration: float = 0) -> None:
-        """Take one of the pace's durations for what comes next, and wait while the kubelet is frozen."""
+        """Take one of the durations of `Timings` for what comes next, and wait while the kubelet is frozen."""
         if duration:
-            await self.pace.pause(duration)
+            await self.timings.pause(duration)
         await self.gate.passed()
 
     async def retry(self, duration: float) -> None:
         """Wait before another try, and while the kubelet is frozen."""
-        await self.pace.retry(duration)
+        await self.timings.retry(duration)
         await self.gate.passed()

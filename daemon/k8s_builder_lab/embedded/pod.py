@@ -90,12 +90,12 @@ class Pod:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     async def _mount(self) -> None:
-        pace, store = self.node.pace, self.node.store
-        await self.node.step(pace.kubelet_notices)
+        timings, store = self.node.timings, self.node.store
+        await self.node.step(timings.kubelet_notices)
         self.view.started_at = self.node.stamp()
         self.tell()
         await self._secrets_come(SECRET_PATIENCE)
-        delay = pace.mount_retry
+        delay = timings.mount_retry
         while missing := volumes.missing_secret(store, self.spec):
             volume, secret = missing
             self.event(
@@ -104,9 +104,9 @@ class Pod:
                 f'MountVolume.SetUp failed for volume "{volume}" : secret "{secret}" not found',
             )
             await self.node.retry(delay)
-            delay = min(delay * 2, pace.mount_retry_cap)
+            delay = min(delay * 2, timings.mount_retry_cap)
         self.volumes = volumes.make(store, self.spec, self.directory)
-        await self.node.step(pace.sandbox)
+        await self.node.step(timings.sandbox)
 
     async def _secrets_come(self, patience: float) -> None:
         with self.node.store.subscribe() as changes, anyio.move_on_after(patience):
@@ -157,7 +157,7 @@ class Pod:
         await self.node.step()
         for container in (*self._main, *(each for each in self._init if each.view.kind == "init")):
             container.stop()
-        await self.node.step(self.node.pace.stop_told)
+        await self.node.step(self.node.timings.stop_told)
         self.tell()
         with self._deadline:
             await anyio.sleep_forever()
@@ -168,7 +168,7 @@ class Pod:
     async def _finish(self) -> None:
         """Tell the end: the containers', then the pod's, then, if it was deleted, remove the object."""
         if not self._deletion.is_set():
-            with anyio.move_on_after(self.node.pace.pod_finishes * self.node.pace.factor):
+            with anyio.move_on_after(self.node.timings.pod_finishes * self.node.timings.factor):
                 await self._deletion.wait()
         await self.node.step()
         deleted = self._deletion.is_set()
@@ -183,7 +183,7 @@ class Pod:
             self._change(lambda pod: podstatus.disrupted(pod, "TerminationByKubelet", self._evicted, now))
         self.tell()
         if deleted and not self._evicted:
-            await self.node.step(self.node.pace.pod_removed)
+            await self.node.step(self.node.timings.pod_removed)
         if not self._evicted:
             self._remove_if_deleted()
 
@@ -193,7 +193,7 @@ class Pod:
         for view in never:
             view.state = {"waiting": {"reason": self._waiting}}
         self.tell()
-        await self.node.step(self.node.pace.stop_told)
+        await self.node.step(self.node.timings.stop_told)
         for view in never if self.view.is_initialized else []:
             view.lost = True
             view.state = {
@@ -231,7 +231,7 @@ class Pod:
         """End the log of a container that has ended, once its readers have had the time that a kubelet gives them."""
 
         async def close() -> None:
-            await self.node.step(self.node.pace.log_ends)
+            await self.node.step(self.node.timings.log_ends)
             log.close()
 
         self._logs.start_soon(close)

@@ -13,7 +13,7 @@ import msgspec
 from anyio.abc import Process
 
 from k8s_builder_lab.embedded.logs import ContainerLog, read_available
-from k8s_builder_lab.embedded.undertaker import Undertaker
+from k8s_builder_lab.embedded.reaper import Reaper
 
 _REFERENCE = re.compile(r"\$(\$|\(([-._a-zA-Z][-._a-zA-Z0-9]*)\))")
 
@@ -169,7 +169,7 @@ class ContainerProcess:
 
 
 async def execute(
-    command: Sequence[str], env: Mapping[str, str], directory: Path, limit: float, undertaker: Undertaker
+    command: Sequence[str], env: Mapping[str, str], directory: Path, limit: float, reaper: Reaper
 ) -> tuple[bool, str]:
     """Run a command beside a container's process for at most `limit` seconds.
 
@@ -187,7 +187,7 @@ async def execute(
             )
     except OSError as error:
         return False, _why(command[0], error)
-    undertaker.born(process.pid)
+    reaper.born(process.pid)
     printed = bytearray()
     try:
         with anyio.move_on_after(limit):
@@ -200,5 +200,5 @@ async def execute(
             os.killpg(process.pid, signal.SIGKILL)
         with anyio.CancelScope(shield=True):
             await process.aclose()
-        undertaker.gone(process.pid)
+        reaper.gone(process.pid)
     return process.returncode == 0, printed.decode(errors="replace")

@@ -9,9 +9,9 @@ from anyio.abc import TaskStatus
 from k8s_builder_lab.embedded import podstatus
 from k8s_builder_lab.embedded.environment import Environment
 from k8s_builder_lab.embedded.objects import FINISHED, PODS, Object, key_of, seconds
-from k8s_builder_lab.embedded.pace import Pace
 from k8s_builder_lab.embedded.recorder import Recorder
 from k8s_builder_lab.embedded.store import Store
+from k8s_builder_lab.embedded.timings import Timings
 
 _TAIL = " no new claims to deallocate, preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."
 
@@ -19,11 +19,11 @@ _TAIL = " no new claims to deallocate, preemption: 0/1 nodes are available: 1 Pr
 class Scheduler:
     """Binds every pod that the node takes, and tries again what it does not take."""
 
-    def __init__(self, store: Store, recorder: Recorder, environment: Environment, pace: Pace) -> None:
+    def __init__(self, store: Store, recorder: Recorder, environment: Environment, timings: Timings) -> None:
         self._store = store
         self._recorder = recorder
         self._environment = environment
-        self._pace = pace
+        self._timings = timings
 
     async def serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Follow the store until cancelled."""
@@ -40,7 +40,7 @@ class Scheduler:
         if pod["spec"].get("nodeName"):
             return
         (namespace, name), uid = key_of(pod), pod["metadata"]["uid"]
-        await self._pace.pause(self._pace.scheduling)
+        await self._timings.pause(self._timings.scheduling)
         told = None
         while self._store.find(PODS, namespace, name, uid) is not None:
             why = self._refusal(pod)
@@ -53,7 +53,7 @@ class Scheduler:
                 told = why
                 self._recorder.scheduling(pod, "Warning", "FailedScheduling", why, "Scheduling")
                 self._store.update(PODS, namespace, name, partial(podstatus.scheduled, refusal=why, now=seconds()))
-            await self._pace.retry(1)
+            await self._timings.retry(1)
 
     def _refusal(self, pod: Object) -> str | None:
         environment = self._environment

@@ -25,13 +25,13 @@ from k8s_builder_lab.embedded.images import Image
 from k8s_builder_lab.embedded.jobs import JobController
 from k8s_builder_lab.embedded.kubelet import Kubelet
 from k8s_builder_lab.embedded.node import Gate, Node
-from k8s_builder_lab.embedded.pace import Pace
 from k8s_builder_lab.embedded.podstatus import NODE
+from k8s_builder_lab.embedded.reaper import open_reaper
 from k8s_builder_lab.embedded.recorder import Recorder
 from k8s_builder_lab.embedded.scheduler import Scheduler
 from k8s_builder_lab.embedded.store import Store
+from k8s_builder_lab.embedded.timings import Timings
 from k8s_builder_lab.embedded.transport import Listener
-from k8s_builder_lab.embedded.undertaker import open_undertaker
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +75,7 @@ async def serve(options: Options, *, task_status: TaskStatus[Address] = anyio.TA
     images.load(options.images)
     token = secrets.token_urlsafe(32)
     store = Store(options.namespaces, options.history)
-    pace = Pace(options.pace)
+    timings = Timings(options.pace)
     rules = Faults()
     gate = Gate()
     environment = Environment(
@@ -85,26 +85,26 @@ async def serve(options: Options, *, task_status: TaskStatus[Address] = anyio.TA
         pod_quota=options.pod_quota,
     )
     recorder = Recorder(store, NODE, environment)
-    async with _directory() as directory, open_undertaker(str(directory)) as undertaker:
+    async with _directory() as directory, open_reaper(str(directory)) as reaper:
         node = Node(
             store,
             recorder,
             environment,
             options.images,
-            pace,
+            timings,
             directory,
             options.path,
             options.log_limit,
-            undertaker,
+            reaper,
             gate,
         )
         kubelet = Kubelet(node)
         components = Components(
             gate,
-            kube_scheduler=[Scheduler(store, recorder, environment, pace).serve],
+            kube_scheduler=[Scheduler(store, recorder, environment, timings).serve],
             kube_controller_manager=[
-                JobController(store, recorder, environment, pace).serve,
-                GarbageCollector(store, pace).serve,
+                JobController(store, recorder, environment, timings).serve,
+                GarbageCollector(store, timings).serve,
             ],
         )
         api = Api(store, kubelet, node, rules, token, options.bookmark_interval)

@@ -32,7 +32,7 @@ def fault(template: str) -> str | None:
         if name not in FIELDS:
             return f"must be text with {{label}}, {{hash}} or {{pod}} in it, not {{{name}}}; it is {template!a}"
         if conversion or not _cuts(spec or ""):
-            return f"must have nothing behind a name but a length such as {{hash:.12}}; it is {template!a}"
+            return f"must have nothing after a name but a length such as {{hash:.12}}; it is {template!a}"
     return None
 
 

@@ -239,9 +239,9 @@ class Runs:
             if run.observed.started:
                 run.claim.stop(who)
             else:
-                run.claim.revoke(LaunchFailed(f"{who} has stopped it with k8s-builder stop"))
+                run.claim.revoke(LaunchFailed(f"{who} stopped it with k8s-builder stop"))
         if not self._store.may_have_job(run):
-            await audience.say("Stopped: the launch had not come to a job yet")
+            await audience.say("Stopped: the launch had no job yet")
             return 0
         return await self._tell_stopped(self._store.delete(run, Reason.STOPPED), run, audience)
 
@@ -278,7 +278,7 @@ class Runs:
 
 async def _tell_of_stop(claim: Claim, connection: Connection) -> None:
     await claim.stopped.wait()
-    await connection.say(f"Stopping the chaincode because {claim.stopped_by} has called k8s-builder stop")
+    await connection.say(f"Stopping the chaincode because {claim.stopped_by} ran k8s-builder stop")
 
 
 def cannot_continue(why: Exception) -> str:

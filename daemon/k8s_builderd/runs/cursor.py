@@ -22,7 +22,7 @@ class Cursor(Struct, frozen=True):
 
     Written as words with one space between them, behind the version of this form: `1 JOB POD AT DIGEST ALIKE PIECES`.
     Where the Job is an earlier launch's, with that one's token and how many launches have gone on with it:
-    `2 TOKEN HEIR JOB ...`. `DROPPED` is the one without a Job.
+    `2 TOKEN TAKEOVERS JOB ...`. `DROPPED` is the one without a Job.
     """
 
     job: str

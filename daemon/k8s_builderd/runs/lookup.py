@@ -26,11 +26,11 @@ def choose(runs: Iterable[Run], what: str) -> Run:
     known = list(runs)
     found = [run for run in known if what and what in _names(run)] or [run for run in known if _begins(run, what)]
     if not found:
-        raise NotFoundHere(f"there is no chaincode {what!a} here. k8s-builder status lists what there is")
+        raise NotFoundHere(f"there is no chaincode {what!a} here. Run k8s-builder status to see all")
     going_on = [run for run in found if run.state is not State.ENDED] or found
     if len({run.key for run in going_on}) > 1:
         jobs = ", ".join(sorted(run.job_name for run in going_on))
-        raise NotFoundHere(f"{what!a} is more than one chaincode. Name one of the jobs: {jobs}")
+        raise NotFoundHere(f"{what!a} matches more than one chaincode. Give the name of a job: {jobs}")
     return max(going_on, key=_newness)
 
 

@@ -33,7 +33,7 @@ async def serve(request: Request, connection: Connection, store: Store, api: Api
             await run.observed.until(lambda seen: seen.started or seen.ended)
         pod = run.observed.pod
         if pod is None:
-            raise BuilderError(f"job {run.job_name} has no pod, and so no log")
+            raise BuilderError(f"job {run.job_name} has no pod, so there is no log")
         if follow and not run.observed.ended:
             await _follow(api, pod.metadata.name, query, run, connection)
             return

@@ -148,7 +148,7 @@ async def test_the_old_one_is_pending(scene: Scene, daemon: Running, tls: bool, 
     assert len(ticking.pids) == 1
 
 
-async def test_the_old_one_was_pending_and_comes_up_while_it_is_superseded(scene: Scene, daemon: Running) -> None:
+async def test_the_old_one_was_pending_and_comes_up_while_it_is_replaced(scene: Scene, daemon: Running) -> None:
     """It may have registered in the last moment, so the launch that asked is as good as dropped."""
     overlaps = Overlaps(scene.directory)
     ticking = await Ticking.make(scene, prelude=overlaps.prelude())
@@ -390,7 +390,7 @@ async def test_the_old_ones_pod_is_told_to_end_long_after_its_job_was_deleted(sc
     await scene.cluster.switch("PATCH", "components", {"kube-controller-manager": False})
     connect(ticking.package, tls=True, peer="second")
     new = await scene.call("run", ticking.package)
-    await new.line("nothing deletes pod")
+    await new.line("is not being deleted: delete it, or check that")
     await scene.cluster.switch("PATCH", "components", {"kube-controller-manager": True})
     await assert_only_runs(scene, new, ticking, overlaps)
     assert await old.wait() == 1

@@ -4,7 +4,7 @@ import anyio
 import msgspec
 
 
-class Pace(msgspec.Struct, frozen=True):
+class Timings(msgspec.Struct, frozen=True):
     """The measured durations in seconds, and the `factor` by which they are scaled (1.0: as a real cluster).
 
     What a user sets (grace, TTL, timeouts) and whole-second rules of the API are never scaled.
@@ -41,5 +41,5 @@ class Pace(msgspec.Struct, frozen=True):
         await anyio.sleep(duration * self.factor)
 
     async def retry(self, duration: float) -> None:
-        """Sleep before another try; at no pace does the cluster try without a pause."""
+        """Sleep before another try; whatever the factor, there is a pause."""
         await anyio.sleep(max(duration * self.factor, 0.02))

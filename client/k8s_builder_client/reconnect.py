@@ -12,7 +12,7 @@ STABLE = 5.0
 """One that lasted this long makes the delays short again: a daemon that accepts and closes must not be hammered."""
 
 
-class Absence:
+class Reconnect:
     """The daemon's absence, which begins with the program, with each connection that is lost, and with a silence.
 
     Only a sign of the daemon ends it: the kernel connects to one that is frozen, too. `deadline` is for those who may

@@ -22,8 +22,8 @@ from tests.daemon.chaincodes import (
     nothing_left,
 )
 from tests.daemon.scene import PEER_ID, Running, Scene
+from tests.daemon.test_replace import AGAIN, Overlaps, assert_only_runs, connect
 from tests.daemon.test_socket import END, Raw, frame, hello
-from tests.daemon.test_supersede import AGAIN, Overlaps, assert_only_runs, connect
 from tests.embedded.cluster import running
 
 pytestmark = pytest.mark.anyio
@@ -263,7 +263,7 @@ async def test_the_next_daemon_knows_an_heir_that_has_not_come_further(scene: Sc
 # Where it begins anew
 
 
-async def test_a_job_that_is_gone_is_not_inherited(scene: Scene) -> None:
+async def test_a_job_that_is_gone_is_not_reused(scene: Scene) -> None:
     """The watches have fallen silent, so nobody has told that: the launch looks before it relies on it."""
     await scene.daemon(WATCH_SILENCE="60s", **ROLE)
     ticking = await Ticking.make(scene)
@@ -314,8 +314,8 @@ async def test_what_was_put_right_meanwhile_counts(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
-async def test_what_stands_in_the_cluster_inherits_nothing(scene: Scene, tls: bool) -> None:
-    """Who may list Jobs reads the hash of a token; a `run` has inherited only with the token itself."""
+async def test_what_stands_in_the_cluster_reuses_nothing(scene: Scene, tls: bool) -> None:
+    """Who may list Jobs reads the hash of a token; a `run` reuses a Job only with the token itself."""
     await scene.daemon()
     ticking = await Ticking.make(scene)
     connect(ticking.package, tls=tls)

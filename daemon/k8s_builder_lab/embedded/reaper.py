@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 
-class Undertaker:
+class Reaper:
     """Tells the process which sessions there are."""
 
     def __init__(self, pipe: int) -> None:
@@ -32,7 +32,7 @@ class Undertaker:
 
 
 @asynccontextmanager
-async def open_undertaker(directory: str) -> AsyncIterator[Undertaker]:
+async def open_reaper(directory: str) -> AsyncIterator[Reaper]:
     """Start the process for the pods below `directory`; at the end it finds nothing to do, and ends."""
     import anyio
 
@@ -52,7 +52,7 @@ async def open_undertaker(directory: str) -> AsyncIterator[Undertaker]:
     finally:
         os.close(read_end)
     try:
-        yield Undertaker(write_end)
+        yield Reaper(write_end)
     finally:
         os.close(write_end)
         with anyio.CancelScope(shield=True):
