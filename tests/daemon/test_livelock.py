@@ -187,7 +187,7 @@ async def test_a_start_that_takes_longer_than_the_peer_ever_waits(scene: Scene) 
         async with anyio.create_task_group() as tasks:
 
             async def node_comes() -> None:
-                """Have the node come while the fourth launch waits: a container that was up before it is another story."""
+                """Have the node come while the fourth launch waits for it."""
                 await eventually(lambda: len(stage.builder.runs) == 4)
                 await stage.run.line("Reusing job")
                 labels = {"nodeLabels": {"fabric-builder-k8s-role": "chaincode"}}
