@@ -182,7 +182,7 @@ async def test_what_the_operator_sets_on_the_daemon_wins_and_the_difference_is_t
     await run.line("Running chaincode ID")
     job = await scene.only("jobs")
     assert job["metadata"]["name"].startswith("operator-")
-    await run.line(f"run [{run.pid}] DEBUG: The daemon's FABRIC_K8S_BUILDER_OBJECT_NAME_PREFIX is used")
+    await run.line(f"run [{run.pid}] DEBUG: Using the daemon's FABRIC_K8S_BUILDER_OBJECT_NAME_PREFIX, not the peer's")
 
 
 async def test_a_start_that_takes_too_long_is_told_in_the_go_builders_words(scene: Scene, daemon: Running) -> None:
