@@ -204,7 +204,7 @@ class Scene:
         await self.cluster.switch("PATCH", "environment", {"extraImages": {image: {"command": command}}})
         return Package(self.directory / f"package{self._packages}", label, image=image)
 
-    async def daemon(self, *, ready: bool = True, **settings: str) -> Running:
+    async def daemon(self, *arguments: str, ready: bool = True, **settings: str) -> Running:
         """Start a daemon; `settings` are names without FABRIC_K8S_BUILDER_."""
         environment = {
             "PATH": os.environ["PATH"],
@@ -222,7 +222,7 @@ class Scene:
             },
             **{name: value for name, value in settings.items() if name.startswith("CORE_")},
         }
-        daemon = await self._start([sys.executable, "-m", "k8s_builderd"], environment, daemon=True)
+        daemon = await self._start([sys.executable, "-m", "k8s_builderd", *arguments], environment, daemon=True)
         if ready:
             await daemon.line("socket_open")
         return daemon
