@@ -1,5 +1,6 @@
 """`k8s-builder install-client`: a complete builder folder, written again and again while a peer uses it."""
 
+import errno
 import os
 import shutil
 import stat
@@ -246,3 +247,54 @@ def test_a_program_that_cannot_be_replaced_leaves_the_others_whole(builder: Path
     assert done.output == f"Error: the builder folder cannot be written: {builder / 'bin/run'}: Is a directory\n"
     assert "Expected " in says(builder)
     assert sorted(file.name for file in (builder / "bin").iterdir()) == sorted(NAMES)
+
+
+def test_a_python_that_does_not_exit_is_refused(builder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "_PROBE_TIMEOUT", 0.2)
+    python = tmp_path / "python3"
+    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    python.chmod(0o755)
+    done = command(builder, "--python", python)
+    assert done.output == f"Error: {python} cannot be used as Python: it does not exit\n"
+    assert not builder.exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("package", "the package k8s_builder_client is missing: reinstall k8s-builderd"),
+        ("programs", "the four programs are not in "),
+    ],
+)
+def test_an_installation_that_lacks_something_is_told(
+    builder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, said: str
+) -> None:
+    if missing == "package":
+        monkeypatch.setattr(programs, "find_spec", lambda name: None)
+    else:
+        monkeypatch.setattr(programs, "_package", lambda: tmp_path)
+    done = command(builder)
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    assert said in done.output
+
+
+def test_an_edition_that_lacks_a_file_is_not_used(builder: Path) -> None:
+    install(builder)
+    [lost] = builder.rglob("session.py")
+    lost.unlink()
+    install(builder)
+    assert len(list(builder.rglob("session.py"))) == 1
+    assert not lost.exists()
+    assert "Expected " in says(builder)
+
+
+def test_a_package_that_cannot_be_written_leaves_nothing_half(builder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(programs, "_compile", full)
+    done = command(builder)
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    assert "No space left on device" in done.output
+    assert list((builder / "lib").iterdir()) == []
+    assert not (builder / "bin/run").exists()

@@ -204,7 +204,7 @@ class Scene:
         await self.cluster.switch("PATCH", "environment", {"extraImages": {image: {"command": command}}})
         return Package(self.directory / f"package{self._packages}", label, image=image)
 
-    async def daemon(self, *, ready: bool = True, **settings: str) -> Running:
+    async def daemon(self, *arguments: str, ready: bool = True, **settings: str) -> Running:
         """Start a daemon; `settings` are names without FABRIC_K8S_BUILDER_."""
         environment = {
             "PATH": os.environ["PATH"],
@@ -222,7 +222,7 @@ class Scene:
             },
             **{name: value for name, value in settings.items() if name.startswith("CORE_")},
         }
-        daemon = await self._start([sys.executable, "-m", "k8s_builderd"], environment)
+        daemon = await self._start([sys.executable, "-m", "k8s_builderd", *arguments], environment, daemon=True)
         if ready:
             await daemon.line("socket_open")
         return daemon
@@ -292,7 +292,9 @@ class Scene:
         """Have a request meet a fault (k8s_builder_lab.embedded.faults)."""
         await self.cluster.switch("POST", "faults", rule)
 
-    async def _start(self, command: list[str], environment: Mapping[str, str], *, read: bool = True) -> Running:
+    async def _start(
+        self, command: list[str], environment: Mapping[str, str], *, read: bool = True, daemon: bool = False
+    ) -> Running:
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
         try:
@@ -308,22 +310,32 @@ class Scene:
         running = Running(process, reading)
         if read:
             running.reading.set()
-        self._tasks.start_soon(self._keep, running)
+        self._tasks.start_soon(self._keep, running, daemon)
         return running
 
-    async def _keep(self, running: Running) -> None:
+    async def _keep(self, running: Running, daemon: bool) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(running.read)
             try:
                 await running.process.wait()
             finally:
                 # Whatever the test has left: a process that is stopped or hangs does not outlive it.
+                if measured.ENVIRONMENT and daemon:
+                    await self._written(running)
                 if running.process.returncode is None:
                     running.process.kill()
                 with anyio.CancelScope(shield=True):
                     await running.process.aclose()
                 if not running.reading.is_set():
                     tasks.cancel_scope.cancel()
+
+    async def _written(self, daemon: Running) -> None:
+        """Have a daemon end by itself, and write down which of its lines it has run."""
+        with anyio.move_on_after(PATIENCE, shield=True):
+            if daemon.process.returncode is None:
+                daemon.send(signal.SIGTERM)
+                daemon.send(signal.SIGCONT)
+            await daemon.process.wait()
 
     async def __aenter__(self) -> Self:
         return self

@@ -18,7 +18,7 @@ from k8s_builder_lab.demo.peer import LaunchError, Peer, open_peer
 from k8s_builder_lab.demo.stream import TransactionError
 from tests.daemon.chaincodes import ended, eventually, forgotten, kill, met, no_faults
 from tests.daemon.scene import Package, Running, Scene
-from tests.embedded.cluster import running
+from tests.embedded.cluster import PATIENCE, running
 
 pytestmark = pytest.mark.anyio
 
@@ -124,7 +124,8 @@ class Stage:
             return len((await self.scene.cluster.switch("GET", "state"))["processes"]) == 1
 
         await eventually(one)
-        await eventually(lambda: all(run.ended.is_set() for run in self.builder.runs[:-1]))
+        for run in self.builder.runs[:-1]:
+            await ended(run)
         assert not self.run.ended.is_set()
 
 
@@ -138,7 +139,7 @@ async def no_process_left(scene: Scene) -> None:
 
 
 @asynccontextmanager
-async def open_stage(scene: Scene, *, tls: bool = True, startup_timeout: float = 60) -> AsyncIterator[Stage]:
+async def open_stage(scene: Scene, *, tls: bool = True, startup_timeout: float = 10 * PATIENCE) -> AsyncIterator[Stage]:
     package = await scene.package()
     builder = Builder(scene, package)
     async with open_peer(builder, tls=tls, startup_timeout=startup_timeout) as peer:
@@ -184,15 +185,13 @@ async def test_a_start_that_takes_longer_than_the_peer_ever_waits(scene: Scene) 
         for _ in range(3):
             await stage.gives_up("the pod cannot be scheduled")
         assert [run.count("Reusing job") for run in stage.builder.runs] == [0, 1, 1]
+
+        async def node_comes() -> None:
+            await eventually(lambda: len(stage.builder.runs) == 4)
+            await stage.run.line("Reusing job")
+            await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {"fabric-builder-k8s-role": "chaincode"}})
+
         async with anyio.create_task_group() as tasks:
-
-            async def node_comes() -> None:
-                """Have the node come while the fourth launch waits for it."""
-                await eventually(lambda: len(stage.builder.runs) == 4)
-                await stage.run.line("Reusing job")
-                labels = {"nodeLabels": {"fabric-builder-k8s-role": "chaincode"}}
-                await scene.cluster.switch("PATCH", "environment", labels)
-
             tasks.start_soon(node_comes)
             assert await stage.works() == 1
         await stage.one_is_left()
@@ -215,8 +214,8 @@ async def test_a_stale_chaincode_whose_grace_ends_while_the_next_launch_waits(sc
         await stage.is_refused()
         stage.run.send(signal.SIGKILL)
         await ended(stage.run)
-        # The peer's own time-out is 60 s: where a launch runs into it, it was dropped and nobody knew.
-        with anyio.fail_after(30):
+        # The peer's own time-out is ten times that: where a launch runs into it, it was dropped and nobody knew.
+        with anyio.fail_after(PATIENCE):
             assert await stage.works() <= 2
         assert daemon.count("job_unclaimed") == 1
         await stage.one_is_left()
@@ -232,7 +231,7 @@ async def test_a_stale_chaincode_whose_deletion_is_accepted_while_the_next_launc
         await ended(stage.run)
         await met(scene)
         before = len(stage.builder.runs)
-        with anyio.fail_after(30):
+        with anyio.fail_after(PATIENCE):
             async with anyio.create_task_group() as tasks:
 
                 async def again() -> None:
@@ -256,7 +255,7 @@ async def test_a_stale_orphan_that_the_next_daemon_clears_away_while_the_next_la
         await ended(stage.run)
         daemon = await scene.daemon(ORPHAN_GRACE="1s")
         await daemon.line("watch_synced", 2)
-        with anyio.fail_after(30):
+        with anyio.fail_after(PATIENCE):
             assert await stage.works() <= 2
         await stage.one_is_left()
 

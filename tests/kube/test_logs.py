@@ -913,9 +913,9 @@ async def test_a_reader_that_takes_its_time_is_no_silence_of_the_stream(kubeconf
 
     began, go_on, slow = anyio.Event(), anyio.Event(), Slow()
     served, container = Silent(4, 2), Running()
-    async with following(kubeconfig, served, container, drain=3.0, silence=0.05, follower=slow) as follower:
+    async with following(kubeconfig, served, container, drain=3.0, silence=0.3, follower=slow) as follower:
         await began.wait()
-        await anyio.sleep(0.3)
+        await anyio.sleep(0.5)
         container.end()
         await anyio.sleep(0.5)
         assert served.looks == []

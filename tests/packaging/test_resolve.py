@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from cryptography.x509.oid import NameOID
 from rich.pretty import pretty_repr
 
 from k8s_builder.commands.package import package
+from k8s_builder.packaging import registry as registries
 from k8s_builder.packaging.credentials import Credentials
 
 REGISTRY = os.environ.get("DOCKER_REGISTRY") or shutil.which("docker-registry")
@@ -581,9 +583,10 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
     headers_to_send: dict[str, str]
     body: bytes
+    status: int
 
     def do_GET(self) -> None:
-        self.send_response(200 if "WWW-Authenticate" not in self.headers_to_send else 401)
+        self.send_response(401 if "WWW-Authenticate" in self.headers_to_send else self.status)
         for name, value in self.headers_to_send.items():
             self.send_header(name, value)
         self.end_headers()
@@ -591,6 +594,62 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Say nothing."""
+
+
+@contextmanager
+def answering(headers: dict[str, str], body: bytes = b"{}", status: int = 200) -> Iterator[str]:
+    """Run a registry that answers everything with the same."""
+    fields = {"headers_to_send": headers, "body": body, "status": status}
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Answers,), fields)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (403, "access is denied without credentials: log in with `docker login`"),
+        (404, "there is no such repository or tag"),
+        (429, "too many requests: try again later, or log in with `docker login`"),
+        (500, "status 500"),
+    ],
+)
+def test_a_registry_that_refuses_is_told_with_what_can_be_done(resolve: Resolve, status: int, said: str) -> None:
+    with answering({}, status=status) as address:
+        result = resolve(f"{address}/cc:1", None, "--plain-http")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert said in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("realm", "said"),
+    [
+        (b"{}", "gives no token in its answer"),
+        (b'{"token": ""}', "gives no token in its answer"),
+        (b"no", "gave no valid answer"),
+    ],
+)
+def test_a_realm_that_gives_no_token_is_told(resolve: Resolve, realm: bytes, said: str) -> None:
+    with (
+        answering({}, realm) as tokens,
+        answering({"WWW-Authenticate": f'Bearer realm="http://{tokens}/token"'}) as address,
+    ):
+        result = resolve(f"{address}/cc:1", None, "--plain-http")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert said in result.stderr
+
+
+def test_a_registry_that_does_not_answer_is_given_up(resolve: Resolve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registries, "_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        result = resolve(f"127.0.0.1:{silent.getsockname()[1]}/cc:1", None, "--plain-http")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "did not answer within 0.2 s" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -601,6 +660,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
             b"{}",
             "does not have the digest",
         ),
+        ({"Content-Type": INDEX, "Content-Length": "5"}, b"{}", "gave no valid answer"),
         ({"Content-Type": INDEX}, b"<html>", "gave no valid answer"),
         ({"Content-Type": INDEX}, b'{"manifests": 1}', "gave no valid answer"),
         ({"Content-Type": INDEX}, b"[" * 100_000, "gave no valid answer"),
@@ -613,13 +673,8 @@ class Answers(http.server.BaseHTTPRequestHandler):
 def test_a_registry_that_answers_nonsense_is_told(
     resolve: Resolve, headers: dict[str, str], body: bytes, said: str
 ) -> None:
-    handler = type("Handler", (Answers,), {"headers_to_send": headers, "body": body})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        result = resolve(f"127.0.0.1:{server.server_port}/cc:1", None, "--plain-http")
-        server.shutdown()
-        thread.join()
+    with answering(headers, body) as address:
+        result = resolve(f"{address}/cc:1", None, "--plain-http")
     assert result.exit_code == 1
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1
