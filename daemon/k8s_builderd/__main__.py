@@ -7,8 +7,9 @@ import anyio
 import click
 import msgspec
 
-from k8s_builderd import daemon, logconf
+from k8s_builderd import logconf
 from k8s_builderd.errors import BuilderError
+from k8s_builderd.kube import tls
 from k8s_builderd.settings import Settings
 
 
@@ -25,10 +26,16 @@ def main(embedded: bool, images: Path | None) -> None:
 
     All settings come from the environment; docs/configuration.md has them in one table.
     """
+    from k8s_builderd import daemon  # after logconf, which knows how structlog is to be imported
+
     try:
         settings = Settings.load()
         logconf.configure(settings.log_format, debug=settings.debug)
-        anyio.run(_serve_embedded, settings, images) if embedded else anyio.run(daemon.serve, settings)
+        options = {"loop_factory": tls.Loop}
+        if embedded:
+            anyio.run(_serve_embedded, settings, images, backend_options=options)
+        else:
+            anyio.run(daemon.serve, settings, backend_options=options)
     except (BuilderError, BaseExceptionGroup) as error:
         told = _leaves(error)
         if not all(isinstance(leaf, BuilderError) for leaf in told):
@@ -39,6 +46,8 @@ def main(embedded: bool, images: Path | None) -> None:
 
 
 async def _serve_embedded(settings: Settings, images: Path | None) -> None:
+    from k8s_builderd import daemon
+
     try:
         from k8s_builder_lab.embedded.process import running  # the daemon proper knows nothing of it
     except ModuleNotFoundError as error:

@@ -10,7 +10,7 @@ import anyio
 import structlog
 from anyio.abc import TaskStatus
 
-from k8s_builderd import health
+from k8s_builderd import health, memory
 from k8s_builderd.gateway.listener import Listener
 from k8s_builderd.gateway.stages import build, detect, logs, release, run, status, stop
 from k8s_builderd.kube.api import Api
@@ -85,9 +85,11 @@ async def serve(settings: Settings) -> None:
         async with store.open():
             await tasks.start(listener.serve, api.server)
             await tasks.start(health.serve, settings.health_address, checks, metrics)
+            memory.settle()
             _log.info("daemon_started", namespace=settings.namespace, instance=settings.instance)
             tasks.start_soon(store.expire_orphans)
             tasks.start_soon(metrics.measure_lag)
+            tasks.start_soon(memory.tidy, lambda: store.forgotten, lambda: store.count)
             await own_pod.confirm(api, settings, runs.set_owner)
             await anyio.sleep_forever()
 
