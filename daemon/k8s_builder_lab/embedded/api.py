@@ -1,30 +1,58 @@
 """The Kubernetes API over HTTP: routes, verbs, Status bodies. Decides nothing that the store decides."""
 
 import hmac
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from email.utils import formatdate
 
 import anyio
 import msgspec
 from aiohttp import web
 
-from k8s_builder_lab.embedded import asked, faults, podstatus, selectors, streams, transport, validation
-from k8s_builder_lab.embedded.faults import Action, Faults, Verb
+from k8s_builder_lab.embedded import (
+    admission,
+    asked,
+    faults,
+    podstatus,
+    selectors,
+    streams,
+    surroundings,
+    transport,
+    validation,
+)
+from k8s_builder_lab.embedded.environment import Environment
+from k8s_builder_lab.embedded.faults import Action, Faults
 from k8s_builder_lab.embedded.kubelet import Kubelet
 from k8s_builder_lab.embedded.logs import Reader
 from k8s_builder_lab.embedded.node import Node
-from k8s_builder_lab.embedded.objects import PODS, RESOURCES, Object, Resource, seconds
+from k8s_builder_lab.embedded.objects import (
+    ACCESS_REVIEWS,
+    JOBS,
+    NAMESPACES,
+    PODS,
+    RESOURCES,
+    SUBJECT_REVIEWS,
+    Object,
+    Resource,
+    seconds,
+)
 from k8s_builder_lab.embedded.status import (
+    USER,
     ApiError,
     forbidden,
     method_not_allowed,
+    not_found,
+    refused_by_admission,
     success,
+    terminating,
     too_large_version,
     unauthorized,
     unsupported,
     unsupported_media_type,
 )
 from k8s_builder_lab.embedded.store import Store
+from k8s_builder_lab.embedded.surroundings import READ_ONLY
 
 BODY_LIMIT = 3 * 1024 * 1024
 """The largest request, as by a real API server."""
@@ -48,13 +76,21 @@ class Api:
     """Serves the store and the kubelet's logs to whoever has the token."""
 
     def __init__(
-        self, store: Store, kubelet: Kubelet, node: Node, fault_rules: Faults, token: str, bookmarks: float
+        self,
+        store: Store,
+        kubelet: Kubelet,
+        node: Node,
+        fault_rules: Faults,
+        token: str,
+        bookmarks: float,
+        environment: Environment,
     ) -> None:
         self._store = store
         self._node = node
         self._kubelet = kubelet
         self._faults = fault_rules
         self._bookmarks = bookmarks
+        self._environment = environment
         self.tokens = {token}
         self.unauthorized_until = 0.0
         self.forbidden_until = 0.0
@@ -68,7 +104,8 @@ class Api:
             web.get("/readyz", self._health),
             web.get("/livez", self._health),
             web.get("/healthz", self._health),
-            web.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", self._review),
+            web.post(f"{ACCESS_REVIEWS.path}/{ACCESS_REVIEWS.plural}", self._handler(ACCESS_REVIEWS, self._review)),
+            web.post(f"{SUBJECT_REVIEWS.path}/{SUBJECT_REVIEWS.plural}", self._handler(SUBJECT_REVIEWS, self._who)),
         ]
         for resource in RESOURCES:
             path = f"{resource.path}/namespaces/{{namespace}}/{resource.plural}"
@@ -79,6 +116,12 @@ class Api:
                 web.delete(f"{path}/{{name}}", self._handler(resource, self._delete)),
                 web.patch(f"{path}/{{name}}", self._handler(resource, self._patch)),
                 web.patch(f"{path}/{{name}}/status", self._handler(resource, self._patch)),
+            ]
+        for resource in READ_ONLY:
+            path = f"{resource.path}{'/namespaces/{namespace}' if resource.namespaced else ''}/{resource.plural}"
+            found += [
+                web.get(path, self._handler(resource, self._list_around), allow_head=False),
+                web.get(f"{path}/{{name}}", self._handler(resource, self._get_around), allow_head=False),
             ]
         pod = f"{PODS.path}/namespaces/{{namespace}}/pods/{{name}}"
         return [
@@ -91,7 +134,13 @@ class Api:
 
     @web.middleware
     async def translate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Turn errors into Status bodies."""
+        """Turn errors into Status bodies, and have the answer say what time it is."""
+        response = await self._translated(request, handler)
+        if not response.prepared:
+            response.headers["Date"] = formatdate(time.time() + self._environment.api_clock, usegmt=True)
+        return response
+
+    async def _translated(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
         except ApiError as error:
@@ -111,7 +160,11 @@ class Api:
             raise unauthorized()
 
     def _open(self, body: Object) -> Handler:
+        """Return what serves everybody but those who show a token that is not known."""
+
         async def handle(request: web.Request) -> web.StreamResponse:
+            if "Authorization" in request.headers:
+                self._authenticate(request)
             return _answer(body)
 
         return handle
@@ -119,19 +172,17 @@ class Api:
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return web.Response(text="ok")
 
-    async def _review(self, request: web.Request) -> web.StreamResponse:
-        self._authenticate(request)
-        body = await asked.body(request)
-        return _answer(
-            {
-                "kind": "SelfSubjectAccessReview",
-                "apiVersion": "authorization.k8s.io/v1",
-                "metadata": {},
-                "spec": body.get("spec") or {},
-                "status": {"allowed": True},
-            },
-            201,
-        )
+    async def _review(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+        spec = (await asked.body(request)).get("spec") or {}
+        attributes = spec.get("resourceAttributes") or {}
+        what = "/".join(part for part in (attributes.get("resource"), attributes.get("subresource")) if part)
+        allowed = f"{attributes.get('verb')} {what}" not in self._environment.denied
+        status = {"allowed": allowed}
+        return _answer({**_typed(resource), "metadata": {}, "spec": spec, "status": status}, 201)
+
+    async def _who(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+        user = {"username": USER, "groups": ["system:authenticated"]}
+        return _answer({**_typed(resource), "metadata": {}, "status": {"userInfo": user}}, 201)
 
     def _handler(
         self, resource: Resource, work: Callable[[web.Request, Resource, "_Fault"], Awaitable[web.StreamResponse]]
@@ -144,8 +195,13 @@ class Api:
             if anyio.current_time() < self.unauthorized_until:
                 raise unauthorized()
             if anyio.current_time() < self.forbidden_until:
-                raise forbidden(verb, resource, request.match_info["namespace"], name)
-            fault = _Fault(request, resource, verb, name, *self._faults.take(verb, resource.plural, name))
+                raise self._forbidden(request, resource, name)
+            rbac, subresource = asked.right(request, resource)
+            what = f"{resource.plural}/{subresource}" if subresource else resource.plural
+            if f"{rbac} {what}" in self._environment.denied:
+                raise self._forbidden(request, resource, name)
+            delay, action = self._faults.take(verb, resource.plural, name)
+            fault = _Fault(request, delay, action, lambda: self._forbidden(request, resource, name))
             await fault.before()
             response = await work(request, resource, fault)
             await fault.after()
@@ -153,14 +209,52 @@ class Api:
 
         return handle
 
+    def _forbidden(self, request: web.Request, resource: Resource, name: str) -> ApiError:
+        rbac, subresource = asked.right(request, resource)
+        # A namespace counts as being in itself.
+        namespace = name if resource is NAMESPACES else request.match_info.get("namespace", "")
+        return forbidden(rbac, resource, namespace, name, subresource)
+
     # The verbs
 
     async def _get(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
-        return _answer(self._store.get(resource, *asked.key(request)))
+        found = self._store.get(resource, *asked.key(request))
+        return _answer(_metadata_of(found) if asked.only_metadata(request) else found)
 
     async def _create(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         body = await asked.body(request)
-        return _answer(self._store.create(resource, request.match_info["namespace"], body), 201)
+        namespace, dry_run = request.match_info["namespace"], asked.dry_run(request)
+        if self._environment.namespace_phase == "Terminating":
+            raise terminating(resource, namespace, await asked.name(request))
+        if resource is PODS:
+            pod = self._store.create(resource, namespace, body, dry_run=True)
+            if why := admission.refusal(self._store, self._environment, namespace, pod):
+                raise refused_by_admission(resource, pod["metadata"]["name"], why)
+        created = self._store.create(resource, namespace, body, dry_run=dry_run)
+        response = _answer(created, 201)
+        if resource is JOBS:
+            for warning in admission.warnings(self._environment, created):
+                quoted = warning.replace("\\", "\\\\").replace('"', '\\"')
+                response.headers.add("Warning", f'299 - "{quoted}"')
+        return response
+
+    async def _get_around(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+        name = request.match_info["name"]
+        for found in self._around(request, resource):
+            if found["metadata"]["name"] == name:
+                return _answer(_metadata_of(found) if asked.only_metadata(request) else found)
+        raise not_found(resource, name)
+
+    async def _list_around(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+        if asked.is_watch(request):
+            raise unsupported(f"a watch of {resource.plural}")
+        query = request.query
+        matches = selectors.parse(resource, query.get("labelSelector", ""), query.get("fieldSelector", ""))
+        found = [obj for obj in self._around(request, resource) if matches(obj)]
+        return _answer(_list(resource, found, self._store.revision, only_metadata=asked.only_metadata(request)))
+
+    def _around(self, request: web.Request, resource: Resource) -> list[Object]:
+        return surroundings.every(resource, self._store, self._environment, request.match_info.get("namespace", ""))
 
     async def _delete(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         options = await asked.deletion(request, resource)
@@ -226,15 +320,7 @@ class Api:
                 self._store.changes(wanted)  # refused if it is forgotten
                 raise unsupported("a list at a past resourceVersion")
         objects = self._store.select(resource, request.match_info["namespace"], matches)
-        items = [{key: value for key, value in obj.items() if key not in {"kind", "apiVersion"}} for obj in objects]
-        return _answer(
-            {
-                "kind": f"{resource.kind}List",
-                "apiVersion": resource.api_version,
-                "metadata": {"resourceVersion": str(self._store.revision)},
-                "items": items,
-            }
-        )
+        return _answer(_list(resource, objects, self._store.revision, only_metadata=asked.only_metadata(request)))
 
     async def _watch(
         self, request: web.Request, resource: Resource, matches: selectors.Matches, action: Action | None
@@ -293,16 +379,12 @@ class _Fault:
     def __init__(
         self,
         request: web.Request,
-        resource: Resource,
-        verb: Verb,
-        name: str,
         delay: float,
         action: Action | None,
+        refused: Callable[[], ApiError],
     ) -> None:
+        self._forbidden = refused
         self._request = request
-        self._resource = resource
-        self._verb = verb
-        self._name = name
         self._delay = delay
         self.action = action
 
@@ -313,7 +395,7 @@ class _Fault:
             case faults.Status(code=401, message=""):
                 raise unauthorized()
             case faults.Status(code=403, message=""):
-                raise forbidden(self._verb, self._resource, self._request.match_info["namespace"], self._name)
+                raise self._forbidden()
             case faults.Status(code=code, reason=reason, message=message, retry_after=retry_after):
                 reason = reason or faults.REASONS.get(code, "")
                 raise ApiError(code, reason, message or f"embedded fault {code}", retry_after=retry_after)
@@ -335,6 +417,23 @@ class _Fault:
     def _reset(self) -> None:
         transport.reset(self._request)
         raise web.HTTPBadGateway  # nobody is there to read it
+
+
+def _typed(resource: Resource) -> Object:
+    return {"kind": resource.kind, "apiVersion": resource.api_version}
+
+
+def _metadata_of(obj: Object) -> Object:
+    return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": obj["metadata"]}
+
+
+def _list(resource: Resource, objects: list[Object], revision: int, *, only_metadata: bool) -> Object:
+    kind, version = f"{resource.kind}List", resource.api_version
+    items = [{key: value for key, value in obj.items() if key not in {"kind", "apiVersion"}} for obj in objects]
+    if only_metadata:
+        kind, version = "PartialObjectMetadataList", "meta.k8s.io/v1"
+        items = [{"metadata": item["metadata"]} for item in items]
+    return {"kind": kind, "apiVersion": version, "metadata": {"resourceVersion": str(revision)}, "items": items}
 
 
 def _answer(body: Object, status: int = 200) -> web.Response:

@@ -65,15 +65,43 @@ def unauthorized() -> ApiError:
     return ApiError(401, "Unauthorized", "Unauthorized")
 
 
-def forbidden(verb: str, resource: Resource, namespace: str, name: str) -> ApiError:
+USER = "embedded"
+"""The name of whoever has the token."""
+
+
+def forbidden(verb: str, resource: Resource, namespace: str, name: str, subresource: str = "") -> ApiError:
     """403, as RBAC words it: for a create the object has no name yet."""
+    name = "" if verb == "create" and not subresource else name
     subject = resource.qualified + (f' "{name}"' if name else "")
+    what = resource.plural + (f"/{subresource}" if subresource else "")
+    where = f'in the namespace "{namespace}"' if namespace else "at the cluster scope"
     return ApiError(
         403,
         "Forbidden",
-        f'{subject} is forbidden: User "embedded" cannot {verb} resource "{resource.plural}" '
-        f'in API group "{resource.group}" in the namespace "{namespace}"',
+        f'{subject} is forbidden: User "{USER}" cannot {verb} resource "{what}" '
+        f'in API group "{resource.group}" {where}',
         _about(resource, name),
+    )
+
+
+def refused_by_admission(resource: Resource, name: str, message: str) -> ApiError:
+    """403, in the words of an admission plugin."""
+    return ApiError(403, "Forbidden", message, _about(resource, name))
+
+
+def terminating(resource: Resource, namespace: str, name: str) -> ApiError:
+    """403 of a create in a namespace that is being deleted."""
+    cause = {
+        "reason": "NamespaceTerminating",
+        "message": f"namespace {namespace} is being terminated",
+        "field": "metadata.namespace",
+    }
+    return ApiError(
+        403,
+        "Forbidden",
+        f'{resource.qualified} "{name}" is forbidden: unable to create new content in namespace {namespace} because it'
+        " is being terminated",
+        {**_about(resource, name), "causes": [cause]},
     )
 
 
