@@ -1,6 +1,6 @@
 """One call of the peer: which program, which directories, which settings. Pure; raises CallError for what is wrong."""
 
-import os
+import sys
 
 from . import duration
 
@@ -24,6 +24,16 @@ _DEFAULT_SOCKET = b"/run/k8s-builder/builder.sock"
 _DEFAULT_CONNECT_TIMEOUT = b"30s"
 _LONGEST_SOCKET_PATH = 107  # sun_path of unix(7), less its final NUL
 _TRUE = (b"1", b"t", b"T", b"TRUE", b"true", b"True")  # Go's strconv.ParseBool
+
+
+def encoded(text: str) -> bytes:
+    """An argument or a file's name as the bytes that it was."""
+    return text.encode(sys.getfilesystemencoding(), "surrogateescape")
+
+
+def shown(path: bytes) -> str:
+    """A path as text for a line; bytes that are no UTF-8 become what `Stderr` shows as question marks."""
+    return path.decode("utf-8", "surrogateescape")
 
 
 class CallError(Exception):
@@ -63,7 +73,7 @@ class Call:
         if len(path) > _LONGEST_SOCKET_PATH:
             raise CallError(
                 "The %s environment variable must be a maximum of %d bytes, as the path of a Unix socket; it has %d: %s"
-                % (SOCKET.decode(), _LONGEST_SOCKET_PATH, len(path), os.fsdecode(path[:200]))
+                % (SOCKET.decode(), _LONGEST_SOCKET_PATH, len(path), shown(path[:200]))
             )
         return path
 

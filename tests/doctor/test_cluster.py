@@ -13,7 +13,6 @@ from k8s_builder.doctor import cluster as room
 from k8s_builder.doctor import namespace, quota, sample
 from k8s_builder.doctor.result import Result
 from k8s_builder_lab.embedded.server import Options
-from k8s_builderd.errors import PackageError
 from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import Forbidden, Invalid, Unavailable
 from k8s_builderd.kube.review import Quota, Server
@@ -46,11 +45,19 @@ def settings(kubeconfig: Path, **more: Any) -> Settings:
 
 
 async def found(kubeconfig: Path, **more: Any) -> list[Result]:
-    return await room.check(settings(kubeconfig, **more), sample.IMAGE)
+    return await check(settings(kubeconfig, **more))
+
+
+async def check(settings: Settings, **options: float) -> list[Result]:
+    return await room.check(settings, sample.launch(settings, sample.IMAGE, {}), **options)
 
 
 async def around(cluster: Cluster, **environment: Any) -> None:
     await cluster.switch("PATCH", "environment", environment)
+
+
+async def without(cluster: Cluster, *rights: str) -> None:
+    await cluster.switch("POST", "rights", {"without": [*rights]})
 
 
 async def one(kubeconfig: Path, check: str, **more: Any) -> tuple[str, str, str]:
@@ -114,14 +121,14 @@ async def test_an_api_server_that_says_nothing_is_not_waited_for(tmp_path: Path)
                 }
             )
         )
-        results = await room.check(settings(file), sample.IMAGE, patience=0.2)
+        results = await check(settings(file), patience=0.2)
     [(status, seen, _)] = told(results, "api")
     assert (status, seen.endswith("does not answer (no answer in time)")) == ("failure", True)
 
 
 async def test_a_check_that_is_not_answered_does_not_hold_up_the_others(cluster: Cluster, kubeconfig: Path) -> None:
     await cluster.switch("POST", "faults", {"resource": "selfsubjectreviews", "times": None, "action": {"do": "hang"}})
-    results = await room.check(settings(kubeconfig), sample.IMAGE, patience=0.5)
+    results = await check(settings(kubeconfig), patience=0.5)
     [(status, seen, _)] = told(results, "identity")
     assert (status, "no answer in time" in seen) == ("failure", True)
     assert {each.status.value for each in results if each.check != "identity"} == {"ok"}
@@ -172,7 +179,7 @@ async def test_the_clock_of_the_api_server_is_read(
 
 @pytest.mark.parametrize("right", RIGHTS, ids=str)
 async def test_a_right_that_is_missing_is_told(cluster: Cluster, kubeconfig: Path, right: Any) -> None:
-    await around(cluster, denied=[str(right).replace(".batch", "")])
+    await without(cluster, str(right))
     results = await found(kubeconfig)
     wrong = [each for each in told(results, "permission") if each[0] != "ok"]
     [(status, seen, remedy)] = wrong
@@ -190,7 +197,7 @@ async def test_with_the_rights_of_the_role_alone_what_cannot_be_seen_is_skipped(
     cluster: Cluster, kubeconfig: Path
 ) -> None:
     more = ["get namespaces", "get serviceaccounts", "list resourcequotas", "list nodes", "get secrets", "list secrets"]
-    await around(cluster, denied=[*more, "create pods"])
+    await without(cluster, *more, "create pods")
     results = await found(kubeconfig, environment={"FABRIC_K8S_BUILDER_NODE_ROLE": "chaincode"})
     skipped = {each.check for each in results if each.status == "skipped"}
     assert skipped == {"namespace", "service-account", "pull-secret", "node-role", "pod", "quota", "leftovers"}
@@ -233,6 +240,10 @@ async def test_pull_secrets_are_looked_for_and_never_read(cluster: Cluster, kube
     assert [(status, seen) for status, seen, _ in told(results, "pull-secret")] == [
         ("warning", "pull secret mine does not exist in default"),
         ("ok", "pull secret registry exists"),
+    ]
+    results += (others := await found(kubeconfig))
+    assert [(status, seen) for status, seen, _ in told(others, "pull-secret")] == [
+        ("ok", "pull secret registry exists"),
         ("warning", "pull secret gone does not exist in default"),
     ]
     assert "s3cret" not in str(results)
@@ -241,7 +252,7 @@ async def test_pull_secrets_are_looked_for_and_never_read(cluster: Cluster, kube
 async def test_the_pull_secrets_of_the_template_are_looked_for_without_the_service_account(
     cluster: Cluster, kubeconfig: Path
 ) -> None:
-    await around(cluster, denied=["get serviceaccounts"])
+    await without(cluster, "get serviceaccounts")
     results = await found(kubeconfig, pod_template={"spec": {"imagePullSecrets": [{"name": "mine"}]}})
     assert [status for status, _, _ in told(results, "pull-secret")] == ["warning"]
 
@@ -285,7 +296,8 @@ async def test_what_the_go_builder_has_left_is_told(cluster: Cluster, kubeconfig
 
 
 async def test_a_namespace_that_refuses_chaincodes_pods_is_told(cluster: Cluster, kubeconfig: Path) -> None:
-    await around(cluster, namespaceLabels=RESTRICTED)
+    headers = {"Content-Type": "application/merge-patch+json"}
+    await cluster.request("PATCH", "/api/v1/namespaces/default", {"metadata": {"labels": RESTRICTED}}, headers=headers)
     results = await found(kubeconfig)
     [(status, seen, remedy)] = told(results, "pod-security")
     assert status == "failure"
@@ -330,7 +342,7 @@ async def test_another_warning_is_passed_on(kubeconfig: Path) -> None:
             await reply.whole(201, {"status": {"allowed": False}})
 
     async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "default") as api:
-        results = await namespace.admission(api, settings(kubeconfig), sample.IMAGE)
+        results = await namespace.admission(api, sample.launch(settings(kubeconfig), sample.IMAGE, {}))
     remedy = "Correct the pod template"
     assert told(results, "job")[1:] == [
         ("warning", 'the API server warns: policy "x": no limits', remedy),
@@ -427,16 +439,23 @@ def test_a_quota_of_some_pods_only_is_left_alone() -> None:
 
 
 async def test_a_namespace_that_is_being_deleted_is_told(cluster: Cluster, kubeconfig: Path) -> None:
-    await around(cluster, namespacePhase="Terminating")
-    status, seen, remedy = await one(kubeconfig, "namespace")
+    await cluster.switch("PATCH", "components", {"kube-controller-manager": False})  # who would empty it
+    await cluster.request("DELETE", "/api/v1/namespaces/default")
+    results = await found(kubeconfig)
+    [(status, seen, remedy)] = told(results, "namespace")
     assert (status, seen) == ("failure", "namespace default is being deleted")
     assert remedy.startswith("Create it again")
+    [(status, seen, remedy)] = told(results, "job")
+    assert (status, "it is being terminated" in seen) == ("failure", True)
+    assert remedy.startswith("The namespace is being deleted: create it again")
 
 
-async def test_an_image_without_a_digest_is_told(cluster: Cluster, kubeconfig: Path) -> None:
-    results = await room.check(settings(kubeconfig), "localhost/basic:1.0")
-    for check in ("job", "quota"):
-        [(status, seen, _)] = told(results, check)
-        assert (status, "--image" in seen) == ("failure", True)
-    with pytest.raises(PackageError):
-        sample.bodies(settings(kubeconfig), "localhost/basic:1.0@sha256:5e")
+def test_what_the_peer_forwards_is_tried() -> None:
+    launch = sample.launch(
+        Settings.load({"FABRIC_K8S_BUILDER_NODE_ROLE": "daemon"}),
+        sample.IMAGE,
+        {"FABRIC_K8S_BUILDER_SERVICE_ACCOUNT": "chaincode", "FABRIC_K8S_BUILDER_NODE_ROLE": "peer"},
+    )
+    assert launch.pod["spec"]["serviceAccountName"] == "chaincode"
+    assert launch.node_role == "daemon"
+    assert not re.search("PRIVATE|CERTIFICATE", str(launch))

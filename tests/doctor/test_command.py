@@ -118,6 +118,20 @@ async def test_a_daemon_that_turns_us_away_is_told(tmp_path: Path) -> None:
         assert f"user id {os.getuid()} is not in FABRIC_K8S_BUILDER_ALLOWED_UIDS. Add the uid to" in out
 
 
+async def test_what_the_peer_would_forward_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "peer.env").write_text("FABRIC_K8S_BUILDER_NAMESPACE=another\n")
+    code, out, _ = await builder("--only", "cluster", "--peer-env", str(tmp_path / "peer.env"))
+    assert code == 1
+    lines = [line for line in out.splitlines() if line.startswith("failure   settings")]
+    assert "The FABRIC_K8S_BUILDER_NAMESPACE environment variable of the peer says 'another'" in lines[0]
+    assert lines[0].endswith("Correct the variable on the peer: each launch would be refused")
+
+
+async def test_an_image_without_a_digest_is_a_wrong_argument() -> None:
+    code, _, err = await builder("--only", "cluster", "--image", "localhost/basic:1.0")
+    assert (code, "Invalid value for --image" in err) == (2, True)
+
+
 async def test_where_the_default_folder_is_not_here_the_programs_are_skipped() -> None:
     if os.access("/opt/k8s-builder", os.F_OK):
         pytest.skip("it is here")

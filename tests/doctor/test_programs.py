@@ -28,6 +28,13 @@ def folder(installed: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(installed, tmp_path / "builder"))
 
 
+@pytest.fixture
+def looking(tmp_path: Path) -> Path:
+    """Programs that look for a Python at each call, with the help of a shell."""
+    install(tmp_path / "looking")
+    return tmp_path / "looking"
+
+
 def found(folder: Path, environment: dict[str, str] = PATH) -> list[Result]:
     return [*programs.check(folder, environment)]
 
@@ -95,8 +102,18 @@ def test_programs_of_another_version_are_told(folder: Path) -> None:
     assert (status, "install-client again" in remedy) == ("warning", True)
 
 
-def test_a_python_that_is_chosen_and_does_not_run_is_told(folder: Path, tmp_path: Path) -> None:
-    results = found(folder, {**PATH, "FABRIC_K8S_BUILDER_PYTHON": str(tmp_path / "none")})
+def test_a_python_of_the_first_line_that_is_gone_is_told(folder: Path, tmp_path: Path) -> None:
+    for program in (folder / "bin").iterdir():
+        program.write_text(program.read_text().replace(sys.executable, f"{tmp_path}/python3"))
+    results = found(folder)
+    [(status, seen, remedy)] = told(results, "python")
+    assert (status, seen) == ("failure", f"{tmp_path}/python3 cannot be used as Python: No such file or directory")
+    assert remedy == "Run k8s-builder install-client with --python and one that runs here"
+    assert told(results, "call")[0][1] == f"{folder}/bin/detect cannot be run: No such file or directory"
+
+
+def test_a_python_that_is_chosen_and_does_not_run_is_told(looking: Path, tmp_path: Path) -> None:
+    results = found(looking, {**PATH, "FABRIC_K8S_BUILDER_PYTHON": str(tmp_path / "none")})
     [(status, seen, remedy)] = told(results, "python")
     assert (status, seen) == ("failure", f"{tmp_path}/none cannot be used as Python: No such file or directory")
     assert remedy.startswith("Correct FABRIC_K8S_BUILDER_PYTHON")
@@ -106,17 +123,15 @@ def test_a_python_that_is_chosen_and_does_not_run_is_told(folder: Path, tmp_path
     assert "FABRIC_K8S_BUILDER_PYTHON" in calls[0][1]
 
 
-def test_a_python_that_is_chosen_and_runs_is_told(folder: Path) -> None:
-    [(status, seen, _)] = told(found(folder, {"FABRIC_K8S_BUILDER_PYTHON": sys.executable}), "python")
+def test_a_python_that_is_chosen_and_runs_is_told(looking: Path) -> None:
+    [(status, seen, _)] = told(found(looking, {"FABRIC_K8S_BUILDER_PYTHON": sys.executable}), "python")
     assert (status, seen.startswith(f"{sys.executable} is Python 3.")) == ("ok", True)
 
 
-def test_where_no_python_runs_the_programs_do_not(tmp_path: Path) -> None:
-    folder = tmp_path / "builder"
-    install(folder)
+def test_where_no_python_runs_the_programs_do_not(looking: Path, tmp_path: Path) -> None:
     (tmp_path / "path").mkdir()
     script(tmp_path / "path" / "python3", '[ "$1" = -V ] && echo Python 3.7.1 || echo 3 7')
-    results = found(folder, {"PATH": str(tmp_path / "path")})
+    results = found(looking, {"PATH": str(tmp_path / "path")})
     [(status, seen, remedy)] = told(results, "python")
     assert (status, f"{tmp_path}/path/python3 is Python 3.7, and the programs need 3.8 or later" in seen) == (
         "failure",
@@ -125,7 +140,7 @@ def test_where_no_python_runs_the_programs_do_not(tmp_path: Path) -> None:
     assert "python included" in remedy
     assert "Found no Python (3.8 or later) that runs here" in told(results, "call")[0][1]
     shutil.rmtree(tmp_path / "path")
-    [(_, seen, _)] = told(found(folder, {"PATH": str(tmp_path / "path")}), "python")
+    [(_, seen, _)] = told(found(looking, {"PATH": str(tmp_path / "path")}), "python")
     assert seen == "no Python runs the programs here: there is none"
 
 
@@ -157,8 +172,8 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def test_without_a_shell_nothing_is_called(folder: Path, tmp_path: Path) -> None:
-    results = [*programs.check(folder, PATH, shell=tmp_path / "sh")]
+def test_without_a_shell_nothing_is_called(looking: Path, tmp_path: Path) -> None:
+    results = [*programs.check(looking, PATH, shell=tmp_path / "sh")]
     [(status, seen, _)] = told(results, "call")
     assert (status, seen.startswith(f"there is no {tmp_path}/sh here")) == ("skipped", True)
     assert [each.status.value for each in results if each.check != "call"] == ["ok"] * 3

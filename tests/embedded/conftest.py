@@ -64,15 +64,12 @@ RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
 @pytest.fixture
-async def restricted(api: Cluster, request: pytest.FixtureRequest) -> Cluster:
+async def restricted(api: Cluster) -> Cluster:
     """That namespace under Pod Security's level `restricted`."""
-    if api.control:
-        await api.switch("PATCH", "environment", {"namespaceLabels": RESTRICTED})
-    else:
-        headers = {"Content-Type": "application/merge-patch+json"}
-        labels = {"metadata": {"labels": RESTRICTED}}
-        answer = await api.request("PATCH", f"/api/v1/namespaces/{api.namespace}", labels, headers=headers)
-        assert answer.status == 200, answer.data
+    headers = {"Content-Type": "application/merge-patch+json"}
+    labels = {"metadata": {"labels": RESTRICTED}}
+    answer = await api.request("PATCH", f"/api/v1/namespaces/{api.namespace}", labels, headers=headers)
+    assert answer.status == 200, answer.data
     return api
 
 
@@ -80,8 +77,8 @@ async def restricted(api: Cluster, request: pytest.FixtureRequest) -> Cluster:
 async def stranger(api: Cluster) -> AsyncIterator[Cluster]:
     """The same namespace, as somebody sees it who may do nothing there."""
     if api.control:
-        names = ["create jobs", "get pods/log", "get secrets", "get namespaces", "list nodes", "list resourcequotas"]
-        await api.switch("PATCH", "environment", {"denied": names})
+        of = ["jobs.batch", "pods/log", "secrets", "namespaces", "nodes", "resourcequotas"]
+        await api.switch("POST", "rights", {"without": [f"* {resource}" for resource in of]})
         yield api
     else:
         async with Cluster(api.server, STRANGER, api.namespace, tls=api.tls) as cluster:

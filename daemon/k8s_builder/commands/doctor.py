@@ -20,8 +20,8 @@ from k8s_builder.doctor import cluster, coreyaml, daemon, programs, sample
 from k8s_builder.doctor.peerconfig import CoreYamlError, PeerConfig, read_core_yaml, read_environment
 from k8s_builder.doctor.result import Result, Status, failure, ok, skipped
 from k8s_builder.table import printable
-from k8s_builderd.errors import SettingsError
-from k8s_builderd.settings import Settings
+from k8s_builderd.errors import PackageError, SettingsError
+from k8s_builderd.settings import FORWARDED, NAMESPACE, Settings
 
 FORMAT = 1
 """The version of the JSON document: it grows by one when a field goes or means something else."""
@@ -102,6 +102,7 @@ def _rooms(
     folder: Path | None,
     image: str,
 ) -> Iterator[Result]:
+    environment = environ if peer_env is None else read_environment(peer_env.read().decode("utf-8", "replace"))
     settings: Settings | None = None
     try:
         settings = Settings.load(environ)
@@ -116,14 +117,25 @@ def _rooms(
         if settings is None:
             yield skipped("api", "the settings cannot be used")
         else:
-            yield from anyio.run(cluster.check, settings, image)
-    environment = environ if peer_env is None else read_environment(peer_env.read().decode("utf-8", "replace"))
+            yield from _cluster(settings, image, {} if peer_env is None else environment)
     if "programs" in only:
         yield from _programs(folder, environment)
     if "core-yaml" in only:
         yield from _core_yaml(
             core_yaml, environment, folder or programs.DEFAULT, settings, certain=peer_env is not None
         )
+
+
+def _cluster(settings: Settings, image: str, peer: Mapping[str, str]) -> Iterator[Result]:
+    forwarded = {name: peer[name] for name in (*FORWARDED, NAMESPACE) if peer.get(name)}
+    try:
+        launch = sample.launch(settings, image, forwarded)
+    except SettingsError as error:
+        yield failure("settings", str(error), "Correct the variable on the peer: each launch would be refused")
+    except PackageError as error:
+        raise click.BadParameter(error.rule, param_hint="--image") from error
+    else:
+        yield from anyio.run(cluster.check, settings, launch)
 
 
 def _programs(folder: Path | None, environment: Mapping[str, str]) -> Iterator[Result]:

@@ -7,7 +7,8 @@ import anyio
 
 from k8s_builder.doctor import namespace
 from k8s_builder.doctor.result import Result, failure, ok, skipped, warning
-from k8s_builderd.errors import BuilderError, SettingsError
+from k8s_builder.doctor.sample import Launch
+from k8s_builderd.errors import SettingsError
 from k8s_builderd.kube import review
 from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import ApiError, Forbidden, NotFound, Unauthorized
@@ -27,30 +28,30 @@ CLOCK = 5.0
 Check = Callable[[Api], Awaitable[list[Result]]]
 
 
-async def check(settings: Settings, image: str, *, patience: float = PATIENCE) -> list[Result]:
+async def check(settings: Settings, launch: Launch, *, patience: float = PATIENCE) -> list[Result]:
     """Return what there is to say of the API server and the namespace of the Jobs.
 
-    :param image: `NAME@DIGEST`, which the dry run of a launch names.
+    :param launch: what is tried.
     :param patience: seconds that one request may take.
     """
     try:
         async with Api.open(
             settings.kubeconfig, settings.namespace, patience=patience, load_timeout=LOAD_TIMEOUT
         ) as api:
-            return await _all(api, settings, image)
+            return await _all(api, launch)
     except SettingsError as error:
         remedy = "Run this in the sidecar (kubectl exec POD -c k8s-builderd), or set KUBECONFIG_PATH"
         return [failure("api", str(error), remedy)]
 
 
-async def _all(api: Api, settings: Settings, image: str) -> list[Result]:
+async def _all(api: Api, launch: Launch) -> list[Result]:
     first, server = await reachable(api)
     if server is None:
         return [first, skipped("permission", "the API server cannot be asked")]
     checks: list[tuple[str, Check]] = [
         ("identity", identity),
         *(("permission", partial(permission, right=right)) for right in RIGHTS),
-        *namespace.checks(settings, image),
+        *namespace.checks(launch),
     ]
     found: list[list[Result]] = [[] for _ in checks]
 
@@ -71,8 +72,6 @@ async def _told(api: Api, name: str, look: Check) -> list[Result]:
         return [skipped(name, f"not allowed to look: cannot {error.verb} {error.resource}")]
     except ApiError as error:
         return [failure(name, str(error.args[0]), error.remedy or "See the API server; try again")]
-    except BuilderError as error:
-        return [failure(name, str(error), "Correct it and try again")]
 
 
 async def reachable(api: Api) -> tuple[Result, Server | None]:

@@ -2,20 +2,18 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from k8s_builder.doctor import sample
 from k8s_builder.doctor.quota import demand, quota
 from k8s_builder.doctor.result import Result, failure, ok, skipped, warning
+from k8s_builder.doctor.sample import Launch
 from k8s_builderd.fabric.manifests import MANAGED_BY, NODE_ROLE
 from k8s_builderd.kube import review
-from k8s_builderd.kube.api import JOBS, PODS, SECRETS, Api, Resource
+from k8s_builderd.kube.api import JOBS, NAMESPACES, PODS, SECRETS, Api, Resource
 from k8s_builderd.kube.errors import ApiError, Forbidden, Invalid, NotFound
-from k8s_builderd.kube.review import NAMESPACES, NODES, QUOTAS, SERVICE_ACCOUNTS, Namespace, Node, Quota, ServiceAccount
+from k8s_builderd.kube.review import NODES, QUOTAS, SERVICE_ACCOUNTS, Namespace, Node, Quota, ServiceAccount
 from k8s_builderd.kube.rights import Right
-from k8s_builderd.settings import PEER_ID, Settings, launch_settings
 
 POD_SECURITY = "pod-security.kubernetes.io/"
 LEFT = f"app.kubernetes.io/created-by={MANAGED_BY},!app.kubernetes.io/instance"
@@ -28,17 +26,17 @@ _DRY = "does not support dry run"
 Check = Callable[[Api], Awaitable[list[Result]]]
 
 
-def checks(settings: Settings, image: str) -> list[tuple[str, Check]]:
+def checks(launch: Launch) -> list[tuple[str, Check]]:
     """Return all checks of the namespace, each with the name under which it is told if it cannot look."""
-    launch = launch_settings({**settings.environment, PEER_ID: settings.environment.get(PEER_ID) or "doctor"})
-    secrets = [each["name"] for each in settings.pod_template.get("spec", {}).get("imagePullSecrets") or []]
-    account = settings.pod_template.get("spec", {}).get("serviceAccountName") or launch.service_account
+    spec = launch.pod["spec"]
+    secrets = [each["name"] for each in spec.get("imagePullSecrets") or ()]
+    account = spec.get("serviceAccountName") or "default"
     return [
         ("namespace", there),
-        ("service-account", partial(service_account, name=account, template=secrets)),
+        ("service-account", partial(service_account, name=account, pod=secrets)),
         ("node-role", partial(node_role, role=launch.node_role)),
-        ("job", partial(admission, settings=settings, image=image)),
-        ("quota", partial(quotas, settings=settings, image=image)),
+        ("job", partial(admission, launch=launch)),
+        ("quota", partial(quotas, launch=launch)),
         ("leftovers", partial(leftovers, resource=JOBS)),
         ("leftovers", partial(leftovers, resource=SECRETS)),
     ]
@@ -57,12 +55,12 @@ async def there(api: Api) -> list[Result]:
     return [ok("namespace", f"namespace {api.namespace} exists")]
 
 
-async def service_account(api: Api, name: str, template: Sequence[str]) -> list[Result]:
+async def service_account(api: Api, name: str, pod: Sequence[str]) -> list[Result]:
     """Return whether the service account of chaincode's pods is there, and the pull secrets that it names.
 
-    :param template: the pull secrets that the pod template names.
+    :param pod: the pull secrets that chaincode's pods name: then those of the service account do not count.
     """
-    named = [*template]
+    named = [*pod]
     try:
         account = await api.get(SERVICE_ACCOUNTS, ServiceAccount, name)
     except Forbidden as error:
@@ -75,7 +73,7 @@ async def service_account(api: Api, name: str, template: Sequence[str]) -> list[
         return [failure("service-account", f"service account {name} does not exist in {api.namespace}", remedy)]
     else:
         results = [ok("service-account", f"service account {name} exists")]
-        named += [each.name for each in account.image_pull_secrets or ()]
+        named = named or [each.name for each in account.image_pull_secrets or ()]
     if not named:
         return [*results, ok("pull-secret", "no pull secret is named: images must be public, or the nodes log in")]
     return results + [await pull_secret(api, secret) for secret in dict.fromkeys(named)]
@@ -111,20 +109,19 @@ async def node_role(api: Api, role: str) -> list[Result]:
 # Admission
 
 
-async def admission(api: Api, settings: Settings, image: str) -> list[Result]:
+async def admission(api: Api, launch: Launch) -> list[Result]:
     """Return what admission says to a launch: to its Job and Secret, and to the pod where we may ask for that."""
-    job, secret, pod = sample.bodies(settings, image)
     told: list[Result] = []
-    warnings = await _tried(api, JOBS, "job", job, told)
+    warnings = await _tried(api, JOBS, "job", launch.job, told)
     security = [each for each in warnings or () if each.startswith(_VIOLATES)]
     told += [
         warning("job", f"the API server warns: {each}", "Correct the pod template")
         for each in warnings or ()
         if each not in security
     ]
-    await _tried(api, SECRETS, "secret", secret, told)
+    await _tried(api, SECRETS, "secret", launch.secret, told)
     if (await review.may(api, Right("create", PODS))).allowed:
-        await _tried(api, PODS, "pod", pod, told)
+        await _tried(api, PODS, "pod", launch.pod, told)
     else:
         told.append(skipped("pod", "not allowed to try a pod, and the daemon need not be: the Job controller makes it"))
     labels: Mapping[str, str] | None = None
@@ -151,7 +148,7 @@ def refused(name: str, error: ApiError) -> Result:
     words = str(error.args[0])
     if _DRY in words:
         return skipped(name, f"an admission webhook does not take part in dry runs: {words}")
-    if isinstance(error, Forbidden) and "Role" in error.remedy:
+    if isinstance(error, Forbidden) and error.lacks_right:
         return skipped(name, f"not allowed to try: cannot {error.verb} {error.resource}")
     if isinstance(error, Invalid):
         return failure(name, words, "Correct FABRIC_K8S_BUILDER_POD_TEMPLATE")
@@ -204,11 +201,9 @@ def _strictness(level: str) -> int:
 # Quota and leftovers
 
 
-async def quotas(api: Api, settings: Settings, image: str) -> list[Result]:
+async def quotas(api: Api, launch: Launch) -> list[Result]:
     """Return whether the namespace's quotas have room for one more launch."""
-    job, _, _ = sample.bodies(settings, image)
-    wanted: dict[str, Decimal | None] = demand(job["spec"]["template"]["spec"])
-    return quota((await api.list(QUOTAS, Quota)).items, wanted)
+    return quota((await api.list(QUOTAS, Quota)).items, demand(launch.pod["spec"]))
 
 
 async def leftovers(api: Api, resource: Resource) -> list[Result]:

@@ -20,6 +20,7 @@ PATIENCE = 5.0
 _SHELL = Path("/bin/sh")
 _DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 _MARK = b"k8s_builder_client"
+_FIRST_LINE = re.compile(rb"#!(/\S+) -IS\n")  # what install-client --python writes
 _BESIDE = re.compile(rb"^beside=(.+)$", re.MULTILINE)
 _REINSTALL = "Run k8s-builder install-client again, or restart the peer's pod, so that its init container copies them"
 
@@ -41,7 +42,7 @@ def check(
     yield ok("programs", f"{', '.join(NAMES)} are in {folder / 'bin'}")
     yield _version(folder)
     yield _python(folder, environment)
-    if not shell.exists():
+    if _interpreter(folder) is None and not shell.exists():
         yield skipped("call", f"there is no {shell} here, with which the programs begin: call them where the peer runs")
         return
     failures = [found for name in NAMES if (found := _called(folder / "bin" / name, environment, patience))]
@@ -73,8 +74,19 @@ def _version(folder: Path) -> Result:
     return warning("programs-version", "the programs are of another version than this command", _REINSTALL)
 
 
+def _interpreter(folder: Path) -> Path | None:
+    """Return the Python that the programs' first line names; None if it is a shell, which looks for one."""
+    named = _FIRST_LINE.match((folder / "bin" / NAMES[0]).read_bytes())
+    return Path(os.fsdecode(named[1])) if named else None
+
+
 def _python(folder: Path, environment: Mapping[str, str]) -> Result:
     """Return which Python the programs use, by the rules of their first lines."""
+    if named := _interpreter(folder):
+        try:
+            return ok("python", f"{named} is Python {check_python(named, PATIENCE)}")
+        except NotInstalled as error:
+            return failure("python", str(error), "Run k8s-builder install-client with --python and one that runs here")
     if chosen := environment.get(PYTHON):
         try:
             return ok("python", f"{chosen} is Python {check_python(Path(chosen), PATIENCE)}")

@@ -5,7 +5,8 @@ from decimal import Decimal
 from typing import Any
 
 from k8s_builder.doctor.result import Result, failure, ok, warning
-from k8s_builderd.kube.review import Quota, quantity
+from k8s_builderd.kube.quantity import parse_quantity
+from k8s_builderd.kube.review import Quota
 
 _COUNTED = ("pods", "count/pods", "count/jobs.batch", "secrets", "count/secrets")
 _COMPUTE = ("cpu", "memory", "ephemeral-storage")
@@ -31,7 +32,7 @@ def demand(pod: Mapping[str, Any]) -> dict[str, Decimal | None]:
 def _sum(quantities: list[Any]) -> Decimal | None:
     if None in quantities:
         return None
-    return sum((quantity(str(each)) for each in quantities), Decimal(0))
+    return sum((parse_quantity(str(each)) for each in quantities), Decimal(0))
 
 
 def quota(quotas: Iterable[Quota], wanted: Mapping[str, Decimal | None]) -> list[Result]:
@@ -58,7 +59,7 @@ def _room(name: str, what: str, hard: str, each: Quota, wanted: Mapping[str, Dec
             f"quota {name} counts {what}, which chaincode's container does not set: its pod is refused",
             "Set it under resources in the pod template, unless a LimitRange of the namespace gives a default",
         )
-    elif quantity(used) + asked > quantity(hard):
+    elif parse_quantity(used) + asked > parse_quantity(hard):
         yield failure(
             "quota",
             f"quota {name} has no room for a launch: {what} {used} used of {hard}",

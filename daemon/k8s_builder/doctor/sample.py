@@ -1,9 +1,11 @@
 """A launch as the daemon would make it, for admission to judge. Nothing of it is ever created."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from k8s_builderd.errors import PackageError
+from msgspec import Struct
+
 from k8s_builderd.fabric import manifests
 from k8s_builderd.fabric.imageref import split_reference
 from k8s_builderd.fabric.package import CHAINCODE_FILE, IMAGE_FILE
@@ -15,18 +17,28 @@ IMAGE = f"registry.example.com/k8s-builder-doctor@sha256:{'0' * 64}"
 """What stands for a chaincode's image where none is given."""
 
 
-def bodies(settings: Settings, image: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Return the bodies of the Job and Secret of a launch, and of the pod that the Job controller would make.
+Body = dict[str, Any]
 
-    There is no key in them.
+
+class Launch(Struct, frozen=True):
+    """What a launch would create: there is no key in it."""
+
+    job: Body
+    secret: Body
+    pod: Body
+    """That the Job controller would make."""
+    node_role: str
+
+
+def launch(settings: Settings, image: str, forwarded: Mapping[str, str]) -> Launch:
+    """Return what a launch would create.
 
     :param image: `NAME@DIGEST`.
-    :raises SettingsError: if the settings cannot be used.
+    :param forwarded: what the peer's environment says, as far as that is known.
+    :raises SettingsError: if a setting cannot be used.
     :raises PackageError: if the image cannot.
     """
     reference = split_reference(image)
-    if not reference.digest:
-        raise PackageError("--image", "must be NAME@DIGEST, such as in image.json")
     documents = {
         IMAGE_FILE: {"name": reference.name, "digest": reference.digest},
         CHAINCODE_FILE: {
@@ -41,7 +53,7 @@ def bodies(settings: Settings, image: str) -> tuple[dict[str, Any], dict[str, An
     request = Request(
         stage="run",
         pid=0,
-        environment={PEER_ID: "doctor"},
+        environment={PEER_ID: "doctor", **forwarded},
         documents={name: json.dumps(document).encode() for name, document in documents.items()},
         unreadable={},
         paths=(),
@@ -53,4 +65,5 @@ def bodies(settings: Settings, image: str) -> tuple[dict[str, Any], dict[str, An
     template = job["spec"]["template"]
     metadata = {**template["metadata"], "name": plan.job_name, "namespace": plan.namespace}
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
-    return job, manifests.secret(plan, "00000000-0000-0000-0000-000000000000"), pod
+    secret = manifests.secret(plan, "00000000-0000-0000-0000-000000000000")
+    return Launch(job, secret, pod, plan.settings.node_role)

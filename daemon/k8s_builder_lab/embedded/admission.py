@@ -2,7 +2,7 @@
 
 from k8s_builder_lab.embedded import podsecurity
 from k8s_builder_lab.embedded.environment import Environment
-from k8s_builder_lab.embedded.objects import FINISHED, PODS, Object
+from k8s_builder_lab.embedded.objects import FINISHED, NAMESPACES, PODS, Object
 from k8s_builder_lab.embedded.store import Store
 
 
@@ -20,7 +20,7 @@ def refusal(store: Store, environment: Environment, namespace: str, pod: Object,
         )
     if environment.refuse_pods:
         return f'pods "{name}" is forbidden: {environment.refuse_pods}'
-    policy = podsecurity.enforced(environment.namespace_labels)
+    policy = podsecurity.enforced(_labels(store, namespace))
     if broken := podsecurity.violations(policy, pod["spec"]):
         return f'pods "{name}" is forbidden: violates PodSecurity "{policy}": {broken}'
     if environment.pod_quota is not None:
@@ -33,9 +33,9 @@ def refusal(store: Store, environment: Environment, namespace: str, pod: Object,
     return None
 
 
-def warnings(environment: Environment, job: Object) -> list[str]:
+def warnings(store: Store, namespace: str, job: Object) -> list[str]:
     """Return what the API server warns of when a Job is created."""
-    policy = podsecurity.warned(environment.namespace_labels)
+    policy = podsecurity.warned(_labels(store, namespace))
     broken = podsecurity.violations(policy, job["spec"]["template"]["spec"])
     return [f'would violate PodSecurity "{policy}": {broken}'] if broken else []
 
@@ -46,3 +46,9 @@ def used_pods(store: Store, namespace: str) -> int:
         pod["metadata"]["namespace"] == namespace and pod["status"]["phase"] not in FINISHED
         for pod in store.everything(PODS)
     )
+
+
+def _labels(store: Store, namespace: str) -> dict[str, str]:
+    found = store.find(NAMESPACES, "", namespace)
+    labels: dict[str, str] = (found or {"metadata": {}})["metadata"].get("labels") or {}
+    return labels

@@ -22,7 +22,7 @@ from k8s_builder_lab.embedded import (
     validation,
 )
 from k8s_builder_lab.embedded.environment import Environment
-from k8s_builder_lab.embedded.faults import Action, Faults
+from k8s_builder_lab.embedded.faults import Action, Faults, Verb
 from k8s_builder_lab.embedded.kubelet import Kubelet
 from k8s_builder_lab.embedded.logs import Reader
 from k8s_builder_lab.embedded.node import Node
@@ -32,11 +32,13 @@ from k8s_builder_lab.embedded.objects import (
     NAMESPACES,
     PODS,
     RESOURCES,
+    RULES_REVIEWS,
     SUBJECT_REVIEWS,
     Object,
     Resource,
     seconds,
 )
+from k8s_builder_lab.embedded.rights import Rights, asked_for
 from k8s_builder_lab.embedded.status import (
     USER,
     ApiError,
@@ -45,7 +47,6 @@ from k8s_builder_lab.embedded.status import (
     not_found,
     refused_by_admission,
     success,
-    terminating,
     too_large_version,
     unauthorized,
     unsupported,
@@ -92,6 +93,7 @@ class Api:
         self._bookmarks = bookmarks
         self._environment = environment
         self.tokens = {token}
+        self.rights = Rights()
         self.unauthorized_until = 0.0
         self.forbidden_until = 0.0
         self.requests: Counter[str] = Counter()
@@ -104,8 +106,13 @@ class Api:
             web.get("/readyz", self._health),
             web.get("/livez", self._health),
             web.get("/healthz", self._health),
-            web.post(f"{ACCESS_REVIEWS.path}/{ACCESS_REVIEWS.plural}", self._handler(ACCESS_REVIEWS, self._review)),
+            web.post(f"{ACCESS_REVIEWS.path}/{ACCESS_REVIEWS.plural}", self._access_review),
+            web.post(f"{RULES_REVIEWS.path}/{RULES_REVIEWS.plural}", self._rules_review),
             web.post(f"{SUBJECT_REVIEWS.path}/{SUBJECT_REVIEWS.plural}", self._handler(SUBJECT_REVIEWS, self._who)),
+            web.post("/api/v1/namespaces", self._handler(NAMESPACES, self._create_namespace)),
+            web.get("/api/v1/namespaces/{name}", self._handler(NAMESPACES, self._get), allow_head=False),
+            web.patch("/api/v1/namespaces/{name}", self._handler(NAMESPACES, self._patch)),
+            web.delete("/api/v1/namespaces/{name}", self._handler(NAMESPACES, self._delete_namespace)),
         ]
         for resource in RESOURCES:
             path = f"{resource.path}/namespaces/{{namespace}}/{resource.plural}"
@@ -172,17 +179,28 @@ class Api:
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return web.Response(text="ok")
 
-    async def _review(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
-        spec = (await asked.body(request)).get("spec") or {}
-        attributes = spec.get("resourceAttributes") or {}
-        what = "/".join(part for part in (attributes.get("resource"), attributes.get("subresource")) if part)
-        allowed = f"{attributes.get('verb')} {what}" not in self._environment.denied
-        status = {"allowed": allowed}
-        return _answer({**_typed(resource), "metadata": {}, "spec": spec, "status": status}, 201)
+    async def _access_review(self, request: web.Request) -> web.StreamResponse:
+        spec = await self._asked_in_review(request, ACCESS_REVIEWS)
+        return _reviewed(ACCESS_REVIEWS, spec, self.rights.access_review(spec))
 
     async def _who(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         user = {"username": USER, "groups": ["system:authenticated"]}
-        return _answer({**_typed(resource), "metadata": {}, "status": {"userInfo": user}}, 201)
+        kind = {"kind": resource.kind, "apiVersion": resource.api_version}
+        return _answer({**kind, "metadata": {}, "status": {"userInfo": user}}, 201)
+
+    async def _rules_review(self, request: web.Request) -> web.StreamResponse:
+        await self._asked_in_review(request, RULES_REVIEWS)
+        return _reviewed(RULES_REVIEWS, {}, self.rights.rules_review())
+
+    async def _asked_in_review(self, request: web.Request, resource: Resource) -> Object:
+        """Return the `spec` of a review."""
+        self._authenticate(request)
+        self.requests[f"create {resource.plural}"] += 1
+        if anyio.current_time() < self.unauthorized_until:
+            raise unauthorized()
+        if not self._may("create", resource):
+            raise forbidden("create", resource, "", "")
+        return (await asked.body(request)).get("spec") or {}
 
     def _handler(
         self, resource: Resource, work: Callable[[web.Request, Resource, "_Fault"], Awaitable[web.StreamResponse]]
@@ -194,14 +212,9 @@ class Api:
             self.requests[f"{verb} {resource.plural}"] += 1
             if anyio.current_time() < self.unauthorized_until:
                 raise unauthorized()
-            if anyio.current_time() < self.forbidden_until:
-                raise self._forbidden(request, resource, name)
-            rbac, subresource = asked.right(request, resource)
-            what = f"{resource.plural}/{subresource}" if subresource else resource.plural
-            if f"{rbac} {what}" in self._environment.denied:
-                raise self._forbidden(request, resource, name)
-            delay, action = self._faults.take(verb, resource.plural, name)
-            fault = _Fault(request, delay, action, lambda: self._forbidden(request, resource, name))
+            if anyio.current_time() < self.forbidden_until or not self._may(verb, resource):
+                raise forbidden(verb, resource, *_subject(request, name))
+            fault = _Fault(request, resource, verb, name, *self._faults.take(verb, resource.plural, name))
             await fault.before()
             response = await work(request, resource, fault)
             await fault.after()
@@ -209,11 +222,9 @@ class Api:
 
         return handle
 
-    def _forbidden(self, request: web.Request, resource: Resource, name: str) -> ApiError:
-        rbac, subresource = asked.right(request, resource)
-        # A namespace counts as being in itself.
-        namespace = name if resource is NAMESPACES else request.match_info.get("namespace", "")
-        return forbidden(rbac, resource, namespace, name, subresource)
+    def _may(self, verb: Verb, resource: Resource) -> bool:
+        right, plural = asked_for(verb, resource)
+        return self.rights.allow(right, f"{plural}.{resource.group}" if resource.group else plural)
 
     # The verbs
 
@@ -224,8 +235,6 @@ class Api:
     async def _create(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         body = await asked.body(request)
         namespace, dry_run = request.match_info["namespace"], asked.dry_run(request)
-        if self._environment.namespace_phase == "Terminating":
-            raise terminating(resource, namespace, await asked.name(request))
         if resource is PODS:
             pod = self._store.create(resource, namespace, body, dry_run=True)
             if why := admission.refusal(self._store, self._environment, namespace, pod):
@@ -233,7 +242,7 @@ class Api:
         created = self._store.create(resource, namespace, body, dry_run=dry_run)
         response = _answer(created, 201)
         if resource is JOBS:
-            for warning in admission.warnings(self._environment, created):
+            for warning in admission.warnings(self._store, namespace, created):
                 quoted = warning.replace("\\", "\\\\").replace('"', '\\"')
                 response.headers.add("Warning", f'299 - "{quoted}"')
         return response
@@ -266,6 +275,12 @@ class Api:
             return _answer(deleted)
         return _answer(success(resource, name, deleted["metadata"]["uid"]))
 
+    async def _create_namespace(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+        return _answer(self._store.create_namespace(await asked.name(request)), 201)
+
+    async def _delete_namespace(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+        return _answer(self._store.delete_namespace(request.match_info["name"]))
+
     async def _patch(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         if request.content_type != "application/merge-patch+json":
             raise unsupported_media_type(request.content_type)
@@ -278,8 +293,8 @@ class Api:
             merged = asked.merge(
                 obj, {"status": patch.get("status")} if status else {**patch, "status": obj.get("status")}
             )
-            for field in ("name", "namespace", "uid", "resourceVersion", "creationTimestamp"):
-                merged["metadata"][field] = before["metadata"][field]
+            kept = {"name", "namespace", "uid", "resourceVersion", "creationTimestamp"} & before["metadata"].keys()
+            merged["metadata"] |= {field: before["metadata"][field] for field in kept}
             validation.check_replacement(resource, before, merged)
             obj.clear()
             obj.update({key: value for key, value in merged.items() if value is not None})
@@ -379,12 +394,16 @@ class _Fault:
     def __init__(
         self,
         request: web.Request,
+        resource: Resource,
+        verb: Verb,
+        name: str,
         delay: float,
         action: Action | None,
-        refused: Callable[[], ApiError],
     ) -> None:
-        self._forbidden = refused
         self._request = request
+        self._resource = resource
+        self._verb = verb
+        self._name = name
         self._delay = delay
         self.action = action
 
@@ -395,7 +414,7 @@ class _Fault:
             case faults.Status(code=401, message=""):
                 raise unauthorized()
             case faults.Status(code=403, message=""):
-                raise self._forbidden()
+                raise forbidden(self._verb, self._resource, *_subject(self._request, self._name))
             case faults.Status(code=code, reason=reason, message=message, retry_after=retry_after):
                 reason = reason or faults.REASONS.get(code, "")
                 raise ApiError(code, reason, message or f"embedded fault {code}", retry_after=retry_after)
@@ -419,10 +438,6 @@ class _Fault:
         raise web.HTTPBadGateway  # nobody is there to read it
 
 
-def _typed(resource: Resource) -> Object:
-    return {"kind": resource.kind, "apiVersion": resource.api_version}
-
-
 def _metadata_of(obj: Object) -> Object:
     return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": obj["metadata"]}
 
@@ -434,6 +449,17 @@ def _list(resource: Resource, objects: list[Object], revision: int, *, only_meta
         kind, version = "PartialObjectMetadataList", "meta.k8s.io/v1"
         items = [{"metadata": item["metadata"]} for item in items]
     return {"kind": kind, "apiVersion": version, "metadata": {"resourceVersion": str(revision)}, "items": items}
+
+
+def _subject(request: web.Request, name: str) -> tuple[str, str]:
+    """Return the namespace and the name by which a 403 calls what a request is about."""
+    # What is to be created has no name yet; a namespace is in itself.
+    return request.match_info.get("namespace", name), "" if request.method == "POST" else name
+
+
+def _reviewed(resource: Resource, spec: Object, status: Object) -> web.Response:
+    kind = {"kind": resource.kind, "apiVersion": resource.api_version}
+    return _answer({**kind, "metadata": {}, "spec": spec, "status": status}, 201)
 
 
 def _answer(body: Object, status: int = 200) -> web.Response:

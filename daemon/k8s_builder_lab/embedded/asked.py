@@ -22,16 +22,6 @@ def verb(request: web.Request) -> Verb:
     return cast("Verb", {"GET": "get", "POST": "create", "DELETE": "delete", "PATCH": "patch"}[request.method])
 
 
-def right(request: web.Request, resource: Resource) -> tuple[str, str]:
-    """Return the verb and the subresource by which RBAC knows the request."""
-    known = verb(request)
-    if known == "log":
-        return "get", "log"
-    if known == "evict":
-        return "create", "eviction"
-    return known, "status" if request.path.endswith("/status") else ""
-
-
 def dry_run(request: web.Request) -> bool:
     """Whether nothing is to be stored.
 
@@ -76,8 +66,8 @@ async def name(request: web.Request) -> str:
 
 
 def key(request: web.Request) -> Key:
-    """Return the namespace and the name in the path."""
-    return request.match_info["namespace"], request.match_info["name"]
+    """Return the namespace, empty where there is none, and the name in the path."""
+    return request.match_info.get("namespace", ""), request.match_info["name"]
 
 
 async def body(request: web.Request) -> Object:

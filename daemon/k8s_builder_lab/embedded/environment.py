@@ -1,7 +1,6 @@
 """What a test may change about the cluster while it runs: images, node, service accounts, admission."""
 
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -20,10 +19,7 @@ class Environment(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
       kubelet writes has its time: startedAt, finishedAt, conditions, its events, and the timestamps of logs.
     service_accounts: those that exist, in every namespace.
     pod_quota: how many unfinished pods a namespace may hold; None: any number.
-    namespace_labels: of every namespace, such as `pod-security.kubernetes.io/enforce` (podsecurity.py).
-    namespace_phase: of every namespace; in one that is `Terminating` nothing can be created.
     image_pull_secrets: of every service account.
-    denied: what RBAC does not let us do, as `create jobs`, `get pods/log`, `list nodes`.
     api_clock: by how many seconds the API server's clock, as its Date header tells it, is ahead of this machine's.
     refuse_pods: words with which admission refuses every pod, e.g. `violates PodSecurity "restricted:latest": ...`.
     extra_images: set at run time; they come before those of the table or file given at the start.
@@ -36,10 +32,7 @@ class Environment(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     node_clock: float = 0
     service_accounts: list[str] = msgspec.field(default_factory=lambda: ["default"])
     pod_quota: int | None = None
-    namespace_labels: dict[str, str] = msgspec.field(default_factory=dict)
-    namespace_phase: Literal["Active", "Terminating"] = "Active"
     image_pull_secrets: list[str] = msgspec.field(default_factory=list)
-    denied: list[str] = msgspec.field(default_factory=list)
     api_clock: float = 0
     refuse_pods: str = ""
     extra_images: dict[str, Image] = msgspec.field(default_factory=dict)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from k8s_builder_lab.embedded.objects import Object, Resource
+from k8s_builder_lab.embedded.rights import asked_for
 
 
 class ApiError(Exception):
@@ -69,17 +70,18 @@ USER = "embedded"
 """The name of whoever has the token."""
 
 
-def forbidden(verb: str, resource: Resource, namespace: str, name: str, subresource: str = "") -> ApiError:
-    """403, as RBAC words it: for a create the object has no name yet."""
-    name = "" if verb == "create" and not subresource else name
+def forbidden(verb: str, resource: Resource, namespace: str, name: str) -> ApiError:
+    """403, as RBAC words it: for a create the object has no name yet.
+
+    :param verb: as faults know it.
+    """
     subject = resource.qualified + (f' "{name}"' if name else "")
-    what = resource.plural + (f"/{subresource}" if subresource else "")
-    where = f'in the namespace "{namespace}"' if namespace else "at the cluster scope"
+    verb, plural = asked_for(verb, resource)
     return ApiError(
         403,
         "Forbidden",
-        f'{subject} is forbidden: User "{USER}" cannot {verb} resource "{what}" '
-        f'in API group "{resource.group}" {where}',
+        f'{subject} is forbidden: User "{USER}" cannot {verb} resource "{plural}" in API group "{resource.group}" '
+        + (f'in the namespace "{namespace}"' if namespace else "at the cluster scope"),
         _about(resource, name),
     )
 
@@ -87,22 +89,6 @@ def forbidden(verb: str, resource: Resource, namespace: str, name: str, subresou
 def refused_by_admission(resource: Resource, name: str, message: str) -> ApiError:
     """403, in the words of an admission plugin."""
     return ApiError(403, "Forbidden", message, _about(resource, name))
-
-
-def terminating(resource: Resource, namespace: str, name: str) -> ApiError:
-    """403 of a create in a namespace that is being deleted."""
-    cause = {
-        "reason": "NamespaceTerminating",
-        "message": f"namespace {namespace} is being terminated",
-        "field": "metadata.namespace",
-    }
-    return ApiError(
-        403,
-        "Forbidden",
-        f'{resource.qualified} "{name}" is forbidden: unable to create new content in namespace {namespace} because it'
-        " is being terminated",
-        {**_about(resource, name), "causes": [cause]},
-    )
 
 
 def not_found(resource: Resource, name: str) -> ApiError:
@@ -118,6 +104,21 @@ def namespace_not_found(namespace: str) -> ApiError:
 def method_not_allowed() -> ApiError:
     """405: the path is there, the verb is not."""
     return ApiError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+
+
+def namespace_terminating(resource: Resource, name: str, namespace: str) -> ApiError:
+    """403 of a create in a namespace that is being deleted."""
+    cause = f"namespace {namespace} is being terminated"
+    return ApiError(
+        403,
+        "Forbidden",
+        f'{resource.qualified} "{name}" is forbidden: unable to create new content in namespace {namespace} because it'
+        " is being terminated",
+        {
+            **_about(resource, name),
+            "causes": [{"reason": "NamespaceTerminating", "message": cause, "field": "metadata.namespace"}],
+        },
+    )
 
 
 def already_exists(resource: Resource, name: str) -> ApiError:

@@ -1,4 +1,4 @@
-"""What is around the pods, as the API shows it: namespaces, nodes, service accounts, quotas. Made from the Environment.
+"""What is around the pods, as the API shows it: nodes, service accounts, quotas. Made from the Environment.
 
 These can be read, not written: the switches change them (control.py).
 """
@@ -9,21 +9,11 @@ from k8s_builder_lab.embedded.objects import NAMESPACES, NODES, QUOTAS, SERVICE_
 from k8s_builder_lab.embedded.podstatus import NODE
 from k8s_builder_lab.embedded.store import Store
 
-READ_ONLY = (NAMESPACES, NODES, SERVICE_ACCOUNTS, QUOTAS)
+READ_ONLY = (NODES, SERVICE_ACCOUNTS, QUOTAS)
 
 
 def every(resource: Resource, store: Store, environment: Environment, namespace: str) -> list[Object]:
-    """Return all objects of a kind, in the order of their names. Namespaces and nodes are in no namespace."""
-    if resource is NAMESPACES:
-        return [
-            _object(
-                resource,
-                name,
-                labels={"kubernetes.io/metadata.name": name, **environment.namespace_labels},
-                more={"spec": {"finalizers": ["kubernetes"]}, "status": {"phase": environment.namespace_phase}},
-            )
-            for name in sorted(store.namespaces)
-        ]
+    """Return all objects of a kind, in the order of their names. Nodes are in no namespace."""
     if resource is NODES:
         spec: Object = {"unschedulable": True} if environment.node_cordoned else {}
         if taints := [_taint(taint) for taint in environment.node_taints]:
@@ -36,7 +26,7 @@ def every(resource: Resource, store: Store, environment: Environment, namespace:
                 more={"spec": spec, "status": {}},
             )
         ]
-    if namespace not in store.namespaces:
+    if store.find(NAMESPACES, "", namespace) is None:
         return []
     if resource is SERVICE_ACCOUNTS:
         secrets = [{"name": name} for name in environment.image_pull_secrets]

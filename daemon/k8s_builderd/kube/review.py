@@ -7,20 +7,16 @@ import re
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from msgspec import Struct, field
 
-from k8s_builderd.kube.api import Answer, Api, Resource, decoded
-from k8s_builderd.kube.objects import Meta, ObjectOnly
+from k8s_builderd.kube import objects
+from k8s_builderd.kube.api import ACCESS_REVIEWS, Answer, Api, Resource, decoded
+from k8s_builderd.kube.objects import AccessReview, AccessStatus, Meta, ObjectOnly
 from k8s_builderd.kube.rights import Right
 
-_AUTHORIZATION = "/apis/authorization.k8s.io/v1"
-ACCESS_REVIEWS = Resource(
-    _AUTHORIZATION, "selfsubjectaccessreviews", "selfsubjectaccessreviews.authorization.k8s.io", namespaced=False
-)
 SUBJECT_REVIEWS = Resource(
     "/apis/authentication.k8s.io/v1",
     "selfsubjectreviews",
@@ -28,19 +24,12 @@ SUBJECT_REVIEWS = Resource(
     namespaced=False,
 )
 VERSION = Resource("", "version", "version", namespaced=False)
-NAMESPACES = Resource("/api/v1", "namespaces", "namespaces", namespaced=False)
 NODES = Resource("/api/v1", "nodes", "nodes", namespaced=False)
 SERVICE_ACCOUNTS = Resource("/api/v1", "serviceaccounts", "serviceaccounts")
 QUOTAS = Resource("/api/v1", "resourcequotas", "resourcequotas")
 
 _ONLY_METADATA = "application/json;as={};g=meta.k8s.io;v=v1"
 _WARNING = re.compile(r'\d{3} \S+ "((?:[^"\\]|\\.)*)"')
-_QUANTITY = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)([A-Za-z]*)")
-_FACTORS = {
-    **{unit: Decimal(10) ** power for unit, power in zip(("n", "u", "m", ""), (-9, -6, -3, 0), strict=True)},
-    **{unit: Decimal(1000) ** power for power, unit in enumerate(("k", "M", "G", "T", "P", "E"), 1)},
-    **{unit: Decimal(1024) ** power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)},
-}
 
 
 class _Read(Struct, frozen=True, rename="camel"):
@@ -56,30 +45,16 @@ class Server(Struct, frozen=True):
     """Seconds by which its clock is ahead of ours, as far as its Date header (whole seconds) tells; None without."""
 
 
-class Verdict(_Read, frozen=True):
-    """`status` of a SelfSubjectAccessReview."""
-
-    allowed: bool = False
-    reason: str = ""
-
-
 class NamespaceMeta(Meta, frozen=True):
     """`metadata` of a Namespace."""
 
     labels: dict[str, str] | None = None
 
 
-class NamespaceStatus(_Read, frozen=True):
-    """`status` of a Namespace."""
-
-    phase: str = "Active"
-
-
-class Namespace(_Read, frozen=True):
-    """A core/v1 Namespace."""
+class Namespace(objects.Namespace, frozen=True):
+    """A core/v1 Namespace with its labels."""
 
     metadata: NamespaceMeta
-    status: NamespaceStatus = field(default_factory=NamespaceStatus)
 
 
 class LocalObjectReference(_Read, frozen=True):
@@ -146,10 +121,6 @@ class _SubjectReview(_Read, frozen=True):
     status: _SubjectStatus = field(default_factory=_SubjectStatus)
 
 
-class _AccessReview(_Read, frozen=True):
-    status: Verdict = field(default_factory=Verdict)
-
-
 async def reach(api: Api) -> Server:
     """Return which API server this is, and what its clock says.
 
@@ -170,7 +141,7 @@ async def who(api: Api) -> str:
     return review.status.user_info.username
 
 
-async def may(api: Api, right: Right) -> Verdict:
+async def may(api: Api, right: Right) -> AccessStatus:
     """Return whether we have a right in the namespace. Asking takes no right."""
     attributes = {
         "namespace": api.namespace,
@@ -184,7 +155,7 @@ async def may(api: Api, right: Right) -> Verdict:
         "kind": "SelfSubjectAccessReview",
         "spec": {"resourceAttributes": attributes},
     }
-    return (await api.create(ACCESS_REVIEWS, _AccessReview, body)).status
+    return (await api.create(ACCESS_REVIEWS, AccessReview, body)).status
 
 
 async def try_create(api: Api, resource: Resource, body: Mapping[str, Any]) -> list[str]:
@@ -217,17 +188,6 @@ async def names(api: Api, resource: Resource, selector: str) -> list[str]:
 
 class _Names(_Read, frozen=True):
     items: tuple[ObjectOnly, ...] | None = None
-
-
-def quantity(text: str) -> Decimal:
-    """Return the number that a quantity of Kubernetes stands for: `250m`, `64Mi`, `1e3`.
-
-    :raises ValueError: if it is none.
-    """
-    found = _QUANTITY.fullmatch(text)
-    if found is None or found[2] not in _FACTORS:
-        raise ValueError(f"{text!a} is not a quantity")
-    return Decimal(found[1]) * _FACTORS[found[2]]
 
 
 def _ahead(answer: Answer, before: float, after: float) -> float | None:

@@ -1,6 +1,6 @@
 """The rights that the daemon needs in the namespace of its Jobs, each a rule of RBAC.
 
-deploy/role grants exactly these, and `k8s-builder doctor` asks for each of them.
+deploy/role grants exactly these. /readyz and `k8s-builder doctor` ask for them.
 """
 
 from msgspec import Struct
@@ -18,13 +18,13 @@ class Right(Struct, frozen=True):
     """Whether the daemon cannot do its work without it."""
 
     @property
-    def subpath(self) -> str:
-        """What RBAC puts behind the resource for the subresource: `/log`; empty where there is none."""
-        return f"/{self.subresource}" if self.subresource else ""
+    def what(self) -> str:
+        """The resource and subresource in RBAC's words: `jobs.batch`, `pods/log`."""
+        return self.resource.rbac + (f"/{self.subresource}" if self.subresource else "")
 
     def __str__(self) -> str:
         """Return it in RBAC's words: `create jobs.batch`, `get pods/log`."""
-        return f"{self.verb} {self.resource.rbac}{self.subpath}"
+        return f"{self.verb} {self.what}"
 
 
 RIGHTS = (
