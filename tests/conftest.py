@@ -1,8 +1,23 @@
-"""What all tests share: anyio's plugin on asyncio."""
+"""What all tests share: anyio's plugin on asyncio, and a way to let no test be skipped."""
+
+import os
+from collections.abc import Generator
 
 import pytest
+
+NO_SKIPS = bool(os.environ.get("K8S_BUILDER_NO_SKIPS"))
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let a skipped test fail where everything that the tests need is said to be there."""
+    report = yield
+    if NO_SKIPS and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, with K8S_BUILDER_NO_SKIPS: {report.longrepr}"
+    return report

@@ -164,7 +164,7 @@ def test_the_pod_template_of_the_example_can_be_used(tmp_path: Path) -> None:
     file = tmp_path / "template.json"
     file.write_text(re.findall(r"```json\n(.*?)```", section("configuration.md", "The pod template"), re.DOTALL)[0])
     settings = Settings.load({"FABRIC_K8S_BUILDER_POD_TEMPLATE": str(file)})
-    body = manifests.job(msgspec.structs.replace(plan(), template=settings.pod_template), None)
+    body = manifests.job(msgspec.structs.replace(plan(), template=(settings.pod_template,)), None)
     (container,) = body["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"memory": "256Mi"}
     assert container["image"] == plan().image.reference
@@ -178,7 +178,7 @@ def test_the_template_that_gives_capabilities_back_gives_no_more(tmp_path: Path)
     settings = Settings.load({"FABRIC_K8S_BUILDER_POD_TEMPLATE": str(file)})
     before, after = (
         manifests.job(msgspec.structs.replace(plan(), template=template), None)["spec"]["template"]["spec"]
-        for template in ({}, settings.pod_template)
+        for template in ((), (settings.pod_template,))
     )
     added = after["containers"][0]["securityContext"]["capabilities"].pop("add")
     assert (added, after) == (["SETUID", "SETGID"], before)

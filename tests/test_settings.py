@@ -14,7 +14,7 @@ import pytest
 
 from k8s_builderd import settings as settings_module
 from k8s_builderd.errors import SettingsError
-from k8s_builderd.fabric.plan import LaunchSettings, SecurityProfile
+from k8s_builderd.fabric.plan import LaunchSettings, PodSettings, SecurityProfile
 from k8s_builderd.settings import FORWARDED, PREFIX, Settings, launch_settings
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +95,17 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("SECURITY_PROFILE", "restricted", "security_profile", SecurityProfile.RESTRICTED),
     ("SECURITY_PROFILE", "baseline", "security_profile", SecurityProfile.BASELINE),
     ("SECURITY_PROFILE", "compatible", "security_profile", SecurityProfile.COMPATIBLE),
+    ("IMAGE_PULL_SECRETS", "registry", "pod", PodSettings(image_pull_secrets=("registry",))),
+    ("IMAGE_PULL_SECRETS", "b.c,a-1", "pod", PodSettings(image_pull_secrets=("b.c", "a-1"))),
+    *(
+        ("IMAGE_PULL_POLICY", policy, "pod", PodSettings(image_pull_policy=policy))
+        for policy in ("Always", "IfNotPresent", "Never")
+    ),
+    ("CPU_REQUEST", "100m", "pod", PodSettings(requests={"cpu": "100m"})),
+    ("CPU_LIMIT", "1.5", "pod", PodSettings(limits={"cpu": "1.5"})),
+    ("MEMORY_REQUEST", "64Mi", "pod", PodSettings(requests={"memory": "64Mi"})),
+    ("MEMORY_LIMIT", "1e9", "pod", PodSettings(limits={"memory": "1e9"})),
+    ("NODE_NAME", "node-a.example", "pod", PodSettings()),
     ("MAX_CONNECTIONS", "1", "max_connections", 1),
     ("REQUEST_TIMEOUT", "500ms", "request_timeout", 0.5),
     ("RECONNECT_GRACE", "1m30s", "reconnect_grace", 90.0),
@@ -210,6 +221,24 @@ REFUSED: list[tuple[str, str, str]] = [
     ("LOG_PREFIX", "x" * 257, "must be a maximum of 256 bytes"),
     ("SECURITY_PROFILE", "Restricted", "must be one of restricted, baseline, compatible; it is 'Restricted'"),
     ("SECURITY_PROFILE", "privileged", "must be one of restricted, baseline, compatible; it is 'privileged'"),
+    *(
+        (
+            "IMAGE_PULL_SECRETS",
+            value,
+            "must be names of Kubernetes secrets (DNS-1123 subdomains) separated by commas, such as a,b; it is"
+            f" {value!a}",
+        )
+        for value in ("a, b", "a,", ",", "A", "a/b", "x" * 254)
+    ),
+    ("IMAGE_PULL_POLICY", "always", "must be one of Always, IfNotPresent, Never; it is 'always'"),
+    *(
+        (name, value, f"must be a Kubernetes quantity such as 250m, 0.5, 64Mi or 1Gi; it is {value!a}")
+        for name in ("CPU_REQUEST", "CPU_LIMIT", "MEMORY_REQUEST", "MEMORY_LIMIT")
+        for value in ("64MB", "one", "1 Gi")
+    ),
+    *(("MEMORY_LIMIT", value, f"must be a quantity above zero; it is {value!a}") for value in ("0", "-1Gi")),
+    ("NODE_NAME", "Node_A", "must be the name of a Kubernetes node (a DNS-1123 subdomain); it is 'Node_A'"),
+    ("SAME_NODE", "yes", 'cannot be used: strconv.ParseBool: parsing "yes": invalid syntax'),
     ("MAX_CONNECTIONS", "0", "must be a number above zero; it is '0'"),
     ("MAX_CONNECTIONS", "-5", "must be a number above zero; it is '-5'"),
     ("MAX_CONNECTIONS", "many", "must be a number above zero; it is 'many'"),
@@ -233,7 +262,7 @@ def test_a_value_is_refused_with_the_variables_name_and_the_rule(name: str, valu
 def test_every_variable_of_the_code_is_tried_here_and_stands_in_the_table() -> None:
     source = Path(settings_module.__file__).read_text()
     names = {PREFIX + name for name in re.findall(r'read\("([A-Z_]+)"', source)}
-    apart = {"POD_NAME", "POD_UID", "POD_TEMPLATE"}
+    apart = {"POD_NAME", "POD_UID", "POD_TEMPLATE", "SAME_NODE"}
     tried = {PREFIX + name for name in {name for name, *_ in (*TAKEN, *LAUNCH_TAKEN)} | apart}
     assert names == tried
     table = (ROOT / "docs" / "configuration.md").read_text()
@@ -251,6 +280,33 @@ def test_the_daemons_own_pod_has_a_name_and_a_uid() -> None:
         assert refused(**half) == (
             f"The {PREFIX}POD_NAME and {PREFIX}POD_UID environment variables must both be set, or neither"
         )
+
+
+# The pods of chaincode
+
+
+def test_chaincode_on_the_same_node_needs_the_name_of_that_node() -> None:
+    assert load(SAME_NODE="true", NODE_NAME="node-a").pod == PodSettings(node_name="node-a")
+    assert load(SAME_NODE="false", NODE_NAME="node-a").pod == PodSettings()
+    assert refused(SAME_NODE="true") == (
+        f"The {PREFIX}SAME_NODE environment variable needs {PREFIX}NODE_NAME, the name of this node (downward API,"
+        " spec.nodeName)"
+    )
+
+
+@pytest.mark.parametrize(("request_", "limit"), [("1", "1000m"), ("1Gi", "1.1G"), ("100m", "")])
+def test_a_request_is_no_more_than_its_limit(request_: str, limit: str) -> None:
+    expected = {"cpu": limit} if limit else {}
+    assert load(CPU_REQUEST=request_, CPU_LIMIT=limit).pod == PodSettings(requests={"cpu": request_}, limits=expected)
+    assert load(MEMORY_REQUEST=request_, MEMORY_LIMIT=limit).pod.requests == {"memory": request_}
+
+
+def test_a_request_above_its_limit_is_refused_with_both_names() -> None:
+    assert refused(MEMORY_REQUEST="1.1Gi", MEMORY_LIMIT="1Gi") == (
+        f"The {PREFIX}MEMORY_REQUEST environment variable must not be more than {PREFIX}MEMORY_LIMIT; it is '1.1Gi',"
+        " and the limit '1Gi'"
+    )
+    assert refused(CPU_REQUEST="2", CPU_LIMIT="500m").startswith(f"The {PREFIX}CPU_REQUEST environment variable must")
 
 
 # The pod template

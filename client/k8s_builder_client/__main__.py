@@ -1,9 +1,9 @@
 """The program that the peer calls: the stage from its own name, the directories from its arguments, an exit code."""
 
-import os
+import posix
 import sys
 
-from .call import ARGUMENTS, Call, CallError
+from .call import ARGUMENTS, Call, CallError, encoded, shown
 from .request import Request
 from .signals import Signals
 from .stderr import Stderr
@@ -20,18 +20,18 @@ def main(argv: "list[str]", environment: "Mapping[bytes, bytes]") -> int:
     """
     _occupy_standard_descriptors()
     signals = Signals()
-    program = os.path.basename(argv[0])
-    stderr = Stderr(program, os.getpid())
+    program = argv[0].rpartition("/")[2]
+    stderr = Stderr(program, posix.getpid())
     stopping = False
     try:
         if program not in ARGUMENTS:
             raise CallError("This program must have one of these names: %s" % ", ".join(ARGUMENTS))
-        folder = os.fsencode(argv[0]).rpartition(b"/")[0] or b"."
-        call = Call(program, [os.fsencode(argument) for argument in argv[1:]], environment, folder)
+        folder = encoded(argv[0]).rpartition(b"/")[0] or b"."
+        call = Call(program, [encoded(argument) for argument in argv[1:]], environment, folder)
         stderr.debugging = call.debug
         for name, directory in call.directories.items():
-            stderr.debug("%s: %s" % (name, os.fsdecode(directory)))
-        request = Request(call, os.getpid())
+            stderr.debug("%s: %s" % (name, shown(directory)))
+        request = Request(call, posix.getpid())
         if request.plainly_not_ours:
             stderr.debug("Chaincode type not supported")
             code = 1
@@ -52,10 +52,10 @@ def _occupy_standard_descriptors() -> None:
     # Where one of the three is closed the socket would take its place, and words for the peer would go to the daemon.
     for descriptor in (0, 1, 2):
         try:
-            os.fstat(descriptor)
+            posix.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            posix.open("/dev/null", posix.O_RDWR)
 
 
 if __name__ == "__main__":
-    os._exit(main(sys.argv[1:] or sys.argv, os.environb))
+    posix._exit(main(sys.argv[1:] or sys.argv, posix.environ))

@@ -1,7 +1,9 @@
 """Files below a directory, reached one component at a time so that no link on the way is followed."""
 
-import os
-import stat
+import _stat
+import posix
+
+from .call import shown
 
 _CHUNK = 1 << 16
 
@@ -16,21 +18,21 @@ def open_file(directory: int, path: bytes, flags: int, *, make_parents: bool = F
     No component may be a link, empty, `.` or `..`. With `make_parents` missing directories are made. Raises OSError.
     """
     *parents, name = path.split(b"/")
-    here = os.dup(directory)
+    here = posix.dup(directory)
     try:
         for parent in parents:
             if make_parents:
                 try:  # noqa: SIM105 - contextlib costs too much to import
-                    os.mkdir(_plain(parent), 0o777, dir_fd=here)
+                    posix.mkdir(_plain(parent), 0o777, dir_fd=here)
                 except FileExistsError:
                     pass
-            below = os.open(_plain(parent), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
-            os.close(here)
+            below = posix.open(_plain(parent), posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW, dir_fd=here)
+            posix.close(here)
             here = below
         # O_NONBLOCK: to open a FIFO would wait for somebody to write to it.
-        return os.open(_plain(name), flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644, dir_fd=here)
+        return posix.open(_plain(name), flags | posix.O_NOFOLLOW | posix.O_NONBLOCK, 0o644, dir_fd=here)
     finally:
-        os.close(here)
+        posix.close(here)
 
 
 def _plain(component: bytes) -> bytes:
@@ -66,24 +68,26 @@ class Copies:
     def _copy(self, source: bytes, destination: bytes) -> None:
         descriptors = []  # type: list[int]
         try:
-            descriptors.append(os.open(self._source, os.O_RDONLY | os.O_DIRECTORY))
-            descriptors.append(os.open(self._destination, os.O_RDONLY | os.O_DIRECTORY))
-            reader = open_file(descriptors[0], source, os.O_RDONLY)
+            descriptors.append(posix.open(self._source, posix.O_RDONLY | posix.O_DIRECTORY))
+            descriptors.append(posix.open(self._destination, posix.O_RDONLY | posix.O_DIRECTORY))
+            reader = open_file(descriptors[0], source, posix.O_RDONLY)
             descriptors.append(reader)
-            if not stat.S_ISREG(os.fstat(reader).st_mode):
+            if not _stat.S_ISREG(posix.fstat(reader).st_mode):
                 raise OSError(0, "no longer a regular file")
-            writer = open_file(descriptors[1], destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL, make_parents=True)
+            writer = open_file(
+                descriptors[1], destination, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL, make_parents=True
+            )
             descriptors.append(writer)
             while True:
-                chunk = os.read(reader, _CHUNK)
+                chunk = posix.read(reader, _CHUNK)
                 if not chunk:
                     return
                 while chunk:
-                    chunk = chunk[os.write(writer, chunk) :]
+                    chunk = chunk[posix.write(writer, chunk) :]
         finally:
             for descriptor in descriptors:
-                os.close(descriptor)
+                posix.close(descriptor)
 
 
 def _shown(path: bytes) -> str:
-    return os.fsdecode(path[:1024])
+    return shown(path[:1024])

@@ -1,6 +1,7 @@
 """One call of the peer: which program, which directories, which settings. Pure; raises CallError for what is wrong."""
 
-import os
+import posix
+import sys
 
 from . import duration
 
@@ -28,6 +29,16 @@ LONGEST_SOCKET_PATH = 107
 """Bytes: sun_path of unix(7), less its final NUL."""
 _TRUE = (b"1", b"t", b"T", b"TRUE", b"true", b"True")  # Go's strconv.ParseBool
 _FALSE = (b"0", b"f", b"F", b"FALSE", b"false", b"False")
+
+
+def encoded(text: str) -> bytes:
+    """An argument or a file's name as the bytes that it was."""
+    return text.encode(sys.getfilesystemencoding(), "surrogateescape")
+
+
+def shown(path: bytes) -> str:
+    """A path as text for a line; bytes that are no UTF-8 become what `Stderr` shows as question marks."""
+    return path.decode("utf-8", "surrogateescape")
 
 
 class CallError(Exception):
@@ -77,7 +88,7 @@ class Call:
         if len(path) > LONGEST_SOCKET_PATH:
             raise CallError(
                 "The %s environment variable must be a maximum of %d bytes, as the path of a Unix socket; it has %d: %s"
-                % (SOCKET.decode(), LONGEST_SOCKET_PATH, len(path), os.fsdecode(path[:200]))
+                % (SOCKET.decode(), LONGEST_SOCKET_PATH, len(path), shown(path[:200]))
             )
         return path
 
@@ -91,10 +102,10 @@ class Call:
         if wanted and wanted not in _TRUE + _FALSE:
             raise CallError(
                 "The %s environment variable must be true or false; it is %s"
-                % (AUTOSTART.decode(), os.fsdecode(wanted[:200]))
+                % (AUTOSTART.decode(), shown(wanted[:200]))
             )
         program = self._folder + b"/k8s-builderd"
-        return program if wanted in _TRUE or (not wanted and os.access(program, os.X_OK)) else None
+        return program if wanted in _TRUE or (not wanted and posix.access(program, posix.X_OK)) else None
 
     @property
     def log_file(self) -> bytes:

@@ -1,10 +1,10 @@
 """What a call tells the daemon: environment, documents and the listing of META-INF, as frames of docs/protocol.md."""
 
-import os
-import stat
+import _stat
+import posix
 
 from . import beneath, wire
-from .call import Call, CallError
+from .call import Call, CallError, encoded, shown
 
 ENTRIES = (
     b"CORE_PEER_ID",
@@ -49,7 +49,7 @@ class Request:
         for argument, name in DOCUMENTS[call.stage]:
             directory = call.directories[argument]
             try:
-                content = read_document(os.path.join(directory, name), wire.MAX_PAYLOAD - len(name) - 1)
+                content = read_document((directory or b".") + b"/" + name, wire.MAX_PAYLOAD - len(name) - 1)
             except OSError as error:
                 parts.append(wire.frame(wire.UNREADABLE, name, (error.strerror or "unknown error").encode()))
                 continue
@@ -64,7 +64,7 @@ class Request:
                 part = wire.frame(wire.PATH, kind, b"%d" % size, path)
                 if len(part) > wire.HEADER + MAX_PATH:
                     raise CallError(
-                        "A path below META-INF is longer than %d bytes: %s..." % (MAX_PATH, os.fsdecode(path[:200]))
+                        "A path below META-INF is longer than %d bytes: %s..." % (MAX_PATH, shown(path[:200]))
                     )
                 room -= len(part) - wire.HEADER
                 if room < 0:
@@ -73,7 +73,7 @@ class Request:
                 if kind == b"f":
                     self.listed.add(path)
         if call.stage == "run":
-            parts.append(wire.frame(wire.TOKEN, os.urandom(16).hex().encode()))
+            parts.append(wire.frame(wire.TOKEN, posix.urandom(16).hex().encode()))
         self.frames = b"".join(parts)
 
 
@@ -99,19 +99,19 @@ def _entries(call: Call) -> "list[bytes]":
 
 def read_document(path: bytes, limit: int) -> bytes:
     """Read a regular file of at most `limit` bytes, not following a link. Raises OSError with the reason."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    descriptor = posix.open(path, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        if not _stat.S_ISREG(posix.fstat(descriptor).st_mode):
             raise OSError(0, "not a regular file")
         content = bytearray()
         while len(content) <= limit:
-            chunk = os.read(descriptor, 1 << 16)
+            chunk = posix.read(descriptor, 1 << 16)
             if not chunk:
                 return bytes(content)
             content += chunk
         raise OSError(0, "larger than 1 MiB")
     finally:
-        os.close(descriptor)
+        posix.close(descriptor)
 
 
 def list_meta_inf(directory: bytes) -> "list[tuple[bytes, int, bytes]]":
@@ -122,12 +122,12 @@ def list_meta_inf(directory: bytes) -> "list[tuple[bytes, int, bytes]]":
     """
     name = b"META-INF"
     try:
-        status = os.lstat(os.path.join(directory, name))
+        status = posix.lstat((directory or b".") + b"/" + name)
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise CallError("Error reading META-INF in %s: %s" % (os.fsdecode(directory), error.strerror)) from None
-    if not stat.S_ISDIR(status.st_mode):
+        raise CallError("Error reading META-INF in %s: %s" % (shown(directory), error.strerror)) from None
+    if not _stat.S_ISDIR(status.st_mode):
         return [(*_kind_and_size(status), name)]
     found = []  # type: list[tuple[bytes, int, bytes]]
     waiting = [name]
@@ -136,7 +136,7 @@ def list_meta_inf(directory: bytes) -> "list[tuple[bytes, int, bytes]]":
         try:
             below = _entries_of(directory, parent, MAX_PATHS - len(found))
         except OSError as error:
-            raise CallError("Error reading %s: %s" % (os.fsdecode(parent[:1024]), error.strerror)) from None
+            raise CallError("Error reading %s: %s" % (shown(parent[:1024]), error.strerror)) from None
         found += below
         waiting += [path for kind, _, path in reversed(below) if kind == b"d"]
     return found
@@ -144,25 +144,25 @@ def list_meta_inf(directory: bytes) -> "list[tuple[bytes, int, bytes]]":
 
 def _entries_of(directory: bytes, parent: bytes, room: int) -> "list[tuple[bytes, int, bytes]]":
     below = []  # type: list[tuple[bytes, int, bytes]]
-    root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    root = posix.open(directory, posix.O_RDONLY | posix.O_DIRECTORY)
     try:
-        descriptor = beneath.open_file(root, parent, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = beneath.open_file(root, parent, posix.O_RDONLY | posix.O_DIRECTORY)
     finally:
-        os.close(root)
+        posix.close(root)
     try:
-        with os.scandir(descriptor) as entries:
+        with posix.scandir(descriptor) as entries:
             for entry in entries:
                 if len(below) == room:
                     raise CallError("META-INF contains more than %d files and directories" % MAX_PATHS)
                 status = entry.stat(follow_symlinks=False)
-                below.append((*_kind_and_size(status), parent + b"/" + os.fsencode(entry.name)))
+                below.append((*_kind_and_size(status), parent + b"/" + encoded(entry.name)))
     finally:
-        os.close(descriptor)
+        posix.close(descriptor)
     below.sort(key=lambda one: one[2])
     return below
 
 
-def _kind_and_size(status: os.stat_result) -> "tuple[bytes, int]":
-    if stat.S_ISREG(status.st_mode):
+def _kind_and_size(status: posix.stat_result) -> "tuple[bytes, int]":
+    if _stat.S_ISREG(status.st_mode):
         return b"f", status.st_size
-    return (b"d" if stat.S_ISDIR(status.st_mode) else b"o"), 0  # what a directory's size says differs by file system
+    return (b"d" if _stat.S_ISDIR(status.st_mode) else b"o"), 0  # what a directory's size says differs by file system

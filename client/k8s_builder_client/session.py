@@ -2,13 +2,13 @@
 
 import _socket
 import errno
-import os
+import posix
 import select
 import time
 
 from . import reconnect, wire
 from .beneath import Copies, CopyError
-from .call import Call
+from .call import Call, shown
 from .request import Request
 from .signals import Signals
 from .stderr import Stderr
@@ -96,7 +96,7 @@ class Session:
         if self._call_deadline is not None and now >= self._call_deadline:
             self._stderr.words(
                 "k8s-builderd at %s did not finish this call within %gs. See its log"
-                % (os.fsdecode(self._path), self._patience + CALL_TIMEOUT)
+                % (shown(self._path), self._patience + CALL_TIMEOUT)
             )
             self._end(1)
             return
@@ -109,7 +109,7 @@ class Session:
         if self._cursor is None and now >= self._gives_up_at():
             self._stderr.words(
                 "Could not reach k8s-builderd at %s within %gs: %s. %s"
-                % (os.fsdecode(self._path), self._patience, away.reason, away.remedy)
+                % (shown(self._path), self._patience, away.reason, away.remedy)
             )
             self._end(1)
         elif away.tell(now):
@@ -117,7 +117,7 @@ class Session:
                 text = "Waiting for k8s-builderd at %s: %s"
             else:
                 text = "Lost k8s-builderd at %s (%s). The chaincode keeps running; reconnecting"
-            self._stderr.words(text % (os.fsdecode(self._path), away.reason))
+            self._stderr.words(text % (shown(self._path), away.reason))
 
     def _look_for_signs(self, now: float) -> None:
         away = self._reconnect
@@ -224,7 +224,7 @@ class Session:
             reason, remedy = self._start_daemon(error, now) or _explained(error)
             self._reconnect.failed(now, reason, remedy, self._longest_delay(), _spread())
             return
-        self._stderr.debug("Connected to %s" % os.fsdecode(self._path))
+        self._stderr.debug("Connected to %s" % shown(self._path))
         self._reconnect.connected(now, *_SILENT)
         self._socket = connection
         self._connected_at = self._heard_at = now
@@ -317,8 +317,7 @@ class Session:
         if now >= self._malformed_again_at:
             self._malformed_again_at = now + reconnect.MORE_WORDS
             self._stderr.words(
-                "k8s-builderd at %s sent %s: use the programs that came with this daemon"
-                % (os.fsdecode(self._path), what)
+                "k8s-builderd at %s sent %s: use the programs that came with this daemon" % (shown(self._path), what)
             )
         if self._cursor is None:
             self._end(1)
@@ -379,19 +378,18 @@ class Session:
         if self._socket is None:
             self._stderr.words(
                 "Could not reach k8s-builderd at %s to stop the chaincode: %s. When the daemon is back, it "
-                "deletes the chaincode's Kubernetes job, if there is one"
-                % (os.fsdecode(self._path), self._reconnect.reason)
+                "deletes the chaincode's Kubernetes job, if there is one" % (shown(self._path), self._reconnect.reason)
             )
         else:
             self._stderr.words(
                 "k8s-builderd at %s did not answer the stop within %gs. It deletes the chaincode's Kubernetes job, "
-                "if there is one, soon after this program has ended" % (os.fsdecode(self._path), STOP_TIMEOUT)
+                "if there is one, soon after this program has ended" % (shown(self._path), STOP_TIMEOUT)
             )
         self._end(1)
 
 
 def _spread() -> float:
-    return os.urandom(1)[0] / 255
+    return posix.urandom(1)[0] / 255
 
 
 def _explained(error: OSError) -> "tuple[str, str]":
@@ -405,7 +403,7 @@ def _explained(error: OSError) -> "tuple[str, str]":
     elif error.errno == errno.ECONNREFUSED:
         remedy = "The socket exists, but nothing listens on it: check that the daemon is running"
     elif error.errno == errno.EACCES:
-        reason += " for uid %d, gid %d" % (os.geteuid(), os.getegid())
+        reason += " for uid %d, gid %d" % (posix.geteuid(), posix.getegid())
         remedy = "Check the user and group of the daemon and the peer, and the daemon's FABRIC_K8S_BUILDER_SOCKET_MODE"
     elif error.errno == errno.EAGAIN:
         reason = "its queue of connections is full"

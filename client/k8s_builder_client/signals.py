@@ -1,6 +1,6 @@
 """SIGTERM, SIGINT and SIGHUP as one readable file descriptor. Decides nothing."""
 
-import os
+import posix
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,9 +13,9 @@ class Signals:
     """From its making on the three signals end nothing; they are to be read here. Make one, before all else."""
 
     def __init__(self) -> None:
-        self.fd, self._wakeup = os.pipe()
-        os.set_blocking(self.fd, False)
-        os.set_blocking(self._wakeup, False)
+        self.fd, self._wakeup = posix.pipe()
+        posix.set_blocking(self.fd, False)
+        posix.set_blocking(self._wakeup, False)
         _signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
         _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
         for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP):
@@ -24,7 +24,7 @@ class Signals:
     def take(self) -> str:
         """The name of the first signal that came since the last call, or '' where none did."""
         try:
-            numbers = os.read(self.fd, 256)
+            numbers = posix.read(self.fd, 256)
         except BlockingIOError:
             return ""
         if numbers[0] == _signal.SIGTERM:

@@ -1,7 +1,7 @@
 """Writes to standard error that never block, so that a peer that stops reading cannot keep a stop from working."""
 
 import errno
-import os
+import posix
 import select
 import time
 
@@ -56,7 +56,7 @@ class Stderr:
             if events & _GONE:
                 raise BrokenPipeError(errno.EPIPE, "The reader is gone")
             if events & select.POLLOUT and self.pending:
-                del self.pending[: os.write(_FD, self.pending[:_ATOMIC])]
+                del self.pending[: posix.write(_FD, self.pending[:_ATOMIC])]
                 self._progress = time.monotonic()
         except BlockingIOError:  # somebody else made it non-blocking
             return

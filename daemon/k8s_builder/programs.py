@@ -27,17 +27,14 @@ NAMES = ("detect", "build", "release", "run")
 OLDEST = (3, 8)
 """The Python that the programs need."""
 
+_DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"  # the programs', where the peer's environment has no PATH
 _PROBE = "import sys, _socket, select; print(*sys.version_info[:2])"
 _PROBE_TIMEOUT = 30.0  # seconds
-_COMPILE = """
-import importlib.util, os, py_compile, sys
-for name in sys.argv[1:]:
-    if not os.path.exists(importlib.util.cache_from_source(name)):
-        py_compile.compile(name, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
-"""
-# The two lines of a program that say where things are.
-_LIBRARY = "sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))\n"
+# The lines of a program that say where things are.
+_LIBRARY = '    library = (here.rpartition("/")[0] or ".") + "/.."\n'
 _BESIDE = "beside=${self%/*}/../python/bin/python3\n"
+_END_OF_SHELL = "\n'''\n"
+_LONGEST_INTERPRETER = 120  # bytes; Linux takes 127 for the whole first line where it is older than 5.1
 _EDITION = re.compile(r"k8s_builder_client-[0-9a-f]{12}(?:-[0-9]+)?")
 _STAGE = ".k8s_builder_client-"
 _STALE = 3600.0  # seconds
@@ -63,7 +60,7 @@ def install(folder: Path, python: Path | None = None) -> None:
         for directory in (folder, library, programs):
             _make_directory(directory)
         with _alone(library):
-            edition = _install_package(package, library, _compilers(python))
+            edition = _install_package(package, library, _interpreters(python))
             text = _adapted(program, edition, python)
             used = {edition}
             for name in NAMES:
@@ -116,11 +113,22 @@ def _program() -> str:
 
 
 def _adapted(program: str, edition: str, python: Path | None) -> str:
-    """Return the program with the places where this folder has its package, and its interpreter, in it."""
-    assert program.count(_LIBRARY) == program.count(_BESIDE) == 1
-    builder = "os.path.dirname(os.path.dirname(os.path.realpath(__file__)))"
-    program = program.replace(_LIBRARY, f'sys.path.insert(0, os.path.join({builder}, "lib", "{edition}"))\n')
-    return program if python is None else program.replace(_BESIDE, f"beside={shlex.quote(str(python))}\n")
+    """Return the program with the places where this folder has its package, and its interpreter, in it.
+
+    Where the kernel can find the interpreter by the first line, no shell is needed, which would cost a fifth of a call.
+    """
+    assert program.count(_LIBRARY) == program.count(_BESIDE) == program.count(_END_OF_SHELL) == 1
+    program = program.replace(_LIBRARY, _LIBRARY.replace('"/.."', f'"/../lib/{edition}"'))
+    if python is None:
+        return program
+    if _is_named_by_first_line(python):
+        return f"#!{python} -IS\n{program.partition(_END_OF_SHELL)[2]}"
+    return program.replace(_BESIDE, f"beside={shlex.quote(str(python))}\n")
+
+
+def _is_named_by_first_line(python: Path) -> bool:
+    """Say whether the kernel understands this path behind `#!`."""
+    return len(os.fsencode(python)) <= _LONGEST_INTERPRETER and not re.search(r"\s", str(python))
 
 
 def _editions_of(program: Path) -> set[str]:
@@ -178,18 +186,19 @@ def _stage(package: Path, destination: Path, interpreters: Iterable[Path]) -> No
         raise
 
 
-def _compilers(python: Path | None) -> list[Path]:
+def _interpreters(python: Path | None) -> list[Path]:
     """Return the interpreters that may come to run the programs: each has byte code of its own."""
-    in_path = shutil.which("python3")
-    found = [python, Path(sys.executable), Path(in_path) if in_path else None]
-    return list(dict.fromkeys(path for path in found if path is not None))
+    if python is not None and _is_named_by_first_line(python):
+        return [python]
+    directories = [*os.get_exec_path(), *_DEFAULT_PATH.split(":")]
+    found = [python, Path(sys.executable), *(Path(directory, "python3") for directory in directories)]
+    return list(dict.fromkeys(path for path in found if path is not None and path.is_file()))
 
 
 def _compile(package: Path, interpreters: Iterable[Path]) -> None:
     """Compile what has not been compiled yet. An interpreter that cannot do so runs the package all the same."""
-    sources = [os.fspath(file) for file in _sources(package)]
     for python in interpreters:
-        command = [os.fspath(python), "-I", "-S", "-c", _COMPILE, *sources]
+        command = [os.fspath(python), "-I", "-S", os.fspath(package / "bundle.py"), os.fspath(package)]
         subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, umask=0o022, check=False)
 
 

@@ -19,9 +19,10 @@ from msgspec import Struct
 from k8s_builderd.errors import SettingsError
 from k8s_builderd.fabric import logprefix
 from k8s_builderd.fabric.names import label_value_fault, name_prefix_fault
-from k8s_builderd.fabric.plan import LaunchSettings, SecurityProfile
+from k8s_builderd.fabric.plan import LaunchSettings, PodSettings, SecurityProfile
 from k8s_builderd.fabric.template import fault as template_fault
 from k8s_builderd.golang import parse_bool, parse_duration
+from k8s_builderd.kube.quantity import parse_quantity
 
 PREFIX = "FABRIC_K8S_BUILDER_"
 PEER_ID = "CORE_PEER_ID"
@@ -61,6 +62,7 @@ class Settings(Struct, frozen=True):
     debug: bool = False
     security_profile: SecurityProfile = SecurityProfile.BASELINE
     run_as_non_root: bool = False
+    pod: PodSettings = PodSettings()
     pod_name: str = ""
     pod_uid: str = ""
     pod_namespace: str = ""
@@ -102,6 +104,7 @@ class Settings(Struct, frozen=True):
             debug=read("DEBUG", False, parse_bool),
             security_profile=read("SECURITY_PROFILE", SecurityProfile.BASELINE, _security_profile),
             run_as_non_root=read("RUN_AS_NON_ROOT", False, parse_bool),
+            pod=_pod_settings(read),
             pod_name=read("POD_NAME", "", str),
             pod_uid=read("POD_UID", "", str),
             pod_namespace=read("POD_NAMESPACE", _service_account_namespace(), _namespace),
@@ -150,6 +153,31 @@ def launch_settings(environ: Mapping[str, str]) -> LaunchSettings:
         service_account=read("SERVICE_ACCOUNT", "default", _service_account),
         start_timeout=read("START_TIMEOUT", 180.0, _time_limit),
         debug=read("DEBUG", False, parse_bool),
+    )
+
+
+def _pod_settings(read: "_Reader") -> PodSettings:
+    node_name = read("NODE_NAME", "", _node_name)
+    same_node = read("SAME_NODE", False, parse_bool)
+    if same_node and not node_name:
+        raise SettingsError(
+            f"The {PREFIX}SAME_NODE environment variable needs {PREFIX}NODE_NAME, the name of this node (downward API,"
+            " spec.nodeName)"
+        )
+    requests = {"cpu": read("CPU_REQUEST", "", _quantity), "memory": read("MEMORY_REQUEST", "", _quantity)}
+    limits = {"cpu": read("CPU_LIMIT", "", _quantity), "memory": read("MEMORY_LIMIT", "", _quantity)}
+    for name, request in requests.items():
+        if request and limits[name] and parse_quantity(request) > parse_quantity(limits[name]):
+            raise SettingsError(
+                f"The {PREFIX}{name.upper()}_REQUEST environment variable must not be more than"
+                f" {PREFIX}{name.upper()}_LIMIT; it is {request!a}, and the limit {limits[name]!a}"
+            )
+    return PodSettings(
+        image_pull_secrets=read("IMAGE_PULL_SECRETS", (), _object_names),
+        image_pull_policy=read("IMAGE_PULL_POLICY", "", _one_of("Always", "IfNotPresent", "Never")),
+        requests={name: quantity for name, quantity in requests.items() if quantity},
+        limits={name: quantity for name, quantity in limits.items() if quantity},
+        node_name=node_name if same_node else "",
     )
 
 
@@ -211,8 +239,38 @@ def _positive_duration(value: str) -> float:
     return seconds
 
 
+def _is_object_name(value: str) -> bool:
+    return len(value) <= 253 and _DNS_1123_SUBDOMAIN.fullmatch(value) is not None
+
+
+def _node_name(value: str) -> str:
+    if not _is_object_name(value):
+        raise _Rule(f"must be the name of a Kubernetes node (a DNS-1123 subdomain); it is {value!a}")
+    return value
+
+
+def _object_names(value: str) -> tuple[str, ...]:
+    names = tuple(value.split(","))
+    if not all(map(_is_object_name, names)):
+        raise _Rule(
+            f"must be names of Kubernetes secrets (DNS-1123 subdomains) separated by commas, such as a,b; it is"
+            f" {value!a}"
+        )
+    return names
+
+
+def _quantity(value: str) -> str:
+    try:
+        quantity = parse_quantity(value)
+    except ValueError as error:
+        raise _Rule(str(error)) from None
+    if quantity <= 0:
+        raise _Rule(f"must be a quantity above zero; it is {value!a}")
+    return value
+
+
 def _service_account(value: str) -> str:
-    if len(value) > 253 or not _DNS_1123_SUBDOMAIN.fullmatch(value):
+    if not _is_object_name(value):
         raise _Rule(f"must be the name of a Kubernetes service account (a DNS-1123 subdomain); it is {value!a}")
     return value
 

@@ -97,9 +97,34 @@ def test_another_user_can_use_it_whatever_the_umask_is(builder: Path) -> None:
 
 def test_it_is_compiled(builder: Path) -> None:
     install(builder)
-    sources = {file.stem for file in builder.rglob("*.py")}
-    compiled = {file.name.partition(".")[0] for file in builder.rglob(f"*.{sys.implementation.cache_tag}.pyc")}
-    assert sources == compiled
+    bundles = {file.name for file in builder.rglob("bundle.*") if file.suffix != ".py"}
+    assert f"bundle.{sys.implementation.cache_tag}" in bundles
+
+
+def modules(builder: Path, program: Path) -> tuple[set[str], str]:
+    """Return the files of the package that a call opens, and what it says on standard error."""
+    trace = "import sys; sys.addaudithook(lambda event, args: event == 'open' and print(args[0])); "
+    run = f"sys.argv = [{str(program)!r}]; exec(compile(open({str(program)!r}).read(), {str(program)!r}, 'exec'),"
+    script = f"{trace}{run} {{'__name__': '__main__', '__file__': {str(program)!r}}})"
+    command = [sys.executable, "-I", "-S", "-u", "-c", script]
+    done = subprocess.run(command, env={}, capture_output=True, text=True, check=False)
+    return {Path(line).name for line in done.stdout.splitlines() if "k8s_builder_client" in line}, done.stderr
+
+
+@pytest.mark.parametrize("state", ["whole", "missing", "of another Python", "cut off"])
+def test_a_call_reads_one_file_where_there_is_byte_code_for_its_python(builder: Path, state: str) -> None:
+    install(builder)
+    [bundle] = builder.rglob(f"bundle.{sys.implementation.cache_tag}")
+    whole = bundle.read_bytes()
+    if state == "missing":
+        bundle.unlink()
+    elif state != "whole":
+        bundle.write_bytes(b"0000" + whole[4:] if state == "of another Python" else whole[:1000])
+    opened, said = modules(builder, builder / "bin/detect")
+    assert "Expected CHAINCODE_SOURCE_DIR and CHAINCODE_METADATA_DIR arguments" in said
+    assert ("call.py" in opened) == (state != "whole")
+    if state == "whole":
+        assert opened == {bundle.name}
 
 
 def test_a_copied_folder_of_the_image_is_brought_up_to_date(peer: Peer, builder: Path) -> None:
@@ -207,7 +232,33 @@ def test_the_given_python_is_preferred_to_all_others(builder: Path, tmp_path: Pa
 def test_a_relative_path_is_made_absolute(builder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(sys.executable).parent)
     assert command(builder, "--python", Path(sys.executable).name).exit_code == 0
-    assert f"beside={sys.executable}\n" in (builder / "bin/run").read_text()
+    assert (builder / "bin/run").read_text().startswith(f"#!{sys.executable} -IS\n")
+
+
+def test_a_given_python_is_started_without_a_shell(peer: Peer, builder: Path, tmp_path: Path) -> None:
+    python = tmp_path / "python3"
+    python.symlink_to(sys.executable)
+    install(builder, python)
+    peer.bin = builder / "bin"
+    peer.environment = {"FABRIC_K8S_BUILDER_SOCKET": peer.environment["FABRIC_K8S_BUILDER_SOCKET"]}
+    for name in NAMES:
+        program = peer.call(name)
+        connection = peer.daemon.accept()
+        assert connection.request().one("H") == b"1\0%s\0%d" % (name.encode(), program.pid)
+        started = Path(f"/proc/{program.pid}/cmdline").read_bytes().split(b"\0")
+        assert started[:3] == [os.fsencode(python), b"-IS", os.fsencode(builder / "bin" / name)]
+        connection.send(words(b"word\n"), exits(3))
+        assert program.ends_saying(b"word\n") == 3
+    assert len([file for file in builder.rglob("bundle.*") if file.suffix != ".py"]) == 1
+
+
+def test_a_path_too_long_for_the_first_line_goes_through_the_shell(builder: Path, tmp_path: Path) -> None:
+    python = tmp_path / ("long" * 30) / "python3"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    install(builder, python)
+    assert (builder / "bin/run").read_text().startswith("#!/bin/sh\n")
+    assert "Expected " in says(builder)
 
 
 @pytest.mark.parametrize("kind", [*BROKEN, "not there", "a quote", "2.7"])

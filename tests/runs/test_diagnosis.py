@@ -93,7 +93,7 @@ INIT_IMAGE = "localhost/nowhere@sha256:" + "ab" * 32
             0.08,
             Category.UNSCHEDULABLE,
             f"the pod cannot be scheduled: {NO_NODE} Label a node fabric-builder-k8s-role=<role>, or correct"
-            " FABRIC_K8S_BUILDER_NODE_ROLE",
+            " FABRIC_K8S_BUILDER_NODE_ROLE or FABRIC_K8S_BUILDER_NODE_NAME",
         ),
         (
             "out-of-cpu",
@@ -938,6 +938,15 @@ def test_a_refusal_is_told_by_who_refuses(words: str, category: Category, remedy
     ("words", "remedy"),
     [
         ("0/1 nodes are available: 1 node(s) had untolerated taint {a: b}.", "Add a toleration to the pod template"),
+        (
+            "0/2 nodes are available: 1 node(s) had untolerated taint {a: b}, 1 node(s) didn't match Pod's node"
+            " affinity/selector.",
+            "Label a node fabric-builder-k8s-role=<role>",
+        ),
+        (
+            "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) didn't match Pod's node affinity/selector.",
+            "Add capacity, or lower the requests in the pod template",
+        ),
         ("Scheduling is blocked due to non-empty scheduling gates", "Find out who sets schedulingGates on the pod"),
     ],
 )

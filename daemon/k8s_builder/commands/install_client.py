@@ -15,7 +15,7 @@ from k8s_builderd.errors import BuilderError
     "--python",
     metavar="PATH",
     type=click.Path(path_type=Path),
-    help="The interpreter that the programs use, 3.8 or later. Without it, the first python3 in the peer's PATH.",
+    help="The interpreter that runs the programs, 3.8 or later. Without it, a shell looks for one at each call.",
 )
 def install_client(folder: Path, python: Path | None) -> None:
     """Write the programs that a peer calls to DIR, the `path` of a builder in core.yaml.

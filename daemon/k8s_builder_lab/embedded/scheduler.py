@@ -104,10 +104,15 @@ def _selected(spec: Object, labels: Mapping[str, str]) -> bool:
     )
     if not affinity:
         return True
-    # Terms are alternatives; the expressions of one term must all hold.
+    # Terms are alternatives; what one term has must all hold, and a term with nothing in it matches no node.
+    fields = {"metadata.name": podstatus.NODE}
     return any(
-        all(_holds(expression, labels) for expression in term.get("matchExpressions") or [])
+        all(wanted)
         for term in affinity.get("nodeSelectorTerms") or []
+        if (
+            wanted := [_holds(it, labels) for it in term.get("matchExpressions") or []]
+            + [_holds(it, fields) for it in term.get("matchFields") or []]
+        )
     )
 
 

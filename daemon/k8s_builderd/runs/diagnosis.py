@@ -114,8 +114,10 @@ _REFUSALS = (
 )
 _UNSCHEDULABLE = (
     (
-        re.compile("affinity"),
-        "Label a node fabric-builder-k8s-role=<role>, or correct FABRIC_K8S_BUILDER_NODE_ROLE",
+        # Where a node is named that lacks something, that one is not what the affinity is about.
+        re.compile("^(?!.*Insufficient ).*affinity", re.DOTALL),
+        "Label a node fabric-builder-k8s-role=<role>, or correct FABRIC_K8S_BUILDER_NODE_ROLE or"
+        " FABRIC_K8S_BUILDER_NODE_NAME",
     ),
     (re.compile("untolerated taint"), "Add a toleration to the pod template, or remove the taint"),
     (re.compile("Insufficient "), "Add capacity, or lower the requests in the pod template"),

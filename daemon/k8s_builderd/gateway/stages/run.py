@@ -83,7 +83,8 @@ def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Pl
         host=settings.host,
         security_profile=settings.security_profile,
         run_as_non_root=settings.run_as_non_root,
-        template=settings.pod_template,
+        pod=settings.pod,
+        template=(settings.pod_template,) if settings.pod_template else (),
         log_prefix=settings.log_prefix,
         takeovers=cursor.takeovers if cursor is not None else 0,
     )
