@@ -72,7 +72,7 @@ class Autostart:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                return "it is starting", remedy
+                return self._starting(), remedy
             since, at, attempts, reason = _read(lock)
             if self._child_end and since == self._child_since and not reason:
                 reason = self._child_end
@@ -88,7 +88,10 @@ class Autostart:
             return "it cannot be started: %s" % _explained(error), remedy
         finally:
             os.close(lock)
-        return "it is starting", remedy
+        return self._starting(), remedy
+
+    def _starting(self) -> str:
+        return "it is starting again after it has ended: %s" % self._told if self._told else "it is starting"
 
     def _tell(self, reason: str, remedy: str) -> None:
         if reason != self._told:
