@@ -11,6 +11,7 @@ import structlog
 from anyio.abc import TaskStatus
 
 from k8s_builderd import health
+from k8s_builderd.access import Access
 from k8s_builderd.autostart import AFTER_PEER, PeerProcess, end_with_peer
 from k8s_builderd.gateway.listener import Listener
 from k8s_builderd.gateway.stages import build, detect, logs, release, run, status, stop
@@ -35,9 +36,14 @@ async def serve(settings: Settings, peer: PeerProcess | None = None) -> None:
     metrics = Metrics()
     metrics.describe_process()
     metrics.expect(Category, Reason)
+    access = Access()
     async with (
         Api.open(
-            settings.kubeconfig, settings.namespace, patience=settings.request_timeout, observe=metrics.requested
+            settings.kubeconfig,
+            settings.namespace,
+            patience=settings.request_timeout,
+            observe=metrics.requested,
+            answered=access.answered,
         ) as api,
         anyio.create_task_group() as tasks,
     ):
@@ -64,6 +70,7 @@ async def serve(settings: Settings, peer: PeerProcess | None = None) -> None:
             "jobs": lambda: store.jobs.error,
             "pods": lambda: store.pods.error,
             "owner": lambda: own_pod.error,
+            "access": lambda: access.error,
         }
         started = datetime.now(UTC)
 
@@ -90,6 +97,7 @@ async def serve(settings: Settings, peer: PeerProcess | None = None) -> None:
             _log.info("daemon_started", namespace=settings.namespace, instance=settings.instance)
             tasks.start_soon(store.expire_orphans)
             tasks.start_soon(metrics.measure_lag)
+            tasks.start_soon(access.keep_asking, api, settings.access_interval)
             if peer is not None:
                 patience = settings.reconnect_grace + AFTER_PEER
 
