@@ -26,8 +26,7 @@ def main(argv: "list[str]", environment: "Mapping[bytes, bytes]") -> int:
     try:
         if program not in ARGUMENTS:
             raise CallError("This program must have one of these names: %s" % ", ".join(ARGUMENTS))
-        folder = encoded(argv[0]).rpartition(b"/")[0] or b"."
-        call = Call(program, [encoded(argument) for argument in argv[1:]], environment, folder)
+        call = Call(program, [encoded(argument) for argument in argv[1:]], environment)
         stderr.debugging = call.debug
         for name, directory in call.directories.items():
             stderr.debug("%s: %s" % (name, shown(directory)))
