@@ -18,8 +18,9 @@ from k8s_builderd.fabric.objects import Job, Meta, Pod
 from k8s_builderd.kube.objects import Event, InvolvedObject
 from k8s_builderd.kube.watch import Applied, Deleted
 from k8s_builderd.runs.category import Category
-from k8s_builderd.runs.diagnosis import TAIL, Diagnosis, Verdict, diagnose, left_behind, stage, verdict
+from k8s_builderd.runs.diagnosis import Diagnosis, diagnose, stage
 from k8s_builderd.runs.observed import Observed
+from k8s_builderd.runs.verdict import TAIL, Verdict, left_behind, verdict
 
 OBSERVED: dict[str, list[Any]] = json.loads(Path(__file__).with_suffix(".json").read_text())
 NO_NODE = (

@@ -28,9 +28,10 @@ from k8s_builderd.metrics import Metrics
 from k8s_builderd.runs.beside import beside
 from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import Cursor
-from k8s_builderd.runs.diagnosis import TAIL, Diagnosis, diagnose, left_behind, stage, verdict
+from k8s_builderd.runs.diagnosis import Diagnosis, diagnose, stage
 from k8s_builderd.runs.record import Run
 from k8s_builderd.runs.store import Store
+from k8s_builderd.runs.verdict import TAIL, left_behind, verdict
 
 EVENTS_FIRST, EVENTS_CAP = 0.4, 5.0
 """Seconds between two looks at the events of a launch that does not come up."""
