@@ -211,6 +211,39 @@ def stage(pod: Pod | None, events: Iterable[Event] = (), *, created: bool = True
     return Diagnosis(Category.CONTAINER_CREATING, "creating", text)
 
 
+_UNREADY_REMEDY = (
+    "It keeps running, and the peer does not ask. Correct readinessProbe in the pod template, or leave it out"
+)
+
+
+def degraded(pod: Pod) -> list[Diagnosis]:
+    """Return what is wrong with a pod although its chaincode runs: with its other containers, and with its readiness.
+
+    None of it ends the chaincode. A container that is just starting is not ready either: it takes a while to tell.
+    """
+    others = [s for s in pod.status.init_container_statuses or () if pod.is_sidecar(s.name)]
+    others += [s for s in pod.status.container_statuses or () if s.name != CONTAINER]
+    found = [fault for status in others if (fault := _beside(pod, status)) is not None]
+    for status in pod.status.container_statuses or ():
+        is_up = status.state.running is not None and status.started is not False  # by its startup probe
+        if status.name == CONTAINER and is_up and status.ready is False:
+            text = "the chaincode runs, but its readiness probe does not succeed"
+            found.append(_diagnosis(Category.NOT_READY, "readiness", text, _UNREADY_REMEDY))
+    return found
+
+
+def _beside(pod: Pod, status: ContainerStatus) -> Diagnosis | None:
+    name, cause = f"{_kind(pod, status.name)} {status.name}", f"beside {status.name}"
+    if (ended := status.state.terminated) is not None and ended.exit_code != 0:
+        how = f"{ended.reason}, exit code {ended.exit_code}" if ended.reason else f"exit code {ended.exit_code}"
+        text = f"{name} failed ({how}), and the chaincode keeps running"
+        return _diagnosis(Category.SIDECAR_FAILED, cause, text, see_log(pod, status.name))
+    if (waiting := status.state.waiting) is not None and not waiting.normal:
+        fault = _init_waiting(pod, status, waiting.reason or "", waiting.message or "")
+        return Diagnosis(Category.SIDECAR_FAILED, cause, fault.text)
+    return None
+
+
 def _prepared(pod: Pod | None, events: Iterable[Event]) -> bool:
     """Say whether the pod has got beyond its volumes and its sandbox."""
     if pod is None:
@@ -233,7 +266,9 @@ def _pull_error(message: str) -> str:
 
 
 def _kind(pod: Pod, container: str) -> str:
-    return "sidecar" if pod.is_sidecar(container) else "init container"
+    if pod.is_sidecar(container):
+        return "sidecar"
+    return "init container" if pod.is_init_container(container) else "container"
 
 
 def node_name(pod: Pod) -> str:

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from k8s_builderd.fabric.manifests import CONTAINER
 from k8s_builderd.fabric.objects import Job, Pod
-from k8s_builderd.kube.objects import ContainerSpec, Event, Terminated
+from k8s_builderd.kube.objects import Condition, ContainerSpec, Event, Terminated
 from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.diagnosis import NO_WORDS, Diagnosis, node_name, see_log, with_remedy
 
@@ -72,6 +72,7 @@ _POD_REASONS = {
     "Preempting": Category.PREEMPTED,
     "Terminated": Category.NODE_SHUTDOWN,
     "NodeShutdown": Category.NODE_SHUTDOWN,
+    "Shutdown": Category.NODE_SHUTDOWN,
     "NodeLost": Category.NODE_LOST,
     "DeadlineExceeded": Category.DEADLINE_EXCEEDED,
 }
@@ -83,7 +84,14 @@ _DISRUPTIONS = {
     "PreemptionByScheduler": Category.PREEMPTED,
     "DeletionByPodGC": Category.NODE_LOST,
 }
-"""Reasons of the condition DisruptionTarget."""
+"""Reasons of the condition DisruptionTarget, but for `_BY_KUBELET`."""
+
+_BY_KUBELET = "TerminationByKubelet"
+_KUBELETS_WORDS = (
+    (re.compile("node shutdown"), Category.NODE_SHUTDOWN),
+    (re.compile("critical pod"), Category.PREEMPTED),
+)
+"""What the condition's message says of why the kubelet ends a pod; of an eviction it says what is short."""
 
 _EVICTION_EVENTS = {
     "Evicted": Category.EVICTED,
@@ -227,10 +235,10 @@ def _cause(seen: Seen, pod: Pod, events: tuple[Event, ...]) -> _Cause | None:
         return _told(category, reason, pod.status.message)
     disruption = pod.condition("DisruptionTarget")
     if disruption is not None and disruption.status == "True":
-        category = _DISRUPTIONS.get(disruption.reason or "", Category.EVICTED)
+        category = _disruption(disruption)
         # An eviction says so before it deletes the pod, and is not always carried out. The collection of the pods of
-        # a lost node deletes nothing first.
-        if seen.told_to_end or category is Category.NODE_LOST:
+        # a lost node deletes nothing first, and the kubelet nothing at all.
+        if seen.told_to_end or category is Category.NODE_LOST or disruption.reason == _BY_KUBELET:
             if category is Category.EVICTED and any(event.reason == "NodeNotReady" for event in events):
                 category = Category.NODE_LOST
             return _told(category, disruption.reason or "", disruption.message)
@@ -241,6 +249,13 @@ def _cause(seen: Seen, pod: Pod, events: tuple[Event, ...]) -> _Cause | None:
             return _Cause(Category.JOB_DELETED, "its job was deleted")
         return _Cause(Category.POD_DELETED, "its pod was deleted")
     return _probe(events)
+
+
+def _disruption(condition: Condition) -> Category:
+    if condition.reason == _BY_KUBELET:
+        words = condition.message or ""
+        return next((category for sign, category in _KUBELETS_WORDS if sign.search(words)), Category.EVICTED)
+    return _DISRUPTIONS.get(condition.reason or "", Category.EVICTED)
 
 
 def _evicted(events: tuple[Event, ...]) -> _Cause | None:
