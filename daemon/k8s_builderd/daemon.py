@@ -11,7 +11,6 @@ import structlog
 from anyio.abc import TaskStatus
 
 from k8s_builderd import health
-from k8s_builderd.access import Access
 from k8s_builderd.gateway.listener import Listener
 from k8s_builderd.gateway.stages import build, detect, logs, release, run, status, stop
 from k8s_builderd.kube.api import Api
@@ -34,14 +33,9 @@ async def serve(settings: Settings) -> None:
     metrics = Metrics()
     metrics.describe_process()
     metrics.expect(Category, Reason)
-    access = Access()
     async with (
         Api.open(
-            settings.kubeconfig,
-            settings.namespace,
-            patience=settings.request_timeout,
-            observe=metrics.requested,
-            answered=access.answered,
+            settings.kubeconfig, settings.namespace, patience=settings.request_timeout, observe=metrics.requested
         ) as api,
         anyio.create_task_group() as tasks,
     ):
@@ -68,7 +62,6 @@ async def serve(settings: Settings) -> None:
             "jobs": lambda: store.jobs.error,
             "pods": lambda: store.pods.error,
             "owner": lambda: own_pod.error,
-            "access": lambda: access.error,
         }
         started = datetime.now(UTC)
 
@@ -95,7 +88,6 @@ async def serve(settings: Settings) -> None:
             _log.info("daemon_started", namespace=settings.namespace, instance=settings.instance)
             tasks.start_soon(store.expire_orphans)
             tasks.start_soon(metrics.measure_lag)
-            tasks.start_soon(access.keep_asking, api, settings.access_interval)
             await own_pod.confirm(api, settings, runs.set_owner)
             await anyio.sleep_forever()
 

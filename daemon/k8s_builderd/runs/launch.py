@@ -341,20 +341,16 @@ class Launch:
         """Return the events of the Job and its pod, or what is to be had of them."""
         pod = self._seen.pod
         uids = [self._job_uid] if pod is None else [self._job_uid, pod.metadata.uid]
-        found: dict[str, list[Event]] = {}
-        self._events_error = ""
-
-        async def look(uid: str) -> None:
+        found: list[Event] = []
+        for uid in uids:
             try:
-                found[uid] = (await self._api.list(EVENTS, Event, fieldSelector=f"involvedObject.uid={uid}")).items
+                found += (await self._api.list(EVENTS, Event, fieldSelector=f"involvedObject.uid={uid}")).items
             except ApiError as error:
                 _log.warning("events_unavailable", reason=str(error))
                 self._events_error = f"; the events cannot be read: {error}"
-
-        async with anyio.create_task_group() as tasks:
-            for uid in uids:
-                tasks.start_soon(look, uid)
-        return [event for uid in uids for event in found.get(uid, ())]
+                return found
+        self._events_error = ""
+        return found
 
     # The log and the end
 
