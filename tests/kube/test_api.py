@@ -36,7 +36,7 @@ from k8s_builderd.kube.errors import (
     Unreachable,
 )
 from k8s_builderd.kube.objects import ObjectOnly
-from tests.embedded.cluster import PATIENCE
+from tests.embedded.cluster import PATIENCE, eventually
 from tests.kube.certificates import Authority
 from tests.kube.rogue import Answer, Reply, Request, Rogue, rogue
 
@@ -469,9 +469,7 @@ async def test_a_plugin_that_never_ends_is_killed_and_told(
         with anyio.fail_after(PATIENCE), pytest.raises(SettingsError, match="no answer within 2 s"):
             await credentials.load()
     (pid,) = (tmp_path / "started").read_text().split()
-    with anyio.fail_after(PATIENCE):
-        while exists(pid) or any("waitpid" in thread.name for thread in threading.enumerate()):
-            await anyio.lowlevel.checkpoint()
+    await eventually(lambda: not exists(pid) and not any("waitpid" in it.name for it in threading.enumerate()))
     await anyio.wait_all_tasks_blocked()
 
 

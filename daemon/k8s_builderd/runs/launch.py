@@ -341,16 +341,20 @@ class Launch:
         """Return the events of the Job and its pod, or what is to be had of them."""
         pod = self._seen.pod
         uids = [self._job_uid] if pod is None else [self._job_uid, pod.metadata.uid]
-        found: list[Event] = []
-        for uid in uids:
+        found: dict[str, list[Event]] = {}
+        self._events_error = ""
+
+        async def look(uid: str) -> None:
             try:
-                found += (await self._api.list(EVENTS, Event, fieldSelector=f"involvedObject.uid={uid}")).items
+                found[uid] = (await self._api.list(EVENTS, Event, fieldSelector=f"involvedObject.uid={uid}")).items
             except ApiError as error:
                 _log.warning("events_unavailable", reason=str(error))
                 self._events_error = f"; the events cannot be read: {error}"
-                return found
-        self._events_error = ""
-        return found
+
+        async with anyio.create_task_group() as tasks:
+            for uid in uids:
+                tasks.start_soon(look, uid)
+        return [event for uid in uids for event in found.get(uid, ())]
 
     # The log and the end
 
