@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from k8s_builderd.access import NEEDED
 from k8s_builderd.settings import DEFAULT_SOCKET, Settings
 from tests.test_docs import code, read_by_client, rows, section
 
@@ -70,6 +71,11 @@ def granted() -> set[tuple[str, str, str]]:
 
 def test_the_role_holds_the_verbs_that_the_code_uses_and_no_other() -> None:
     assert used() == granted()
+
+
+def test_what_is_asked_for_now_and_then_is_what_the_role_holds_but_for_events() -> None:
+    named = {(verb, f"{resource}.{group}" if group else resource) for group, resource, verb in granted()}
+    assert set(NEEDED) == {(verb, resource) for verb, resource in named if not resource.startswith("events")}
 
 
 def test_operations_gives_a_reason_for_each_right() -> None:

@@ -503,6 +503,58 @@ async def test_an_access_review_is_answered(api: Cluster) -> None:
     assert answer.body["status"]["allowed"] is True
 
 
+async def test_the_rules_can_be_reviewed(api: Cluster) -> None:
+    spec = {"namespace": api.namespace}
+    review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": spec}
+    answer = await api.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", review)
+    assert (answer.status, answer.body["kind"]) == (201, "SelfSubjectRulesReview")
+    assert {"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]} in answer.body["status"]["resourceRules"]
+    assert answer.body["status"]["incomplete"] is False
+
+
+async def test_a_dry_run_creates_nothing(api: Cluster) -> None:
+    answer = await api.request("POST", api.path("secrets"), secret("s1"), params={"dryRun": "All"})
+    assert (answer.status, answer.body["metadata"]["name"]) == (201, "s1")
+    assert (await api.list("secrets"))["items"] == []
+    missing = await api.request(
+        "POST", api.path("secrets", namespace="nowhere"), secret("s1"), params={"dryRun": "All"}
+    )
+    assert missing.status == 404
+
+
+async def test_in_a_namespace_that_is_being_deleted_nothing_is_created(api: Cluster) -> None:
+    path = f"/api/v1/namespaces/{api.namespace}"
+    assert (await api.request("GET", path)).body["status"]["phase"] == "Active"
+    assert (await api.request("DELETE", path)).status == 200
+    found = await api.request("GET", path)
+    assert (found.status, found.body["status"]["phase"]) == (200, "Terminating")
+    assert "deletionTimestamp" in found.body["metadata"]
+    answer = await api.request("POST", api.path("jobs"), job("j1"))
+    assert answer.body == status(
+        403,
+        "Forbidden",
+        f'jobs.batch "j1" is forbidden: unable to create new content in namespace {api.namespace} because it is being'
+        " terminated",
+        name="j1",
+        group="batch",
+        kind="jobs",
+        causes=[
+            {
+                "reason": "NamespaceTerminating",
+                "message": f"namespace {api.namespace} is being terminated",
+                "field": "metadata.namespace",
+            }
+        ],
+    )
+    assert (await api.list("jobs"))["items"] == []
+
+
+async def test_a_namespace_that_is_not_there_is_a_404(api: Cluster) -> None:
+    answer = await api.request("GET", "/api/v1/namespaces/nowhere")
+    expected = status(404, "NotFound", 'namespaces "nowhere" not found', name="nowhere", kind="namespaces")
+    assert answer.body == expected
+
+
 async def test_version_and_health_are_told(api: Cluster) -> None:
     version = await api.request("GET", "/version")
     assert {"major", "minor", "gitVersion"} <= version.body.keys()

@@ -13,7 +13,17 @@ from k8s_builder_lab.embedded.faults import Action, Faults, Verb
 from k8s_builder_lab.embedded.kubelet import Kubelet
 from k8s_builder_lab.embedded.logs import Reader
 from k8s_builder_lab.embedded.node import Node
-from k8s_builder_lab.embedded.objects import PODS, RESOURCES, Object, Resource, seconds
+from k8s_builder_lab.embedded.objects import (
+    ACCESS_REVIEWS,
+    NAMESPACES,
+    PODS,
+    RESOURCES,
+    RULES_REVIEWS,
+    Object,
+    Resource,
+    seconds,
+)
+from k8s_builder_lab.embedded.rights import Rights, asked_for
 from k8s_builder_lab.embedded.status import (
     ApiError,
     forbidden,
@@ -56,6 +66,7 @@ class Api:
         self._faults = fault_rules
         self._bookmarks = bookmarks
         self.tokens = {token}
+        self.rights = Rights()
         self.unauthorized_until = 0.0
         self.forbidden_until = 0.0
         self.requests: Counter[str] = Counter()
@@ -68,7 +79,11 @@ class Api:
             web.get("/readyz", self._health),
             web.get("/livez", self._health),
             web.get("/healthz", self._health),
-            web.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", self._review),
+            web.post(f"{ACCESS_REVIEWS.path}/{ACCESS_REVIEWS.plural}", self._access_review),
+            web.post(f"{RULES_REVIEWS.path}/{RULES_REVIEWS.plural}", self._rules_review),
+            web.post("/api/v1/namespaces", self._handler(NAMESPACES, self._create_namespace)),
+            web.get("/api/v1/namespaces/{name}", self._handler(NAMESPACES, self._get), allow_head=False),
+            web.delete("/api/v1/namespaces/{name}", self._handler(NAMESPACES, self._delete_namespace)),
         ]
         for resource in RESOURCES:
             path = f"{resource.path}/namespaces/{{namespace}}/{resource.plural}"
@@ -119,19 +134,23 @@ class Api:
     async def _health(self, request: web.Request) -> web.StreamResponse:
         return web.Response(text="ok")
 
-    async def _review(self, request: web.Request) -> web.StreamResponse:
+    async def _access_review(self, request: web.Request) -> web.StreamResponse:
+        spec = await self._asked_in_review(request, ACCESS_REVIEWS)
+        return _reviewed(ACCESS_REVIEWS, spec, self.rights.access_review(spec))
+
+    async def _rules_review(self, request: web.Request) -> web.StreamResponse:
+        await self._asked_in_review(request, RULES_REVIEWS)
+        return _reviewed(RULES_REVIEWS, {}, self.rights.rules_review())
+
+    async def _asked_in_review(self, request: web.Request, resource: Resource) -> Object:
+        """Return the `spec` of a review."""
         self._authenticate(request)
-        body = await asked.body(request)
-        return _answer(
-            {
-                "kind": "SelfSubjectAccessReview",
-                "apiVersion": "authorization.k8s.io/v1",
-                "metadata": {},
-                "spec": body.get("spec") or {},
-                "status": {"allowed": True},
-            },
-            201,
-        )
+        self.requests[f"create {resource.plural}"] += 1
+        if anyio.current_time() < self.unauthorized_until:
+            raise unauthorized()
+        if not self._may("create", resource):
+            raise forbidden("create", resource, "", "")
+        return (await asked.body(request)).get("spec") or {}
 
     def _handler(
         self, resource: Resource, work: Callable[[web.Request, Resource, "_Fault"], Awaitable[web.StreamResponse]]
@@ -143,8 +162,8 @@ class Api:
             self.requests[f"{verb} {resource.plural}"] += 1
             if anyio.current_time() < self.unauthorized_until:
                 raise unauthorized()
-            if anyio.current_time() < self.forbidden_until:
-                raise forbidden(verb, resource, request.match_info["namespace"], name)
+            if anyio.current_time() < self.forbidden_until or not self._may(verb, resource):
+                raise forbidden(verb, resource, *_subject(request, name))
             fault = _Fault(request, resource, verb, name, *self._faults.take(verb, resource.plural, name))
             await fault.before()
             response = await work(request, resource, fault)
@@ -153,6 +172,10 @@ class Api:
 
         return handle
 
+    def _may(self, verb: Verb, resource: Resource) -> bool:
+        right, plural = asked_for(verb, resource)
+        return self.rights.allow(right, f"{plural}.{resource.group}" if resource.group else plural)
+
     # The verbs
 
     async def _get(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
@@ -160,7 +183,8 @@ class Api:
 
     async def _create(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         body = await asked.body(request)
-        return _answer(self._store.create(resource, request.match_info["namespace"], body), 201)
+        dry_run = request.query.get("dryRun") == "All"
+        return _answer(self._store.create(resource, request.match_info["namespace"], body, dry_run=dry_run), 201)
 
     async def _delete(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         options = await asked.deletion(request, resource)
@@ -171,6 +195,12 @@ class Api:
         if resource is PODS or self._store.find(resource, namespace, name, deleted["metadata"]["uid"]) is not None:
             return _answer(deleted)
         return _answer(success(resource, name, deleted["metadata"]["uid"]))
+
+    async def _create_namespace(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+        return _answer(self._store.create_namespace(await asked.name(request)), 201)
+
+    async def _delete_namespace(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+        return _answer(self._store.delete_namespace(request.match_info["name"]))
 
     async def _patch(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         if request.content_type != "application/merge-patch+json":
@@ -313,7 +343,7 @@ class _Fault:
             case faults.Status(code=401, message=""):
                 raise unauthorized()
             case faults.Status(code=403, message=""):
-                raise forbidden(self._verb, self._resource, self._request.match_info["namespace"], self._name)
+                raise forbidden(self._verb, self._resource, *_subject(self._request, self._name))
             case faults.Status(code=code, reason=reason, message=message, retry_after=retry_after):
                 reason = reason or faults.REASONS.get(code, "")
                 raise ApiError(code, reason, message or f"embedded fault {code}", retry_after=retry_after)
@@ -335,6 +365,17 @@ class _Fault:
     def _reset(self) -> None:
         transport.reset(self._request)
         raise web.HTTPBadGateway  # nobody is there to read it
+
+
+def _subject(request: web.Request, name: str) -> tuple[str, str]:
+    """Return the namespace and the name by which a 403 calls what a request is about."""
+    # What is to be created has no name yet; a namespace is in itself.
+    return request.match_info.get("namespace", name), "" if request.method == "POST" else name
+
+
+def _reviewed(resource: Resource, spec: Object, status: Object) -> web.Response:
+    kind = {"kind": resource.kind, "apiVersion": resource.api_version}
+    return _answer({**kind, "metadata": {}, "spec": spec, "status": status}, 201)
 
 
 def _answer(body: Object, status: int = 200) -> web.Response:

@@ -46,8 +46,8 @@ async def name(request: web.Request) -> str:
 
 
 def key(request: web.Request) -> Key:
-    """Return the namespace and the name in the path."""
-    return request.match_info["namespace"], request.match_info["name"]
+    """Return the namespace, empty where there is none, and the name in the path."""
+    return request.match_info.get("namespace", ""), request.match_info["name"]
 
 
 async def body(request: web.Request) -> Object:

@@ -46,8 +46,12 @@ JOBS = Resource("jobs", "Job", "batch")
 PODS = Resource("pods", "Pod")
 SECRETS = Resource("secrets", "Secret")
 EVENTS = Resource("events", "Event")
+NAMESPACES = Resource("namespaces", "Namespace")
+ACCESS_REVIEWS = Resource("selfsubjectaccessreviews", "SelfSubjectAccessReview", "authorization.k8s.io")
+RULES_REVIEWS = Resource("selfsubjectrulesreviews", "SelfSubjectRulesReview", "authorization.k8s.io")
 
 RESOURCES = (JOBS, PODS, SECRETS, EVENTS)
+"""Those whose objects are in a namespace."""
 BY_KIND = {(resource.api_version, resource.kind): resource for resource in RESOURCES}
 
 FINISHED = ("Succeeded", "Failed")
@@ -67,8 +71,8 @@ SAFE_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 
 
 def key_of(obj: Object) -> Key:
-    """Return the namespace and name of `obj`."""
-    return obj["metadata"]["namespace"], obj["metadata"]["name"]
+    """Return the namespace and name of `obj`; a namespace itself is in none."""
+    return obj["metadata"].get("namespace", ""), obj["metadata"]["name"]
 
 
 def is_deleting(obj: Object) -> bool:

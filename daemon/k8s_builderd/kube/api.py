@@ -8,8 +8,8 @@ and for those of a followed log, the first included. Whoever reads these sees to
 import re
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from http import HTTPStatus
 from typing import Any, Generic, Self, TypeVar
 
@@ -54,16 +54,27 @@ def unobserved(verb: str, resource: str, code: str, seconds: float | None) -> No
     """Take no notice of a request."""
 
 
+Answered = Callable[[str, str, ApiError | None], None]
+"""Is told how each request has ended, once: verb and resource in RBAC's words, and the refusal or None. A request that
+is made again at once with a newer login counts with its second answer only."""
+
+
+def unanswered(verb: str, resource: str, error: ApiError | None) -> None:
+    """Take no notice of an answer."""
+
+
 class Resource(msgspec.Struct, frozen=True):
     """A kind of object: where it lives in the API, and RBAC's name for it."""
 
     prefix: str
     plural: str
     rbac: str
+    namespaced: bool = True
 
     def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
         """Return the URL path of the collection, of one object, or of a subresource of it."""
-        parts = [self.prefix, "namespaces", namespace, self.plural, name, subresource]
+        where = ["namespaces", namespace] if self.namespaced else []
+        parts = [self.prefix, *where, self.plural, name, subresource]
         return "/".join(part for part in parts if part)
 
 
@@ -71,6 +82,19 @@ JOBS = Resource("/apis/batch/v1", "jobs", "jobs.batch")
 PODS = Resource("/api/v1", "pods", "pods")
 SECRETS = Resource("/api/v1", "secrets", "secrets")
 EVENTS = Resource("/api/v1", "events", "events")
+RULES_REVIEWS = Resource(
+    "/apis/authorization.k8s.io/v1",
+    "selfsubjectrulesreviews",
+    "selfsubjectrulesreviews.authorization.k8s.io",
+    namespaced=False,
+)
+ACCESS_REVIEWS = Resource(
+    "/apis/authorization.k8s.io/v1",
+    "selfsubjectaccessreviews",
+    "selfsubjectaccessreviews.authorization.k8s.io",
+    namespaced=False,
+)
+NAMESPACES = Resource("/api/v1", "namespaces", "namespaces", namespaced=False)
 
 
 def _socket(address: Any) -> socket.socket:
@@ -117,9 +141,11 @@ class Api:
         namespace: str,
         patience: float,
         observe: Observe = unobserved,
+        answered: Answered = unanswered,
     ) -> None:
         self.namespace = namespace
         self._observe = observe
+        self._answered = answered
         self._credentials = credentials
         self._session = session
         self._patience = patience
@@ -129,20 +155,27 @@ class Api:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, kubeconfig: str, namespace: str, *, patience: float = 10.0, observe: Observe = unobserved
+        cls,
+        kubeconfig: str,
+        namespace: str,
+        *,
+        patience: float = 10.0,
+        observe: Observe = unobserved,
+        answered: Answered = unanswered,
     ) -> AsyncIterator[Self]:
         """Open a connection pool; nothing is asked yet.
 
         :param kubeconfig: a file's path, or empty for the pod's own service account.
         :param patience: seconds that one request may take; watches and logs have no end.
         :param observe: is told of each request.
+        :param answered: is told how each has ended.
         :raises SettingsError: if the configuration cannot be used.
         """
         async with background() as tasks:
             credentials = Credentials(kubeconfig, tasks)
             await credentials.load()
             async with _session() as session:
-                yield cls(credentials, session, namespace, patience, observe)
+                yield cls(credentials, session, namespace, patience, observe, answered)
 
     @property
     def server(self) -> str:
@@ -173,12 +206,13 @@ class Api:
         content = await self._request("GET", "get", resource, resource.path(self.namespace, name))
         return _decoded(kind, content, "get", resource)
 
-    async def create(self, resource: Resource, kind: type[T], body: Mapping[str, Any]) -> T:
+    async def create(self, resource: Resource, kind: type[T], body: Mapping[str, Any], *, dry_run: bool = False) -> T:
         """Create an object and return it; a field that Kubernetes does not know is refused, not dropped.
 
+        :param dry_run: only say whether it could be created.
         An `Unreachable` leaves open whether it was created: a second try answers with `AlreadyExists` then.
         """
-        query = {"fieldValidation": "Strict"}
+        query = {"fieldValidation": "Strict", **({"dryRun": "All"} if dry_run else {})}
         content = await self._request("POST", "create", resource, resource.path(self.namespace), query, body)
         return _decoded(kind, content, "create", resource)
 
@@ -219,18 +253,29 @@ class Api:
         data = msgspec.json.encode(body) if body is not None else None
         request = _Request(verb, resource.rbac, method, path, query, data)
         asked = anyio.current_time()
-        try:
-            with anyio.fail_after(self._patience):
-                response = await self._send(request)
-                async with response:
-                    content = await response.read()
-        except (aiohttp.ClientError, OSError) as error:
-            self._observe(verb, resource.rbac, NO_ANSWER, anyio.current_time() - asked)
-            raise _unreachable(error, verb, resource.rbac) from error
-        self._observe(verb, resource.rbac, str(response.status), anyio.current_time() - asked)
-        if response.status >= HTTPStatus.MULTIPLE_CHOICES:
-            raise _refusal(response, content, verb, resource.rbac)
+        with self._telling(verb, resource.rbac):
+            try:
+                with anyio.fail_after(self._patience):
+                    response = await self._send(request)
+                    async with response:
+                        content = await response.read()
+            except (aiohttp.ClientError, OSError) as error:
+                self._observe(verb, resource.rbac, NO_ANSWER, anyio.current_time() - asked)
+                raise _unreachable(error, verb, resource.rbac) from error
+            self._observe(verb, resource.rbac, str(response.status), anyio.current_time() - asked)
+            if response.status >= HTTPStatus.MULTIPLE_CHOICES:
+                raise _refusal(response, content, verb, resource.rbac)
         return content
+
+    @contextmanager
+    def _telling(self, verb: str, what: str) -> Iterator[None]:
+        """Tell how the request that is made meanwhile has ended."""
+        try:
+            yield
+        except ApiError as error:
+            self._answered(verb, what, error)
+            raise
+        self._answered(verb, what, None)
 
     @asynccontextmanager
     async def _stream(
@@ -252,22 +297,29 @@ class Api:
         def seconds() -> float | None:
             return anyio.current_time() - asked if head is not None else None
 
-        try:
-            with anyio.fail_after(head):
-                response = await self._send(_Request(verb, what, "GET", path, query))
-        except (aiohttp.ClientError, OSError) as error:
-            self._observe(verb, what, NO_ANSWER, seconds())
-            raise _unreachable(error, verb, what) from error
-        self._observe(verb, what, str(response.status), seconds())
-        try:
+        with self._telling(verb, what):
+            try:
+                with anyio.fail_after(head):
+                    response = await self._send(_Request(verb, what, "GET", path, query))
+            except (aiohttp.ClientError, OSError) as error:
+                self._observe(verb, what, NO_ANSWER, seconds())
+                raise _unreachable(error, verb, what) from error
+            self._observe(verb, what, str(response.status), seconds())
             if response.status >= HTTPStatus.MULTIPLE_CHOICES:
-                content = b""
-                with suppress(aiohttp.ClientError, OSError), anyio.fail_after(self._patience):
-                    content = await _beginning(response.content, _ERROR_BODY)
-                raise _refusal(response, content, verb, what)
+                raise await self._refused_stream(response, verb, what)
+        try:
             yield _chunks(response, verb, what, silence)
         finally:
             _leave(response)  # a stream is never read to its end for the sake of the connection
+
+    async def _refused_stream(self, response: aiohttp.ClientResponse, verb: str, what: str) -> ApiError:
+        content = b""
+        try:
+            with suppress(aiohttp.ClientError, OSError), anyio.fail_after(self._patience):
+                content = await _beginning(response.content, _ERROR_BODY)
+        finally:
+            _leave(response)
+        return _refusal(response, content, verb, what)
 
     async def _send(self, request: _Request) -> aiohttp.ClientResponse:
         # A token may have been replaced (a kubeconfig's tokenFile, an exec plugin's expiry), or a certificate, ours or
