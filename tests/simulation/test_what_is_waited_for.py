@@ -59,7 +59,9 @@ def test_a_container_that_never_ends_is_not_waited_for_for_ever(world: World) ->
     """Its node is lost: after its grace and 5 s the launch goes on, and the next one does not wait at all."""
     site = launched(world)
     old = world.cluster.containers[0]
-    old.pod.node.down = True
+    lost = old.pod.node
+    lost.down = True
+    world.cluster.nodes.remove(lost)  # nothing more is scheduled there
     world.end_peer(site, gracefully=False)
     world.start_peer(site)
     begin = world.now
@@ -72,6 +74,7 @@ def test_a_container_that_never_ends_is_not_waited_for_for_ever(world: World) ->
     assert world.works(site) <= 2
     assert world.now - begin < world.wait
     assert len(world.logged("pod_does_not_end")) == 1, "nobody waits twice"
+    world.cluster.nodes.append(lost)
     over(world)
 
 
