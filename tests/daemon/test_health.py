@@ -33,7 +33,7 @@ async def metric(scene: Scene, daemon: Running, name: str) -> float:
 async def test_a_daemon_that_is_well_says_so(scene: Scene, daemon: Running) -> None:
     assert await scene.health(daemon, "/livez") == (200, "ok\n")
     text = await becomes(scene, daemon, "/readyz", 200)
-    assert text == "[+]socket ok\n[+]jobs ok\n[+]pods ok\n[+]owner ok\nok\n"
+    assert text == "[+]socket ok\n[+]jobs ok\n[+]pods ok\n[+]owner ok\n[+]template ok\nok\n"
     assert await scene.health(daemon, "/healthz") == (200, text)
     assert await metric(scene, daemon, "ready") == 1
 
@@ -75,7 +75,7 @@ async def test_rights_that_are_missing_are_told_with_verb_and_resource(scene: Sc
         while "Check the Role of the daemon's service account" not in text:
             text = await becomes(scene, daemon, "/readyz", 503)
     assert "[-]pods failed: cannot list pods" in text
-    assert len(text.splitlines()) == 5
+    assert len(text.splitlines()) == 6
 
 
 async def test_a_pod_that_is_not_the_daemons_own_is_not_ready(scene: Scene) -> None:

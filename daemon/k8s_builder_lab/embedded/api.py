@@ -8,7 +8,7 @@ import anyio
 import msgspec
 from aiohttp import web
 
-from k8s_builder_lab.embedded import asked, faults, podstatus, selectors, streams, transport, validation
+from k8s_builder_lab.embedded import asked, faults, fields, podstatus, selectors, streams, transport, validation
 from k8s_builder_lab.embedded.faults import Action, Faults, Verb
 from k8s_builder_lab.embedded.kubelet import Kubelet
 from k8s_builder_lab.embedded.logs import Reader
@@ -160,7 +160,9 @@ class Api:
 
     async def _create(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         body = await asked.body(request)
-        return _answer(self._store.create(resource, request.match_info["namespace"], body), 201)
+        namespace, dry_run = request.match_info["namespace"], asked.dry_run(request)
+        fields.check(resource, body, strict=request.query.get("fieldValidation") == "Strict")
+        return _answer(self._store.create(resource, namespace, body, dry_run=dry_run), 201)
 
     async def _delete(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         options = await asked.deletion(request, resource)

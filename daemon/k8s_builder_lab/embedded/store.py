@@ -78,9 +78,10 @@ class Store:
 
     # Writing
 
-    def create(self, resource: Resource, namespace: str, obj: Object) -> Object:
+    def create(self, resource: Resource, namespace: str, obj: Object, *, dry_run: bool = False) -> Object:
         """Check and store a new object and return it as stored.
 
+        :param dry_run: do everything but store it; what is returned has no resourceVersion then.
         :raises ApiError: 400, 404 of the namespace, 409 if the name is taken, 422
         """
         obj = validation.accept(resource, obj, namespace)
@@ -91,7 +92,7 @@ class Store:
             raise already_exists(resource, obj["metadata"]["name"])
         obj["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": seconds()}
         obj = copy.deepcopy(validation.with_defaults(resource, obj))
-        return self._write("ADDED", resource, obj, None)
+        return obj if dry_run else self._write("ADDED", resource, obj, None)
 
     def update(
         self,

@@ -96,6 +96,14 @@ class _Request(msgspec.Struct, frozen=True):
     data: bytes | None = None
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """What the API server has answered to a request that it has carried out."""
+
+    content: bytes
+    warnings: tuple[str, ...] = ()
+    """The values of its `Warning` headers (RFC 7234), such as `299 - "..."`."""
+
+
 class Listing(msgspec.Struct, Generic[T], frozen=True):
     """What a list has returned: the resourceVersion to watch from, and the objects.
 
@@ -155,8 +163,8 @@ class Api:
         :param kind: the Struct to decode each into.
         :raises ApiError: as every request here does.
         """
-        content = await self._request("GET", "list", resource, resource.path(self.namespace), selectors)
-        raw = _decoded(RawList, content, "list", resource)
+        answer = await self._request("GET", "list", resource, resource.path(self.namespace), selectors)
+        raw = _decoded(RawList, answer.content, "list", resource)
         items, unreadable = [], set()
         for item in raw.items or ():
             try:
@@ -170,8 +178,8 @@ class Api:
 
     async def get(self, resource: Resource, kind: type[T], name: str) -> T:
         """Return one object."""
-        content = await self._request("GET", "get", resource, resource.path(self.namespace, name))
-        return _decoded(kind, content, "get", resource)
+        answer = await self._request("GET", "get", resource, resource.path(self.namespace, name))
+        return _decoded(kind, answer.content, "get", resource)
 
     async def create(self, resource: Resource, kind: type[T], body: Mapping[str, Any]) -> T:
         """Create an object and return it; a field that Kubernetes does not know is refused, not dropped.
@@ -179,8 +187,17 @@ class Api:
         An `Unreachable` leaves open whether it was created: a second try answers with `AlreadyExists` then.
         """
         query = {"fieldValidation": "Strict"}
-        content = await self._request("POST", "create", resource, resource.path(self.namespace), query, body)
-        return _decoded(kind, content, "create", resource)
+        answer = await self._request("POST", "create", resource, resource.path(self.namespace), query, body)
+        return _decoded(kind, answer.content, "create", resource)
+
+    async def try_create(self, resource: Resource, body: Mapping[str, Any]) -> tuple[str, ...]:
+        """Have a creation checked as `create` would have it, admission included, but not carried out.
+
+        :returns: what the API server warns of.
+        """
+        query = {"fieldValidation": "Strict", "dryRun": "All"}
+        answer = await self._request("POST", "create", resource, resource.path(self.namespace), query, body)
+        return tuple(text for warning in answer.warnings for text in _warning_texts(warning))
 
     async def delete(self, resource: Resource, name: str, uid: str) -> None:
         """Delete just the object with this uid; what it owns goes after it, in the background."""
@@ -215,7 +232,7 @@ class Api:
         path: str,
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
-    ) -> bytes:
+    ) -> Answer:
         data = msgspec.json.encode(body) if body is not None else None
         request = _Request(verb, resource.rbac, method, path, query, data)
         asked = anyio.current_time()
@@ -230,7 +247,7 @@ class Api:
         self._observe(verb, resource.rbac, str(response.status), anyio.current_time() - asked)
         if response.status >= HTTPStatus.MULTIPLE_CHOICES:
             raise _refusal(response, content, verb, resource.rbac)
-        return content
+        return Answer(content, tuple(response.headers.getall("Warning", ())))
 
     @asynccontextmanager
     async def _stream(
@@ -341,6 +358,12 @@ def _decoded(kind: type[T], content: bytes | msgspec.Raw, verb: str, resource: R
         # A proxy's page of HTML with status 200, for one. The next answer may be the API server's.
         message = f"the answer is not a valid Kubernetes API response ({error})"
         raise Unavailable(message, verb=verb, resource=resource.rbac) from error
+
+
+def _warning_texts(header: str) -> list[str]:
+    """Return the texts of a Warning header, which are quoted strings behind a code and an agent."""
+    quoted = re.findall(r'[0-9]{3} \S+ "((?:[^"\\]|\\.)*)"', header)
+    return [re.sub(r"\\(.)", r"\1", text) for text in quoted]
 
 
 async def _chunks(
