@@ -4,6 +4,7 @@ import ast
 import importlib
 import itertools
 import re
+import runpy
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -425,6 +426,15 @@ def test_the_checks_of_readyz_are_those_of_the_code() -> None:
     assert documented == failing + warning
 
 
+# The command line
+
+
+def test_the_page_of_the_command_line_is_what_the_commands_say() -> None:
+    """If not, run docs/render_command_line.py."""
+    script = runpy.run_path(str(DOCS / "render_command_line.py"))
+    assert read("reference/command-line.md") == script["render"]()
+
+
 # Rooms and links
 
 
@@ -436,7 +446,7 @@ def test_the_layers_are_those_that_are_checked() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", sorted([*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"]), ids=lambda path: path.name
+    "document", sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"]), ids=lambda path: path.name
 )
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
