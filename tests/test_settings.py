@@ -114,6 +114,7 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("PEER_PATIENCE", "0s", "peer_patience", 0.0),
     ("ORPHAN_GRACE", "1.5h", "orphan_grace", 5400.0),
     ("WATCH_SILENCE", "2m", "watch_silence", 120.0),
+    ("ACCESS_INTERVAL", "30s", "access_interval", 30.0),
 ]
 
 
@@ -246,7 +247,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("MAX_CONNECTIONS", "many", "must be a number above zero; it is 'many'"),
     *(
         (name, value, rule)
-        for name in ("REQUEST_TIMEOUT", "RECONNECT_GRACE", "ORPHAN_GRACE", "WATCH_SILENCE")
+        for name in ("REQUEST_TIMEOUT", "RECONNECT_GRACE", "ORPHAN_GRACE", "WATCH_SILENCE", "ACCESS_INTERVAL")
         for value, rule in (
             ("10", DURATION_RULE + 'time: missing unit in duration "10"'),
             ("0s", "must be a duration above zero; it is '0s'"),

@@ -7,7 +7,7 @@ import anyio
 import click
 import msgspec
 
-from k8s_builderd import daemon, logconf
+from k8s_builderd import autostart, daemon, logconf
 from k8s_builderd.errors import BuilderError
 from k8s_builderd.settings import Settings
 
@@ -19,8 +19,13 @@ from k8s_builderd.settings import Settings
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The embedded cluster's table of images (JSON, see k8s-builder embedded-cluster --help).",
 )
+# The peer's programs start a daemon with these two (k8s_builderd.autostart).
+@click.option("--start-file", type=click.Path(path_type=Path), hidden=True)
+@click.option("--peer-process", type=autostart.PeerProcess, hidden=True)
 @click.version_option(package_name="k8s-builderd")
-def main(embedded: bool, images: Path | None) -> None:
+def main(
+    embedded: bool, images: Path | None, start_file: Path | None, peer_process: autostart.PeerProcess | None
+) -> None:
     """Run Hyperledger Fabric chaincode on Kubernetes, for the peer beside this daemon.
 
     All settings come from the environment; docs/configuration.md has them in one table.
@@ -28,11 +33,13 @@ def main(embedded: bool, images: Path | None) -> None:
     try:
         settings = Settings.load()
         logconf.configure(settings.log_format, debug=settings.debug)
-        anyio.run(_serve_embedded, settings, images) if embedded else anyio.run(daemon.serve, settings)
+        anyio.run(_serve_embedded, settings, images) if embedded else anyio.run(daemon.serve, settings, peer_process)
     except (BuilderError, BaseExceptionGroup) as error:
         told = _leaves(error)
         if not all(isinstance(leaf, BuilderError) for leaf in told):
             raise
+        if start_file is not None:
+            autostart.say_why(start_file, told)
         for leaf in told:
             click.echo(f"k8s-builderd: {leaf}", err=True)
         sys.exit(1)

@@ -11,6 +11,8 @@ import structlog
 from anyio.abc import TaskStatus
 
 from k8s_builderd import health
+from k8s_builderd.access import Access
+from k8s_builderd.autostart import AFTER_PEER, PeerProcess, end_with_peer
 from k8s_builderd.gateway.listener import Listener
 from k8s_builderd.gateway.stages import build, detect, logs, release, run, status, stop
 from k8s_builderd.kube.api import Api
@@ -26,17 +28,23 @@ from k8s_builderd.settings import Settings
 _log = structlog.get_logger("k8s_builderd.daemon")
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, peer: PeerProcess | None = None) -> None:
     """Run until SIGTERM or SIGINT; then let go of everything and delete nothing, because chaincode goes on.
 
+    :param peer: if given, the daemon ends after it, too.
     :raises SettingsError: if a setting cannot be used.
     """
     metrics = Metrics()
     metrics.describe_process()
     metrics.expect(Category, Reason)
+    access = Access()
     async with (
         Api.open(
-            settings.kubeconfig, settings.namespace, patience=settings.request_timeout, observe=metrics.requested
+            settings.kubeconfig,
+            settings.namespace,
+            patience=settings.request_timeout,
+            observe=metrics.requested,
+            answered=access.answered,
         ) as api,
         anyio.create_task_group() as tasks,
     ):
@@ -64,6 +72,7 @@ async def serve(settings: Settings) -> None:
             "jobs": lambda: store.jobs.error,
             "pods": lambda: store.pods.error,
             "owner": lambda: own_pod.error,
+            "access": lambda: access.error,
         }
         # What is told and leaves the daemon ready.
         warnings: dict[str, health.Check] = {
@@ -97,6 +106,14 @@ async def serve(settings: Settings) -> None:
             tasks.start_soon(metrics.measure_lag)
             tasks.start_soon(templates.watch)
             tasks.start_soon(templates.try_out, api)
+            tasks.start_soon(access.keep_asking, api, settings.access_interval)
+            if peer is not None:
+                patience = settings.reconnect_grace + AFTER_PEER
+
+                def is_idle() -> bool:
+                    return not listener.connections and not store.unfinished
+
+                tasks.start_soon(end_with_peer, peer, is_idle, patience, tasks.cancel_scope)
             await own_pod.confirm(api, settings, runs.set_owner)
             await anyio.sleep_forever()
 

@@ -17,6 +17,7 @@ from k8s_builderd.fabric.plan import Plan, PodSettings
 from k8s_builderd.fabric.template import PodTemplate, TemplateError
 from k8s_builderd.kube.api import JOBS, Api
 from k8s_builderd.kube.errors import ApiError, Invalid, Refusals
+from k8s_builderd.kube.review import try_create
 from k8s_builderd.settings import PEER_ID, Settings, read_pod_template
 
 LOOK_INTERVAL = 10.0
@@ -169,7 +170,7 @@ def samples(template: PodTemplate, settings: Settings) -> list[tuple[str, Plan]]
     return plans
 
 
-async def _ask(api: Api, plan: Plan, changed: anyio.Event) -> tuple[str, ...] | None:
+async def _ask(api: Api, plan: Plan, changed: anyio.Event) -> list[str] | None:
     """Return the API server's warnings of a Job; None if it cannot be asked, or the template has changed.
 
     :raises Refused: if there is a mistake in it.
@@ -179,7 +180,7 @@ async def _ask(api: Api, plan: Plan, changed: anyio.Event) -> tuple[str, ...] | 
     told = ""
     while not changed.is_set():
         try:
-            return await api.try_create(JOBS, manifests.job(plan, None))
+            return await try_create(api, JOBS, manifests.job(plan, None))
         except ApiError as error:
             if is_mistake(error):
                 raise Refused(error.args[0].removeprefix(f"cannot {error.verb} {error.resource}: ")) from error

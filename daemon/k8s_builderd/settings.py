@@ -78,6 +78,7 @@ class Settings(Struct, frozen=True):
     reconnect_grace: float = 10.0
     orphan_grace: float = 60.0
     watch_silence: float = 130.0
+    access_interval: float = 60.0
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> "Settings":
@@ -120,6 +121,7 @@ class Settings(Struct, frozen=True):
             reconnect_grace=read("RECONNECT_GRACE", 10.0, _positive_duration),
             orphan_grace=read("ORPHAN_GRACE", 60.0, _positive_duration),
             watch_silence=read("WATCH_SILENCE", 130.0, _positive_duration),
+            access_interval=read("ACCESS_INTERVAL", 60.0, _positive_duration),
         )
 
     def for_launch(self, forwarded: Mapping[str, str]) -> LaunchSettings:

@@ -2,7 +2,6 @@
 
 import shlex
 import signal
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Self
 
@@ -10,6 +9,7 @@ import anyio
 
 from tests.daemon.scene import Package, Running, Scene
 from tests.embedded.cluster import PATIENCE
+from tests.embedded.cluster import eventually as eventually
 
 # Ten lines a second until it is told to end; whatever else happens, each start is written down.
 _SCRIPT = """
@@ -80,16 +80,6 @@ async def met(scene: Scene, times: int = 1) -> None:
         return sum(rule["met"] for rule in rules) >= times
 
     await eventually(enough)
-
-
-async def eventually(holds: Callable[[], bool | Awaitable[bool]]) -> None:
-    """Wait until what nobody tells of by itself holds: a file, a counter, a process."""
-    with anyio.fail_after(PATIENCE):
-        while True:
-            answer = holds()
-            if answer if isinstance(answer, bool) else await answer:
-                return
-            await anyio.sleep(0.02)
 
 
 async def forgotten(scene: Scene, daemon: Running, *, runs: int = 0) -> None:

@@ -264,6 +264,30 @@ async def test_without_any_of_both_nothing_is_asked_for(scene: Scene) -> None:
     assert await readyz(scene, daemon) == "[+]template ok"
 
 
+async def test_what_the_api_server_only_warns_of_is_a_warning(scene: Scene, file: File) -> None:
+    """Under Pod Security the Job is taken, and its pod would be refused."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    headers = {"Content-Type": "application/merge-patch+json"}
+    path = f"/api/v1/namespaces/{scene.cluster.namespace}"
+    assert (await scene.cluster.request("PATCH", path, {"metadata": {"labels": labels}}, headers=headers)).status == 200
+    file.write(
+        MEMORY.format("1Gi") + "chaincodes:\n  - label: well_*\n    spec: {securityContext: {runAsNonRoot: true}}"
+    )
+    daemon = await file.daemon(scene)
+    event = json.loads(await daemon.line("pod_template_warning"))
+    assert event["level"] == "warning"
+    assert event["reason"].startswith(
+        'the Kubernetes API warns of a job made with the common part: would violate PodSecurity "restricted:latest": '
+        "runAsNonRoot != true"
+    )
+    await daemon.line("pod_template_accepted")
+    assert daemon.count("pod_template_warning") == 1
+    assert await readyz(scene, daemon) == f"[!]template warning: {event['reason']}"
+    file.write("spec: {securityContext: {runAsNonRoot: true}}")
+    await daemon.line("pod_template_accepted", 2)
+    assert await readyz(scene, daemon) == "[+]template ok"
+
+
 OTHERS: list[dict[str, Any]] = [
     {"code": 403},
     {

@@ -419,7 +419,7 @@ async def test_ten_launches_at_once(scene: Scene, daemon: Running) -> None:
     # One is left, or none where it was dropped together with one that had come up.
     await eventually(lambda: sum(run.ended.is_set() for run in runs) >= 9)
     for run in runs:
-        await eventually(lambda run=run: run.ended.is_set() or run.count("line 1") == 1)  # type: ignore[misc]
+        await eventually(lambda run=run: run.ended.is_set() or run.count("line 1") == 1)
     left = [run for run in runs if not run.ended.is_set()]
     for run in left:
         await assert_only_runs(scene, run, ticking, overlaps)

@@ -94,32 +94,6 @@ async def test_a_created_job_comes_back_with_its_defaults(api: Cluster) -> None:
     }
 
 
-async def test_a_dry_run_answers_as_a_creation_and_stores_nothing(api: Cluster) -> None:
-    query = {"dryRun": "All", "fieldValidation": "Strict"}
-    tried = await api.create(job("j1", "true", **certs("j1")), params=query)
-    assert "resourceVersion" not in tried["metadata"]
-    assert tried["metadata"]["uid"]
-    assert (await api.list("jobs"))["items"] == []
-    created = await api.create(job("j1", "true", **certs("j1")))
-    assert created["spec"].keys() == tried["spec"].keys()
-    again = await api.request("POST", api.path("jobs"), job("j1", "true"), params=query)
-    assert (again.status, again.body["reason"]) == (409, "AlreadyExists")
-    assert [item["metadata"]["uid"] for item in (await api.list("jobs"))["items"]] == [created["metadata"]["uid"]]
-
-
-async def test_a_dry_run_checks_what_a_creation_checks(api: Cluster) -> None:
-    body = job("j1", "true", labels={"a": "b c"})
-    tried = await api.request("POST", api.path("jobs"), body, params={"dryRun": "All"})
-    created = await api.request("POST", api.path("jobs"), body)
-    assert (tried.status, tried.body) == (created.status, created.body)
-    assert tried.status == 422
-    missing = await api.request("POST", api.path("jobs", namespace="nowhere"), job("j1"), params={"dryRun": "All"})
-    assert missing.status == 404
-    other = await api.request("POST", api.path("jobs"), job("j1"), params={"dryRun": "Some"})
-    assert other.status == 422
-    assert 'dryRun: Unsupported value: ["Some"]: supported values: "All"' in other.body["message"]
-
-
 async def unreadable(api: Cluster, body: Object, validation: str = "Strict") -> str:
     """Return why a Job is refused with 400."""
     answer = await api.request("POST", api.path("jobs"), body, params={"fieldValidation": validation})
@@ -568,12 +542,56 @@ async def test_without_the_token_there_is_a_401(api: Cluster) -> None:
     assert answer.body == status(401, "Unauthorized", "Unauthorized")
 
 
-async def test_an_access_review_is_answered(api: Cluster) -> None:
-    spec = {"resourceAttributes": {"namespace": api.namespace, "verb": "create", "group": "batch", "resource": "jobs"}}
-    review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": spec}
-    answer = await api.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
-    assert (answer.status, answer.body["kind"]) == (201, "SelfSubjectAccessReview")
-    assert answer.body["status"]["allowed"] is True
+async def test_the_rules_can_be_reviewed(api: Cluster) -> None:
+    spec = {"namespace": api.namespace}
+    review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": spec}
+    answer = await api.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", review)
+    assert (answer.status, answer.body["kind"]) == (201, "SelfSubjectRulesReview")
+    assert {"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]} in answer.body["status"]["resourceRules"]
+    assert answer.body["status"]["incomplete"] is False
+
+
+async def test_a_dry_run_creates_nothing(api: Cluster) -> None:
+    answer = await api.request("POST", api.path("secrets"), secret("s1"), params={"dryRun": "All"})
+    assert (answer.status, answer.body["metadata"]["name"]) == (201, "s1")
+    assert (await api.list("secrets"))["items"] == []
+    missing = await api.request(
+        "POST", api.path("secrets", namespace="nowhere"), secret("s1"), params={"dryRun": "All"}
+    )
+    assert missing.status == 404
+
+
+async def test_in_a_namespace_that_is_being_deleted_nothing_is_created(api: Cluster) -> None:
+    path = f"/api/v1/namespaces/{api.namespace}"
+    assert (await api.request("GET", path)).body["status"]["phase"] == "Active"
+    assert (await api.request("DELETE", path)).status == 200
+    found = await api.request("GET", path)
+    assert (found.status, found.body["status"]["phase"]) == (200, "Terminating")
+    assert "deletionTimestamp" in found.body["metadata"]
+    answer = await api.request("POST", api.path("jobs"), job("j1"))
+    assert answer.body == status(
+        403,
+        "Forbidden",
+        f'jobs.batch "j1" is forbidden: unable to create new content in namespace {api.namespace} because it is being'
+        " terminated",
+        name="j1",
+        group="batch",
+        kind="jobs",
+        causes=[
+            {
+                "reason": "NamespaceTerminating",
+                "message": f"namespace {api.namespace} is being terminated",
+                "field": "metadata.namespace",
+            }
+        ],
+    )
+    assert (await api.list("jobs"))["items"] == []
+
+
+async def test_a_namespace_that_is_not_there_is_a_404(api: Cluster) -> None:
+    answer = await api.request("GET", "/api/v1/namespaces/nowhere")
+    expected = status(404, "NotFound", 'namespaces "nowhere" not found', name="nowhere", kind="namespaces")
+    assert answer.body == expected
 
 
 async def test_version_and_health_are_told(api: Cluster) -> None:

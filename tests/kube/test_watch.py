@@ -16,7 +16,7 @@ import structlog
 from k8s_builderd.kube.api import SECRETS, Api
 from k8s_builderd.kube.objects import ObjectOnly
 from k8s_builderd.kube.watch import MAX_EVENT, Applied, Deleted, Reflector
-from tests.embedded.cluster import PATIENCE, Cluster, secret
+from tests.embedded.cluster import PATIENCE, Cluster, eventually, secret
 from tests.kube.rogue import Reply, Request, rogue
 
 pytestmark = pytest.mark.anyio
@@ -90,9 +90,7 @@ class Watched:
 
     async def state(self, wanted: Callable[[], Any]) -> None:
         """Wait for what no change tells of."""
-        with anyio.fail_after(PATIENCE):
-            while not wanted():
-                await anyio.lowlevel.checkpoint()
+        await eventually(lambda: bool(wanted()))
 
     def sound(self) -> None:
         """See that no state was told twice, and no object's end but once between two of its beginnings."""
@@ -787,9 +785,7 @@ async def test_an_object_whose_telling_crashed_is_told_again_by_the_next_list(ku
     asked: list[Request] = []
 
     async def has_asked(times: int) -> None:
-        with anyio.fail_after(PATIENCE):
-            while len(asked) < times:
-                await anyio.lowlevel.checkpoint()
+        await eventually(lambda: len(asked) >= times)
 
     async def answer(request: Request, reply: Reply) -> None:
         asked.append(request)

@@ -37,6 +37,11 @@ def dry_run(request: web.Request) -> bool:
     return "dryRun" in request.query
 
 
+def only_metadata(request: web.Request) -> bool:
+    """Whether the client wants no more of an object than its metadata."""
+    return ";as=PartialObjectMetadata" in request.headers.get("Accept", "")
+
+
 def is_watch(request: web.Request) -> bool:
     """Whether a list is to go on as a watch."""
     return flag(request, "watch")
@@ -61,8 +66,8 @@ async def name(request: web.Request) -> str:
 
 
 def key(request: web.Request) -> Key:
-    """Return the namespace and the name in the path."""
-    return request.match_info["namespace"], request.match_info["name"]
+    """Return the namespace, empty where there is none, and the name in the path."""
+    return request.match_info.get("namespace", ""), request.match_info["name"]
 
 
 async def body(request: web.Request) -> Object:

@@ -13,6 +13,12 @@ FORBIDDEN_PATIENCE = 5.0
 LONGEST_PAUSE = 30.0
 """Seconds that a Retry-After is obeyed for at most: what is to be deleted must not live on for a day."""
 
+ROLE_REMEDY = (
+    # Whether a namespace is there, RBAC does not tell those who have no right in it.
+    "Check the Role of the daemon's service account (docs/operations.md lists the rights it needs), and that the"
+    " namespace still exists: a Role is deleted with its namespace"
+)
+
 
 class ApiError(BuilderError):
     """The API server refused a request, or could not be asked.
@@ -79,14 +85,15 @@ class Forbidden(ApiError):
     kind = "forbidden"
 
     @property
+    def lacks_right(self) -> bool:
+        """Say whether a right is missing; else a quota or an admission plugin says no."""
+        return _RBAC.search(self.args[0]) is not None
+
+    @property
     def remedy(self) -> str:  # type: ignore[override]
         """What helps: only RBAC's refusals are a matter of the Role."""
-        if _RBAC.search(self.args[0]):
-            # Whether a namespace is there, RBAC does not tell those who have no right in it.
-            return (
-                "Check the Role of the daemon's service account (docs/operations.md lists the rights it needs), and"
-                " that the namespace still exists: a Role is deleted with its namespace"
-            )
+        if self.lacks_right:
+            return ROLE_REMEDY
         return "Raise the quota of the namespace" if "exceeded quota" in self.args[0] else ""
 
 

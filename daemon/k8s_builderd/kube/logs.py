@@ -23,10 +23,13 @@ A third of it is the longest that one answer may be silent, so that there is tim
 """
 
 ON_ITS_WAY = 5.0
-"""Seconds that a followed stream has for what is known to be there, and for its end once the container has ended.
+"""Seconds that a followed stream has for what is known to be there, and for its end once the container has ended and
+the rest is not to be had otherwise. One of a kubelet that is frozen never ends, nor does one of a node that is lost.
+"""
 
-A kubelet ends a followed log up to 1 s after the container (measured); one that is frozen never does, nor does a node
-that is lost.
+AT_END = 0.02
+"""Seconds of silence, once the container has ended, after which the rest is asked for beside the followed stream, which
+a kubelet ends up to 1 s after the container (measured); and the longest first pause between two looks at the rest.
 """
 
 SILENCE, LONGEST_SILENCE = 60.0, 900.0
@@ -35,6 +38,9 @@ SILENCE, LONGEST_SILENCE = 60.0, 900.0
 Between the API server and a kubelet a connection can die without a word, and the log stands still. A look costs one
 request, and where nothing is new the stream stays as it is: a thousand idle containers ask 1.5 times a second together.
 """
+
+PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds between two attempts to read on."""
 
 PROOF, DOUBTFUL_PROOF = 2, 4
 """How often the rest of an ended log must come to nothing: where the end is plain to see, and where it is not."""
@@ -107,7 +113,7 @@ async def follow(
     :raises LogIncomplete: if the API server does not give the rest in that time.
     """
     passage = _Passage(api, pod, name, container, after, deliver, gap, prefix=prefix, drain=drain, silence=silence)
-    pauses = delays(0.1, 5.0, rng)
+    pauses = delays(PAUSE, LONGEST_PAUSE, rng)
     give_up: float | None = None
     refusals = Refusals()
     reported = False
@@ -145,8 +151,12 @@ async def follow(
                 raise LogIncomplete("every answer was cut short")
         if passage.position != before:
             give_up = None
-            pauses = delays(0.1, 5.0, rng)
             refusals, reported = Refusals(), False
+        if container.ended and not ended:
+            pauses = delays(AT_END, LONGEST_PAUSE, rng)
+            continue  # what the rest is, shows only now
+        if passage.position != before:
+            pauses = delays(AT_END if ended else PAUSE, LONGEST_PAUSE, rng)
         with anyio.move_on_after(pause):
             await container.changed()
 
@@ -259,6 +269,9 @@ class _Passage:
                             await self._gap()
                             everything = False
                         await self._pass_on(batch)
+        except _Enough as enough:
+            self.broken = enough.more
+            return reader
         except Unreachable:
             self.broken = self.broken or follow
             raise
@@ -296,18 +309,25 @@ class _Passage:
                 continue
             if anyio.current_time() < max(stream.since, asked) + self._interval:
                 continue
-            behind = await self._behind()
+            more = await self._has_more()
             asked = anyio.current_time()
             self._interval = next(self._intervals)
-            if behind and await stream.is_silent_for(self._on_its_way):
+            if more and await stream.is_silent_for(self._on_its_way):
                 stream.leave("the connection delivers nothing although the log has more")
+                return
+        while not await stream.is_silent_for(min(AT_END, self._on_its_way)):
+            pass
+        # Not left before it is seen that the rest is to be had: a log may go with its pod.
+        with anyio.move_on_after(self._on_its_way):
+            if (more := await self._has_more()) is not None:
+                stream.leave_for_good(more=more)
                 return
         while not await stream.is_silent_for(self._on_its_way):
             pass
         stream.leave("the connection stays open although the container has ended")
 
-    async def _behind(self) -> bool:
-        """Say whether the log holds more than what has been passed on, as far as can be seen."""
+    async def _has_more(self) -> bool | None:
+        """Say whether the log holds more than what has been passed on; None where nobody says."""
         reader = Reader(self.position, reported=set(self._reported))
         try:
             async with self._api.log(self._pod, self._query(self.position, follow=False)) as chunks:
@@ -316,7 +336,17 @@ class _Passage:
                         return True
         except ApiError as error:
             _log.info("log_interrupted", pod=self._pod, reason=str(error))
-        return False
+            return None
+        return False if reader.found else None
+
+
+class _Enough(Exception):
+    """Raised where a stream that is well is left, because the container has ended and the rest is to be had faster."""
+
+    def __init__(self, more: bool) -> None:
+        """Take whether there is a rest."""
+        super().__init__()
+        self.more = more
 
 
 class _Stream:
@@ -334,12 +364,16 @@ class _Stream:
         self._waiting: anyio.CancelScope | None = None
         self._why = "no answer in time"
         self._left = False
+        self._enough: _Enough | None = None
 
     async def receive(self, piece: Callable[[], Awaitable[T]]) -> T:
         """Wait for a piece.
 
         :raises Unreachable: if it takes too long, or the stream was left.
+        :raises _Enough: if it was left for good.
         """
+        if self._enough is not None:
+            raise self._enough
         self._waits += 1
         self.since = anyio.current_time()
         with anyio.CancelScope(deadline=self.since + self._patience) as self._waiting:
@@ -347,6 +381,8 @@ class _Stream:
                 return await piece()
             finally:
                 self.since, self._waiting = math.inf, None
+        if self._enough is not None:
+            raise self._enough
         kind = Silent if self._left else Unreachable
         raise kind(self._why, verb="get", resource="pods/log")
 
@@ -360,4 +396,10 @@ class _Stream:
         """End the wait for the next piece."""
         if self._waiting is not None:
             self._why, self._left = why, True
+            self._waiting.cancel()
+
+    def leave_for_good(self, *, more: bool) -> None:
+        """End this wait for a piece, or the next one; the stream is well, but not needed any more."""
+        self._enough = _Enough(more)
+        if self._waiting is not None:
             self._waiting.cancel()

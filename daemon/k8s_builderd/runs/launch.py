@@ -28,9 +28,10 @@ from k8s_builderd.metrics import Metrics
 from k8s_builderd.runs.beside import beside
 from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import Cursor
-from k8s_builderd.runs.diagnosis import TAIL, Diagnosis, diagnose, left_behind, stage, verdict
+from k8s_builderd.runs.diagnosis import Diagnosis, degraded, diagnose, stage
 from k8s_builderd.runs.record import Run
 from k8s_builderd.runs.store import Store
+from k8s_builderd.runs.verdict import TAIL, left_behind, verdict
 
 EVENTS_FIRST, EVENTS_CAP = 0.4, 5.0
 """Seconds between two looks at the events of a launch that does not come up."""
@@ -40,6 +41,9 @@ QUIET = 5.0
 
 STAGE_AFTER = 3.0
 """Seconds for which a launch stays where it is without a word."""
+
+UNREADY_AFTER = 30.0
+"""Seconds for which a running chaincode may be not ready without a word."""
 
 _log = structlog.get_logger("k8s_builderd.launch")
 
@@ -135,7 +139,7 @@ class Launch:
             self._count_start()
         await self._find_pod()
         if self._seen.started or knew_pod:
-            await beside(lambda: self._log(cursor), self._notice_left_behind)
+            await beside(lambda: self._log(cursor), self._notice)
         return await self._end(knew_pod=knew_pod)
 
     async def _start(self, owner: Owner | None, cursor: Cursor | None) -> None:
@@ -337,16 +341,20 @@ class Launch:
         """Return the events of the Job and its pod, or what is to be had of them."""
         pod = self._seen.pod
         uids = [self._job_uid] if pod is None else [self._job_uid, pod.metadata.uid]
-        found: list[Event] = []
-        for uid in uids:
+        found: dict[str, list[Event]] = {}
+        self._events_error = ""
+
+        async def look(uid: str) -> None:
             try:
-                found += (await self._api.list(EVENTS, Event, fieldSelector=f"involvedObject.uid={uid}")).items
+                found[uid] = (await self._api.list(EVENTS, Event, fieldSelector=f"involvedObject.uid={uid}")).items
             except ApiError as error:
                 _log.warning("events_unavailable", reason=str(error))
                 self._events_error = f"; the events cannot be read: {error}"
-                return found
-        self._events_error = ""
-        return found
+
+        async with anyio.create_task_group() as tasks:
+            for uid in uids:
+                tasks.start_soon(look, uid)
+        return [event for uid in uids for event in found.get(uid, ())]
 
     # The log and the end
 
@@ -412,11 +420,31 @@ class Launch:
             self._run.interrupted(f"the end is missing: {error}")
             await self._audience.say(f"The end of the chaincode's log is missing: {error}")
 
-    async def _notice_left_behind(self) -> None:
-        """Tell once that somebody has deleted the Job without its pod: nothing of ours ends that chaincode any more."""
-        await self._seen.until(lambda seen: left_behind(seen) is not None or seen.ended)
-        if (found := left_behind(self._seen)) is not None:
-            await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {found.text}")
+    async def _notice(self) -> None:
+        """Tell what is wrong with a chaincode that runs, each thing once: its Job is gone, its neighbour has failed."""
+        since: dict[str, float] = {}
+        while not self._seen.ended:
+            version, now = self._seen.version, anyio.current_time()
+            found = self._wrong_while_running()
+            since = {each.cause: since.get(each.cause, now) for each in found}
+            left = [since[each.cause] + UNREADY_AFTER - now for each in found if each.category is Category.NOT_READY]
+            for each in found:
+                if each.category is not Category.NOT_READY or left[0] <= 0:
+                    await self._tell_degraded(each)
+            with anyio.move_on_after(left[0] if left and left[0] > 0 else math.inf):
+                await self._seen.changed_since(version)
+
+    def _wrong_while_running(self) -> list[Diagnosis]:
+        pod = self._seen.pod
+        if (orphaned := left_behind(self._seen)) is not None:
+            return [orphaned]
+        return degraded(pod) if pod is not None and not (self._seen.told_to_end or self._seen.job_gone) else []
+
+    async def _tell_degraded(self, diagnosis: Diagnosis) -> None:
+        self._run.has_problem(diagnosis.text)
+        if self._run.tells(diagnosis.cause):
+            _log.warning("chaincode_degraded", category=diagnosis.category, reason=diagnosis.text)
+            await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {diagnosis.text}")
 
     async def _end(self, *, knew_pod: bool) -> int:
         while True:
