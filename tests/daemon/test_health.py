@@ -87,7 +87,7 @@ async def test_rights_that_are_missing_are_told_with_verb_and_resource(scene: Sc
     daemon = await scene.daemon()
     text = await says(scene, daemon, "Check the Role of the daemon's service account")
     assert "[-]pods failed: cannot list pods" in text
-    assert len(text.splitlines()) == 6
+    assert len(text.splitlines()) == 7
 
 
 async def test_a_pod_that_is_not_the_daemons_own_is_not_ready(scene: Scene) -> None:

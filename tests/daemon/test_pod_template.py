@@ -270,9 +270,8 @@ async def test_what_the_api_server_only_warns_of_is_a_warning(scene: Scene, file
     headers = {"Content-Type": "application/merge-patch+json"}
     path = f"/api/v1/namespaces/{scene.cluster.namespace}"
     assert (await scene.cluster.request("PATCH", path, {"metadata": {"labels": labels}}, headers=headers)).status == 200
-    file.write(
-        MEMORY.format("1Gi") + "chaincodes:\n  - label: well_*\n    spec: {securityContext: {runAsNonRoot: true}}"
-    )
+    well = "spec: {securityContext: {runAsNonRoot: true}}"
+    file.write(MEMORY.format("1Gi") + f"chaincodes:\n  - label: well_*\n    {well}")
     daemon = await file.daemon(scene)
     event = json.loads(await daemon.line("pod_template_warning"))
     assert event["level"] == "warning"
@@ -283,7 +282,7 @@ async def test_what_the_api_server_only_warns_of_is_a_warning(scene: Scene, file
     await daemon.line("pod_template_accepted")
     assert daemon.count("pod_template_warning") == 1
     assert await readyz(scene, daemon) == f"[!]template warning: {event['reason']}"
-    file.write("spec: {securityContext: {runAsNonRoot: true}}")
+    file.write(well)
     await daemon.line("pod_template_accepted", 2)
     assert await readyz(scene, daemon) == "[+]template ok"
 
