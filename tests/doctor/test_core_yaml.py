@@ -134,6 +134,22 @@ def test_what_the_peer_sets_and_hides_is_a_failure_and_what_it_may_set_a_warning
         assert remedy == "Have propagateEnvironment list all names of deploy/core.yaml"
 
 
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        (["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"], "ok"),
+        (["KUBECONFIG_PATH"], "ok"),
+        (["KUBERNETES_SERVICE_HOST"], "failure"),
+        ([], "failure"),
+    ],
+)
+def test_a_daemon_that_the_programs_start_must_find_the_api(more: list[str], status: str) -> None:
+    core = document({**ENTRY, "propagateEnvironment": [*PROPAGATED, *more]})
+    results = check(PeerConfig(core, {}, certain=True), FOLDER, None, autostart=True)
+    last, complete = reversed(told(results, "propagate"))
+    assert (last[0], bool(last[2]), complete[0]) == (status, status == "failure", "ok")
+
+
 # Order and Docker
 
 

@@ -177,3 +177,12 @@ def test_without_a_shell_nothing_is_called(looking: Path, tmp_path: Path) -> Non
     [(status, seen, _)] = told(results, "call")
     assert (status, seen.startswith(f"there is no {tmp_path}/sh here")) == ("skipped", True)
     assert [each.status.value for each in results if each.check != "call"] == ["ok"] * 3
+
+
+def test_programs_with_a_daemon_beside_them_start_it(folder: Path) -> None:
+    assert not programs.starts_daemon(folder, {})
+    assert programs.starts_daemon(folder, {"FABRIC_K8S_BUILDER_AUTOSTART": "true"})
+    script(folder / "bin" / "k8s-builderd", "exit 0")
+    assert programs.starts_daemon(folder, {})
+    assert programs.starts_daemon(folder, {"FABRIC_K8S_BUILDER_AUTOSTART": "maybe"})
+    assert not programs.starts_daemon(folder, {"FABRIC_K8S_BUILDER_AUTOSTART": "false"})

@@ -182,7 +182,8 @@ class Api:
 
     async def _access_review(self, request: web.Request) -> web.StreamResponse:
         spec = await self._asked_in_review(request, ACCESS_REVIEWS)
-        return _reviewed(ACCESS_REVIEWS, spec, self.rights.access_review(spec))
+        told = {name: {key: it for key, it in attributes.items() if it} for name, attributes in spec.items()}
+        return _reviewed(ACCESS_REVIEWS, told, self.rights.access_review(spec))
 
     async def _who(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         user = {"username": USER, "groups": ["system:authenticated"]}
