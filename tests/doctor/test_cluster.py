@@ -13,6 +13,7 @@ from k8s_builder.doctor import cluster as room
 from k8s_builder.doctor import namespace, quota, sample
 from k8s_builder.doctor.result import Result
 from k8s_builder_lab.embedded.server import Options
+from k8s_builderd.fabric.template import PodTemplate
 from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import Forbidden, Invalid, Unavailable
 from k8s_builderd.kube.review import Quota, Server
@@ -246,7 +247,7 @@ async def test_pull_secrets_are_looked_for_and_never_read(cluster: Cluster, kube
     await around(cluster, imagePullSecrets=["registry", "gone"])
     await cluster.create(secret("registry", {"password": "s3cret"}))
     template = {"spec": {"imagePullSecrets": [{"name": "mine"}, {"name": "registry"}]}}
-    results = await found(kubeconfig, pod_template=template)
+    results = await found(kubeconfig, pod_template=PodTemplate(template))
     assert [(status, seen) for status, seen, _ in told(results, "pull-secret")] == [
         ("warning", "pull secret mine does not exist in default"),
         ("ok", "pull secret registry exists"),
@@ -263,7 +264,7 @@ async def test_the_pull_secrets_of_the_template_are_looked_for_without_the_servi
     cluster: Cluster, kubeconfig: Path
 ) -> None:
     await without(cluster, "get serviceaccounts")
-    results = await found(kubeconfig, pod_template={"spec": {"imagePullSecrets": [{"name": "mine"}]}})
+    results = await found(kubeconfig, pod_template=PodTemplate({"spec": {"imagePullSecrets": [{"name": "mine"}]}}))
     assert [status for status, _, _ in told(results, "pull-secret")] == ["warning"]
 
 
@@ -330,7 +331,7 @@ async def test_a_namespace_that_refuses_chaincodes_pods_is_told(cluster: Cluster
 
 async def test_a_template_that_the_api_refuses_is_told(cluster: Cluster, kubeconfig: Path) -> None:
     template = {"spec": {"initContainers": [{"name": "wait"}]}}
-    results = await found(kubeconfig, pod_template=template)
+    results = await found(kubeconfig, pod_template=PodTemplate(template))
     [(status, seen, remedy)] = told(results, "job")
     assert (status, "initContainers[0].image: Required value" in seen) == ("failure", True)
     assert remedy == "Correct FABRIC_K8S_BUILDER_POD_TEMPLATE"

@@ -14,6 +14,7 @@ from k8s_builder_lab.embedded import (
     admission,
     asked,
     faults,
+    fields,
     podstatus,
     selectors,
     streams,
@@ -236,6 +237,7 @@ class Api:
     async def _create(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         body = await asked.body(request)
         namespace, dry_run = request.match_info["namespace"], asked.dry_run(request)
+        fields.check(resource, body, strict=request.query.get("fieldValidation") == "Strict")
         if resource is PODS:
             pod = self._store.create(resource, namespace, body, dry_run=True)
             if why := admission.refusal(self._store, self._environment, namespace, pod):
