@@ -172,6 +172,15 @@ def _runs(pid: int) -> bool:
         return False
 
 
+def test_a_python_with_a_space_in_its_path_is_found_by_a_shell(tmp_path: Path) -> None:
+    (tmp_path / "a place").mkdir()
+    python = script(tmp_path / "a place" / "python3", f'exec {sys.executable} "$@"')
+    install(tmp_path / "builder", python)
+    results = found(tmp_path / "builder")
+    assert [each.status.value for each in results] == ["ok"] * 4
+    assert told(results, "python")[0][1].startswith(f"{python} is Python 3.")
+
+
 def test_without_a_shell_nothing_is_called(looking: Path, tmp_path: Path) -> None:
     results = [*programs.check(looking, PATH, shell=tmp_path / "sh")]
     [(status, seen, _)] = told(results, "call")

@@ -157,9 +157,13 @@ def propagated(config: PeerConfig, builder: Builder, settings: Settings | None) 
     """Return which variables the peer hides from the programs."""
     missing = [name for name in PROPAGATED if name not in builder.propagated]
     remedy = "Have propagateEnvironment list all names of deploy/core.yaml"
-    if PEER_ID in missing and (settings is None or PEER_ID not in settings.environment):
-        seen = f"propagateEnvironment of {builder.name} does not list CORE_PEER_ID, which each launch needs"
-        yield failure("propagate", seen, f"{remedy}, or set CORE_PEER_ID on the daemon")
+    if settings is None or PEER_ID not in settings.environment:
+        if PEER_ID in missing:
+            seen = f"propagateEnvironment of {builder.name} does not list CORE_PEER_ID, which each launch needs"
+            yield failure("propagate", seen, f"{remedy}, or set CORE_PEER_ID on the daemon")
+        elif config.certain and not config.environment.get(PEER_ID):
+            seen = "the peer's environment has no CORE_PEER_ID, and its core.yaml does not reach the programs"
+            yield failure("propagate", seen, "Set CORE_PEER_ID on the peer, even if peer.id is in core.yaml")
     hidden = [name for name in missing if name != PEER_ID and config.environment.get(name)]
     if hidden and config.certain:
         seen = (
