@@ -160,7 +160,7 @@ class Runs:
         if _ends_nothing(failure, run, cursor) and claim.revoked is None:
             if self.knocked(run.token_sha256, str(failure)):
                 _log.error("launch_interrupted", job=run.job_name, reason=str(failure))
-                await connection.say(cannot_continue(failure))
+                await connection.say(cannot_continue(str(failure)))
             raise ClientGone from failure
         if isinstance(failure, BuilderError | ClientGone):
             if over and not isinstance(failure, ClientGone | Vanished):
@@ -281,6 +281,6 @@ async def _tell_of_stop(claim: Claim, connection: Connection) -> None:
     await connection.say(f"Stopping the chaincode because {claim.stopped_by} ran k8s-builder stop")
 
 
-def cannot_continue(why: Exception) -> str:
+def cannot_continue(why: str) -> str:
     """Return what the `run` of a chaincode that is running, or may be, is told before it comes again."""
     return f"k8s-builderd cannot continue this launch: {why}. The chaincode keeps running; retrying"
