@@ -153,8 +153,8 @@ class Listener:
             for_good = True
             if connection.stage == "run":
                 # If an earlier daemon has served it, its chaincode may be running, and no setting of ours ends that.
-                request = await self._knock(connection, str(error), tell=True)
-                for_good = request is not None and not request.cursor
+                knock = await self._knock(connection, str(error), tell=True)
+                for_good = knock is not None and not knock.cursor
             await self._turn_away(connection, str(error), for_good=for_good)
             return
         except ProtocolError as error:

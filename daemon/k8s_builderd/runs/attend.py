@@ -16,7 +16,7 @@ from k8s_builderd.runs import launch
 from k8s_builderd.runs.beside import beside
 from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import DROPPED, Cursor
-from k8s_builderd.runs.launch import QUIET, Launch, LaunchFailed, OtherInstance, TimedOut, Vanished
+from k8s_builderd.runs.launch import QUIET, Launch, LaunchFailed, OtherInstance, TimedOut, Unseen, Vanished
 from k8s_builderd.runs.predecessors import Yielded, launched_again, make_way, reuse
 from k8s_builderd.runs.record import Claim, Deletion, Reason, Run, State
 from k8s_builderd.runs.store import Store
@@ -40,7 +40,7 @@ class Stopped(Exception):
 
 def _ends_nothing(failure: Exception, run: Run, cursor: Cursor | None) -> bool:
     """Say whether a `run` comes back after this error, because its chaincode is running, or may be."""
-    if isinstance(failure, OtherInstance):
+    if isinstance(failure, OtherInstance | Unseen):
         return True
     if isinstance(failure, ApiError) and cursor is not None and cursor.job and run.state is State.CREATING:
         return True  # its client knows of a Job that the API does not let us see
@@ -201,7 +201,9 @@ class Runs:
         while True:
             try:
                 return await steps.to_end(self._owner, cursor, deadline)
-            except BuilderError:
+            except BuilderError as error:
+                if steps.unseen:
+                    raise Unseen(str(error)) from error
                 if not steps.unstarted or not run.state.may_run or run.observed.started:
                     raise
                 deletion = self._store.delete(run, Reason.NOT_STARTED)
