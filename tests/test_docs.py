@@ -178,7 +178,7 @@ def test_the_pod_template_of_the_example_can_be_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", re.findall(r"```yaml\n(?:# template.yaml\n)(.*?)```", read("how-to-shape-pods.md"), re.DOTALL)
+    "text", re.findall(r"```yaml\n(?:# template.yaml\n)(.*?)```", read("how-to/pod-template.md"), re.DOTALL)
 )
 def test_the_templates_of_the_how_to_can_be_used(text: str) -> None:
     template = PodTemplate.parse(text.encode())
