@@ -14,7 +14,8 @@ import pytest
 
 from k8s_builderd import settings as settings_module
 from k8s_builderd.errors import SettingsError
-from k8s_builderd.fabric.plan import LaunchSettings, SecurityProfile
+from k8s_builderd.fabric.plan import LaunchSettings, PodSettings, SecurityProfile
+from k8s_builderd.fabric.template import PodTemplate
 from k8s_builderd.settings import FORWARDED, PREFIX, Settings, launch_settings
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +46,8 @@ def test_an_empty_environment_is_enough() -> None:
     assert found.allowed_uids is None
     assert found.health_address == ("0.0.0.0", 9480)
     assert (found.log_format, found.debug) == ("json", False)
-    assert (found.kubeconfig, found.pod_name, found.pod_uid, found.pod_template) == ("", "", "", {})
+    assert (found.kubeconfig, found.pod_name, found.pod_uid) == ("", "", "")
+    assert (found.pod_template, found.pod_template_file) == (PodTemplate(), None)
     assert (found.security_profile, found.run_as_non_root) == (SecurityProfile.BASELINE, False)
     assert found.max_connections == 4096
     assert found.peer_patience == 5
@@ -95,12 +97,24 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("SECURITY_PROFILE", "restricted", "security_profile", SecurityProfile.RESTRICTED),
     ("SECURITY_PROFILE", "baseline", "security_profile", SecurityProfile.BASELINE),
     ("SECURITY_PROFILE", "compatible", "security_profile", SecurityProfile.COMPATIBLE),
+    ("IMAGE_PULL_SECRETS", "registry", "pod", PodSettings(image_pull_secrets=("registry",))),
+    ("IMAGE_PULL_SECRETS", "b.c,a-1", "pod", PodSettings(image_pull_secrets=("b.c", "a-1"))),
+    *(
+        ("IMAGE_PULL_POLICY", policy, "pod", PodSettings(image_pull_policy=policy))
+        for policy in ("Always", "IfNotPresent", "Never")
+    ),
+    ("CPU_REQUEST", "100m", "pod", PodSettings(requests={"cpu": "100m"})),
+    ("CPU_LIMIT", "1.5", "pod", PodSettings(limits={"cpu": "1.5"})),
+    ("MEMORY_REQUEST", "64Mi", "pod", PodSettings(requests={"memory": "64Mi"})),
+    ("MEMORY_LIMIT", "1e9", "pod", PodSettings(limits={"memory": "1e9"})),
+    ("NODE_NAME", "node-a.example", "pod", PodSettings()),
     ("MAX_CONNECTIONS", "1", "max_connections", 1),
     ("REQUEST_TIMEOUT", "500ms", "request_timeout", 0.5),
     ("RECONNECT_GRACE", "1m30s", "reconnect_grace", 90.0),
     ("PEER_PATIENCE", "0s", "peer_patience", 0.0),
     ("ORPHAN_GRACE", "1.5h", "orphan_grace", 5400.0),
     ("WATCH_SILENCE", "2m", "watch_silence", 120.0),
+    ("ACCESS_INTERVAL", "30s", "access_interval", 30.0),
 ]
 
 
@@ -210,12 +224,30 @@ REFUSED: list[tuple[str, str, str]] = [
     ("LOG_PREFIX", "x" * 257, "must be a maximum of 256 bytes"),
     ("SECURITY_PROFILE", "Restricted", "must be one of restricted, baseline, compatible; it is 'Restricted'"),
     ("SECURITY_PROFILE", "privileged", "must be one of restricted, baseline, compatible; it is 'privileged'"),
+    *(
+        (
+            "IMAGE_PULL_SECRETS",
+            value,
+            "must be names of Kubernetes secrets (DNS-1123 subdomains) separated by commas, such as a,b; it is"
+            f" {value!a}",
+        )
+        for value in ("a, b", "a,", ",", "A", "a/b", "x" * 254)
+    ),
+    ("IMAGE_PULL_POLICY", "always", "must be one of Always, IfNotPresent, Never; it is 'always'"),
+    *(
+        (name, value, f"must be a Kubernetes quantity such as 250m, 0.5, 64Mi or 1Gi; it is {value!a}")
+        for name in ("CPU_REQUEST", "CPU_LIMIT", "MEMORY_REQUEST", "MEMORY_LIMIT")
+        for value in ("64MB", "one", "1 Gi")
+    ),
+    *(("MEMORY_LIMIT", value, f"must be a quantity above zero; it is {value!a}") for value in ("0", "-1Gi")),
+    ("NODE_NAME", "Node_A", "must be the name of a Kubernetes node (a DNS-1123 subdomain); it is 'Node_A'"),
+    ("SAME_NODE", "yes", 'cannot be used: strconv.ParseBool: parsing "yes": invalid syntax'),
     ("MAX_CONNECTIONS", "0", "must be a number above zero; it is '0'"),
     ("MAX_CONNECTIONS", "-5", "must be a number above zero; it is '-5'"),
     ("MAX_CONNECTIONS", "many", "must be a number above zero; it is 'many'"),
     *(
         (name, value, rule)
-        for name in ("REQUEST_TIMEOUT", "RECONNECT_GRACE", "ORPHAN_GRACE", "WATCH_SILENCE")
+        for name in ("REQUEST_TIMEOUT", "RECONNECT_GRACE", "ORPHAN_GRACE", "WATCH_SILENCE", "ACCESS_INTERVAL")
         for value, rule in (
             ("10", DURATION_RULE + 'time: missing unit in duration "10"'),
             ("0s", "must be a duration above zero; it is '0s'"),
@@ -233,7 +265,7 @@ def test_a_value_is_refused_with_the_variables_name_and_the_rule(name: str, valu
 def test_every_variable_of_the_code_is_tried_here_and_stands_in_the_table() -> None:
     source = Path(settings_module.__file__).read_text()
     names = {PREFIX + name for name in re.findall(r'read\("([A-Z_]+)"', source)}
-    apart = {"POD_NAME", "POD_UID", "POD_TEMPLATE"}
+    apart = {"POD_NAME", "POD_UID", "POD_TEMPLATE", "SAME_NODE"}
     tried = {PREFIX + name for name in {name for name, *_ in (*TAKEN, *LAUNCH_TAKEN)} | apart}
     assert names == tried
     table = (ROOT / "docs" / "configuration.md").read_text()
@@ -253,6 +285,33 @@ def test_the_daemons_own_pod_has_a_name_and_a_uid() -> None:
         )
 
 
+# The pods of chaincode
+
+
+def test_chaincode_on_the_same_node_needs_the_name_of_that_node() -> None:
+    assert load(SAME_NODE="true", NODE_NAME="node-a").pod == PodSettings(node_name="node-a")
+    assert load(SAME_NODE="false", NODE_NAME="node-a").pod == PodSettings()
+    assert refused(SAME_NODE="true") == (
+        f"The {PREFIX}SAME_NODE environment variable needs {PREFIX}NODE_NAME, the name of this node (downward API,"
+        " spec.nodeName)"
+    )
+
+
+@pytest.mark.parametrize(("request_", "limit"), [("1", "1000m"), ("1Gi", "1.1G"), ("100m", "")])
+def test_a_request_is_no_more_than_its_limit(request_: str, limit: str) -> None:
+    expected = {"cpu": limit} if limit else {}
+    assert load(CPU_REQUEST=request_, CPU_LIMIT=limit).pod == PodSettings(requests={"cpu": request_}, limits=expected)
+    assert load(MEMORY_REQUEST=request_, MEMORY_LIMIT=limit).pod.requests == {"memory": request_}
+
+
+def test_a_request_above_its_limit_is_refused_with_both_names() -> None:
+    assert refused(MEMORY_REQUEST="1.1Gi", MEMORY_LIMIT="1Gi") == (
+        f"The {PREFIX}MEMORY_REQUEST environment variable must not be more than {PREFIX}MEMORY_LIMIT; it is '1.1Gi',"
+        " and the limit '1Gi'"
+    )
+    assert refused(CPU_REQUEST="2", CPU_LIMIT="500m").startswith(f"The {PREFIX}CPU_REQUEST environment variable must")
+
+
 # The pod template
 
 
@@ -262,53 +321,40 @@ def template(tmp_path: Path, content: bytes) -> str:
     return str(file)
 
 
-def test_a_pod_template_is_read(tmp_path: Path) -> None:
+def test_a_pod_template_is_read_in_json_and_in_yaml(tmp_path: Path) -> None:
     body = {"metadata": {"labels": {"a": "b"}}, "spec": {"nodeSelector": {"c": "d"}}}
-    assert load(POD_TEMPLATE=template(tmp_path, json.dumps(body).encode())).pod_template == body
+    for content in (json.dumps(body), "metadata: {labels: {a: b}}\nspec:\n  nodeSelector:\n    c: d\n"):
+        file = template(tmp_path, content.encode())
+        found = load(POD_TEMPLATE=file)
+        assert (found.pod_template, found.pod_template_file) == (PodTemplate(body), Path(file))
 
 
 @pytest.mark.parametrize(
-    ("content", "rule"),
+    ("content", "fault"),
     [
-        (b"", "must name a file with a JSON object: {file}: Input data was truncated"),
-        (b"spec: {}", "must name a file with a JSON object: {file}: JSON is malformed: invalid character (byte 0)"),
-        (b"[]", "must name a file with a JSON object that holds the objects metadata, spec or both: {file}"),
-        (
-            b'{"template":{}}',
-            "must name a file with a JSON object that holds the objects metadata, spec or both: {file}",
-        ),
-        (
-            b'{"spec":{},"status":{}}',
-            "must name a file with a JSON object that holds the objects metadata, spec or both: {file}",
-        ),
+        (b"", "it is empty"),
+        (b"{", "Input data was truncated"),
+        (b"spec: a: b", "line 1, column 8: mapping values are not allowed here"),
+        (b"[]", "it must be an object with metadata and spec, and chaincodes for sections"),
+        (b'{"spec": {"restartPolicy": "Always"}}', "spec.restartPolicy cannot be set: it is Never"),
+        (b"spec: {restartPolicy: Always}", "spec.restartPolicy cannot be set: it is Never"),
+        (b"spec: {a: " + b"x" * 1024 * 1024 + b"}", "it must be a maximum of 1048576 bytes"),
     ],
 )
-def test_a_pod_template_that_is_none_is_refused(tmp_path: Path, content: bytes, rule: str) -> None:
-    file = template(tmp_path, content)
-    assert refused(POD_TEMPLATE=file) == f"The {PREFIX}POD_TEMPLATE environment variable {rule.format(file=file)}"
-
-
-@pytest.mark.parametrize(
-    "content", [b'{"spec":null}', b'{"spec":5}', b'{"metadata":[]}', b'{"spec":"x","metadata":{}}']
-)
-def test_a_part_of_a_pod_template_that_is_no_object_is_refused_at_start(tmp_path: Path, content: bytes) -> None:
+def test_a_pod_template_that_cannot_be_used_is_refused_at_start(tmp_path: Path, content: bytes, fault: str) -> None:
     """Not at the first launch, when nobody looks."""
-    assert "must name a file with" in refused(POD_TEMPLATE=template(tmp_path, content))
-
-
-def test_a_field_of_a_pod_template_that_cannot_be_used_is_told_at_start(tmp_path: Path) -> None:
-    file = template(tmp_path, b'{"spec": {"restartPolicy": "Always"}}')
+    file = template(tmp_path, content)
     assert refused(POD_TEMPLATE=file).startswith(
         f"The {PREFIX}POD_TEMPLATE environment variable must name a file with a pod template that can be used: {file}:"
-        " spec.restartPolicy cannot be set: "
+        f" {fault}"
     )
 
 
 def test_a_pod_template_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     assert refused(POD_TEMPLATE=str(missing)) == (
-        f"The {PREFIX}POD_TEMPLATE environment variable must name a file that can be read: {missing}:"
-        " No such file or directory"
+        f"The {PREFIX}POD_TEMPLATE environment variable must name a file with a pod template that can be used:"
+        f" {missing}: it cannot be read: No such file or directory"
     )
     assert "Is a directory" in refused(POD_TEMPLATE=str(tmp_path))
 

@@ -26,7 +26,8 @@ def main(argv: "list[str]", environment: "Mapping[bytes, bytes]") -> int:
     try:
         if program not in ARGUMENTS:
             raise CallError("This program must have one of these names: %s" % ", ".join(ARGUMENTS))
-        call = Call(program, [encoded(argument) for argument in argv[1:]], environment)
+        folder = encoded(argv[0]).rpartition(b"/")[0] or b"."
+        call = Call(program, [encoded(argument) for argument in argv[1:]], environment, folder)
         stderr.debugging = call.debug
         for name, directory in call.directories.items():
             stderr.debug("%s: %s" % (name, shown(directory)))

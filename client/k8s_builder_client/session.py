@@ -13,6 +13,10 @@ from .request import Request
 from .signals import Signals
 from .stderr import Stderr
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .autostart import Autostart
+
 STOP_TIMEOUT = 2.5
 """Seconds for the daemon to answer a stop; the peer sends SIGKILL, or leaves, 5 s after SIGTERM."""
 
@@ -39,6 +43,8 @@ class Session:
         self._stage = call.stage
         self._path = call.socket_path
         self._patience = call.connect_timeout
+        self._call = call
+        self._autostart: "Autostart | None" = None  # made where the daemon is to be started
         self._request = request.frames
         self._copies = Copies(call.input, call.output, request.listed) if call.input is not None else None
         self._stderr = stderr
@@ -215,7 +221,8 @@ class Session:
             connection.connect(self._path)
         except OSError as error:
             connection.close()
-            self._reconnect.failed(now, *_explained(error), self._longest_delay(), _spread())
+            reason, remedy = self._start_daemon(error, now) or _explained(error)
+            self._reconnect.failed(now, reason, remedy, self._longest_delay(), _spread())
             return
         self._stderr.debug("Connected to %s" % shown(self._path))
         self._reconnect.connected(now, *_SILENT)
@@ -231,10 +238,30 @@ class Session:
         if self.stopping:
             self._outgoing += wire.frame(wire.STOP)
 
+    def _start_daemon(self, error: OSError, now: float) -> "tuple[str, str] | None":
+        """Start the daemon that is installed beside the programs, if there is one and `error` says that none runs.
+
+        Returns why nobody answers yet, and what to check; None where nothing is to be started.
+        """
+        # Nobody needs one that is started for the sake of a peer which is gone.
+        if error.errno not in (errno.ENOENT, errno.ECONNREFUSED) or self._stderr.gone or self._call.daemon is None:
+            return None
+        if self._autostart is None:
+            from .autostart import Autostart
+
+            call = self._call
+            self._autostart = Autostart(call.daemon or b"", self._path, call.log_file, call.environment)
+        explained = self._autostart.attempt(now)
+        if self._autostart.news:
+            self._stderr.words(self._autostart.news)
+        return explained
+
     def _longest_delay(self) -> float:
         if self.stopping:
             return 0.1
-        return reconnect.LONGEST_DELAY_AT_START if self._cursor is None else reconnect.LONGEST_DELAY
+        # A daemon that is started here is there in a moment.
+        soon = self._cursor is None or self._autostart is not None
+        return reconnect.LONGEST_DELAY_AT_START if soon else reconnect.LONGEST_DELAY
 
     def _lost(self, reason: str) -> None:
         if self._socket is not None:

@@ -11,11 +11,14 @@ import structlog
 from anyio.abc import TaskStatus
 
 from k8s_builderd import health, memory
+from k8s_builderd.access import Access
+from k8s_builderd.autostart import AFTER_PEER, PeerProcess, end_with_peer
 from k8s_builderd.gateway.listener import Listener
 from k8s_builderd.gateway.stages import build, detect, logs, release, run, status, stop
 from k8s_builderd.kube.api import Api
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.owner import OwnPod
+from k8s_builderd.podtemplate import PodTemplates
 from k8s_builderd.runs.attend import Runs
 from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.record import Reason
@@ -25,17 +28,23 @@ from k8s_builderd.settings import Settings
 _log = structlog.get_logger("k8s_builderd.daemon")
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, peer: PeerProcess | None = None) -> None:
     """Run until SIGTERM or SIGINT; then let go of everything and delete nothing, because chaincode goes on.
 
+    :param peer: if given, the daemon ends after it, too.
     :raises SettingsError: if a setting cannot be used.
     """
     metrics = Metrics()
     metrics.describe_process()
     metrics.expect(Category, Reason)
+    access = Access()
     async with (
         Api.open(
-            settings.kubeconfig, settings.namespace, patience=settings.request_timeout, observe=metrics.requested
+            settings.kubeconfig,
+            settings.namespace,
+            patience=settings.request_timeout,
+            observe=metrics.requested,
+            answered=access.answered,
         ) as api,
         anyio.create_task_group() as tasks,
     ):
@@ -43,13 +52,14 @@ async def serve(settings: Settings) -> None:
         store = Store(api, settings, metrics)
         runs = Runs(api, store, settings, metrics)
         own_pod = OwnPod()
+        templates = PodTemplates(settings)
         listener = Listener(
             settings,
             {
                 "detect": detect.serve,
                 "build": build.serve,
                 "release": release.serve,
-                "run": partial(run.serve, settings=settings, runs=runs),
+                "run": partial(run.serve, settings=settings, runs=runs, template=templates.current),
                 "status": partial(status.serve, store=store, about=lambda: about()),
                 "logs": partial(logs.serve, store=store, api=api),
                 "stop": partial(stop.serve, store=store, runs=runs),
@@ -62,6 +72,11 @@ async def serve(settings: Settings) -> None:
             "jobs": lambda: store.jobs.error,
             "pods": lambda: store.pods.error,
             "owner": lambda: own_pod.error,
+            "access": lambda: access.error,
+        }
+        # What is told and leaves the daemon ready.
+        warnings: dict[str, health.Check] = {
+            "template": lambda: templates.warning,
         }
         started = datetime.now(UTC)
 
@@ -73,6 +88,7 @@ async def serve(settings: Settings) -> None:
                 started=started,
                 now=datetime.now(UTC),
                 checks={name: check() for name, check in checks.items()},
+                warnings={name: check() for name, check in warnings.items()},
                 connections=listener.connections,
             )
 
@@ -84,12 +100,22 @@ async def serve(settings: Settings) -> None:
         metrics.gauge("ready", "1 when /readyz says ok", lambda: not any(check() for check in checks.values()))
         async with store.open():
             await tasks.start(listener.serve, api.server)
-            await tasks.start(health.serve, settings.health_address, checks, metrics)
+            await tasks.start(health.serve, settings.health_address, checks, warnings, metrics)
             memory.settle()
             _log.info("daemon_started", namespace=settings.namespace, instance=settings.instance)
             tasks.start_soon(store.expire_orphans)
             tasks.start_soon(metrics.measure_lag)
             tasks.start_soon(memory.tidy, lambda: store.forgotten, lambda: store.count)
+            tasks.start_soon(templates.watch)
+            tasks.start_soon(templates.try_out, api)
+            tasks.start_soon(access.keep_asking, api, settings.access_interval)
+            if peer is not None:
+                patience = settings.reconnect_grace + AFTER_PEER
+
+                def is_idle() -> bool:
+                    return not listener.connections and not store.unfinished
+
+                tasks.start_soon(end_with_peer, peer, is_idle, patience, tasks.cancel_scope)
             await own_pod.confirm(api, settings, runs.set_owner)
             await anyio.sleep_forever()
 

@@ -11,17 +11,17 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import msgspec
 from msgspec import Struct
 
 from k8s_builderd.errors import SettingsError
 from k8s_builderd.fabric import logprefix
 from k8s_builderd.fabric.names import label_value_fault, name_prefix_fault
-from k8s_builderd.fabric.plan import LaunchSettings, SecurityProfile
-from k8s_builderd.fabric.template import fault as template_fault
+from k8s_builderd.fabric.plan import LaunchSettings, PodSettings, SecurityProfile
+from k8s_builderd.fabric.template import PodTemplate, TemplateError
 from k8s_builderd.golang import parse_bool, parse_duration
+from k8s_builderd.kube.quantity import parse_quantity
 
 PREFIX = "FABRIC_K8S_BUILDER_"
 PEER_ID = "CORE_PEER_ID"
@@ -31,6 +31,9 @@ FORWARDED = (
     *(PREFIX + name for name in ("DEBUG", "NODE_ROLE", "OBJECT_NAME_PREFIX", "SERVICE_ACCOUNT", "START_TIMEOUT")),
 )
 """What a client's environment may fill in where the daemon's leaves it unset."""
+
+MAX_TEMPLATE_SIZE = 1024 * 1024
+"""Bytes of the largest pod template, as of the largest ConfigMap."""
 
 DEFAULT_SOCKET = "/run/k8s-builder/builder.sock"
 _MACHINE_ID_FILE = Path("/etc/machine-id")
@@ -61,17 +64,21 @@ class Settings(Struct, frozen=True):
     debug: bool = False
     security_profile: SecurityProfile = SecurityProfile.BASELINE
     run_as_non_root: bool = False
+    pod: PodSettings = PodSettings()
     pod_name: str = ""
     pod_uid: str = ""
     pod_namespace: str = ""
     """The namespace of the daemon's own pod; empty where it is not known, and taken for `namespace` then."""
-    pod_template: Mapping[str, Any] = {}
+    pod_template: PodTemplate = PodTemplate()
+    """What was in `pod_template_file` at the start."""
+    pod_template_file: Path | None = None
     max_connections: int = 4096
     request_timeout: float = 10.0
     peer_patience: float = 5.0
     reconnect_grace: float = 10.0
     orphan_grace: float = 60.0
     watch_silence: float = 130.0
+    access_interval: float = 60.0
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> "Settings":
@@ -102,16 +109,19 @@ class Settings(Struct, frozen=True):
             debug=read("DEBUG", False, parse_bool),
             security_profile=read("SECURITY_PROFILE", SecurityProfile.BASELINE, _security_profile),
             run_as_non_root=read("RUN_AS_NON_ROOT", False, parse_bool),
+            pod=_pod_settings(read),
             pod_name=read("POD_NAME", "", str),
             pod_uid=read("POD_UID", "", str),
             pod_namespace=read("POD_NAMESPACE", _service_account_namespace(), _namespace),
-            pod_template=read("POD_TEMPLATE", {}, _pod_template),
+            pod_template=read("POD_TEMPLATE", PodTemplate(), _pod_template),
+            pod_template_file=read("POD_TEMPLATE", None, Path),
             max_connections=read("MAX_CONNECTIONS", 4096, _positive),
             request_timeout=read("REQUEST_TIMEOUT", 10.0, _positive_duration),
             peer_patience=read("PEER_PATIENCE", 5.0, _duration),
             reconnect_grace=read("RECONNECT_GRACE", 10.0, _positive_duration),
             orphan_grace=read("ORPHAN_GRACE", 60.0, _positive_duration),
             watch_silence=read("WATCH_SILENCE", 130.0, _positive_duration),
+            access_interval=read("ACCESS_INTERVAL", 60.0, _positive_duration),
         )
 
     def for_launch(self, forwarded: Mapping[str, str]) -> LaunchSettings:
@@ -150,6 +160,31 @@ def launch_settings(environ: Mapping[str, str]) -> LaunchSettings:
         service_account=read("SERVICE_ACCOUNT", "default", _service_account),
         start_timeout=read("START_TIMEOUT", 180.0, _time_limit),
         debug=read("DEBUG", False, parse_bool),
+    )
+
+
+def _pod_settings(read: "_Reader") -> PodSettings:
+    node_name = read("NODE_NAME", "", _node_name)
+    same_node = read("SAME_NODE", False, parse_bool)
+    if same_node and not node_name:
+        raise SettingsError(
+            f"The {PREFIX}SAME_NODE environment variable needs {PREFIX}NODE_NAME, the name of this node (downward API,"
+            " spec.nodeName)"
+        )
+    requests = {"cpu": read("CPU_REQUEST", "", _quantity), "memory": read("MEMORY_REQUEST", "", _quantity)}
+    limits = {"cpu": read("CPU_LIMIT", "", _quantity), "memory": read("MEMORY_LIMIT", "", _quantity)}
+    for name, request in requests.items():
+        if request and limits[name] and parse_quantity(request) > parse_quantity(limits[name]):
+            raise SettingsError(
+                f"The {PREFIX}{name.upper()}_REQUEST environment variable must not be more than"
+                f" {PREFIX}{name.upper()}_LIMIT; it is {request!a}, and the limit {limits[name]!a}"
+            )
+    return PodSettings(
+        image_pull_secrets=read("IMAGE_PULL_SECRETS", (), _object_names),
+        image_pull_policy=read("IMAGE_PULL_POLICY", "", _one_of("Always", "IfNotPresent", "Never")),
+        requests={name: quantity for name, quantity in requests.items() if quantity},
+        limits={name: quantity for name, quantity in limits.items() if quantity},
+        node_name=node_name if same_node else "",
     )
 
 
@@ -211,8 +246,38 @@ def _positive_duration(value: str) -> float:
     return seconds
 
 
+def _is_object_name(value: str) -> bool:
+    return len(value) <= 253 and _DNS_1123_SUBDOMAIN.fullmatch(value) is not None
+
+
+def _node_name(value: str) -> str:
+    if not _is_object_name(value):
+        raise _Rule(f"must be the name of a Kubernetes node (a DNS-1123 subdomain); it is {value!a}")
+    return value
+
+
+def _object_names(value: str) -> tuple[str, ...]:
+    names = tuple(value.split(","))
+    if not all(map(_is_object_name, names)):
+        raise _Rule(
+            f"must be names of Kubernetes secrets (DNS-1123 subdomains) separated by commas, such as a,b; it is"
+            f" {value!a}"
+        )
+    return names
+
+
+def _quantity(value: str) -> str:
+    try:
+        quantity = parse_quantity(value)
+    except ValueError as error:
+        raise _Rule(str(error)) from None
+    if quantity <= 0:
+        raise _Rule(f"must be a quantity above zero; it is {value!a}")
+    return value
+
+
 def _service_account(value: str) -> str:
-    if len(value) > 253 or not _DNS_1123_SUBDOMAIN.fullmatch(value):
+    if not _is_object_name(value):
         raise _Rule(f"must be the name of a Kubernetes service account (a DNS-1123 subdomain); it is {value!a}")
     return value
 
@@ -273,22 +338,26 @@ def _security_profile(value: str) -> SecurityProfile:
     return SecurityProfile(_one_of(*SecurityProfile)(value))
 
 
-def _pod_template(value: str) -> Mapping[str, Any]:
+def read_pod_template(path: Path) -> PodTemplate:
+    """Read a pod template.
+
+    :raises TemplateError: if the file cannot be read, or what is in it cannot be used.
+    """
     try:
-        template = msgspec.json.decode(Path(value).read_bytes())
+        with path.open("rb") as file:
+            content = file.read(MAX_TEMPLATE_SIZE + 1)
     except OSError as error:
-        raise _Rule(f"must name a file that can be read: {value}: {error.strerror}") from None
-    except msgspec.DecodeError as error:
-        raise _Rule(f"must name a file with a JSON object: {value}: {error}") from None
-    if (
-        not isinstance(template, dict)
-        or not template.keys() <= {"metadata", "spec"}
-        or not all(isinstance(part, dict) for part in template.values())
-    ):
-        raise _Rule(f"must name a file with a JSON object that holds the objects metadata, spec or both: {value}")
-    if fault := template_fault(template):
-        raise _Rule(f"must name a file with a pod template that can be used: {value}: {fault}")
-    return template
+        raise TemplateError(f"it cannot be read: {error.strerror}") from None
+    if len(content) > MAX_TEMPLATE_SIZE:
+        raise TemplateError(f"it must be a maximum of {MAX_TEMPLATE_SIZE} bytes")
+    return PodTemplate.parse(content)
+
+
+def _pod_template(value: str) -> PodTemplate:
+    try:
+        return read_pod_template(Path(value))
+    except TemplateError as error:
+        raise _Rule(f"must name a file with a pod template that can be used: {value}: {error}") from None
 
 
 def _host_name() -> str:

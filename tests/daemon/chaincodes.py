@@ -2,7 +2,6 @@
 
 import shlex
 import signal
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Self
 
@@ -10,20 +9,21 @@ import anyio
 
 from tests.daemon.scene import Package, Running, Scene
 from tests.embedded.cluster import PATIENCE
+from tests.embedded.cluster import eventually as eventually
 
-# Ten lines a second until it is told to end; whatever else happens, each start is written down.
+# Twenty lines a second until it is told to end; whatever else happens, each start is written down.
 _SCRIPT = """
 echo $$ >> {starts}
 {prelude}
 i=0
-while [ ! -e {stop} ]; do echo "line $i"; i=$((i+1)); sleep 0.1; done
+while [ ! -e {stop} ]; do echo "line $i"; i=$((i+1)); sleep 0.05; done
 echo "last after $i"
 exit {code}
 """
 
 
 class Ticking:
-    """A chaincode that logs ten lines a second until `end`, and writes down each start of its process."""
+    """A chaincode that logs twenty lines a second until `end`, and writes down each start of its process."""
 
     def __init__(self, package: Package, starts: Path, stop: Path) -> None:
         self.package = package
@@ -80,16 +80,6 @@ async def met(scene: Scene, times: int = 1) -> None:
         return sum(rule["met"] for rule in rules) >= times
 
     await eventually(enough)
-
-
-async def eventually(holds: Callable[[], bool | Awaitable[bool]]) -> None:
-    """Wait until what nobody tells of by itself holds: a file, a counter, a process."""
-    with anyio.fail_after(PATIENCE):
-        while True:
-            answer = holds()
-            if answer if isinstance(answer, bool) else await answer:
-                return
-            await anyio.sleep(0.02)
 
 
 async def forgotten(scene: Scene, daemon: Running, *, runs: int = 0) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import termios
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -25,9 +25,12 @@ from anyio.abc import Process, TaskGroup
 from k8s_builder_lab.embedded.address import Address
 from k8s_builder_lab.embedded.objects import Object
 from k8s_builder_lab.embedded.server import Options, serve
-from tests import measured
+from tests import forkserver, measured
 from tests.embedded.cluster import PATIENCE, Cluster, running
+from tests.embedded.cluster import eventually as eventually
+from tests.forkserver import Forked
 
+DAEMON = [sys.executable, "-m", "k8s_builderd"]
 BIN = Path(__file__).parents[2] / "client" / "bin"
 DIGEST = "sha256:" + "5e" * 32
 HASH = "6f98c4bb29414771312eddd1a813eef583df2121c235c4797792f141a46d4b45"
@@ -159,7 +162,7 @@ class Lines:
 class Running(Lines):
     """A process whose stderr is read here."""
 
-    def __init__(self, process: Process, descriptor: int) -> None:
+    def __init__(self, process: Process | Forked, descriptor: int) -> None:
         super().__init__(descriptor)
         self.process = process
 
@@ -222,7 +225,7 @@ class Scene:
             },
             **{name: value for name, value in settings.items() if name.startswith("CORE_")},
         }
-        daemon = await self._start([sys.executable, "-m", "k8s_builderd", *arguments], environment, daemon=True)
+        daemon = await self._start([*DAEMON, *arguments], environment, daemon=True)
         if ready:
             await daemon.line("socket_open")
         return daemon
@@ -298,13 +301,17 @@ class Scene:
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
         try:
-            process = await anyio.open_process(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=writing,
-                env={**environment, **measured.ENVIRONMENT},
-            )
+            process: Process | Forked
+            if command == DAEMON and not measured.ENVIRONMENT:
+                process = forkserver.server().start(environment, writing)
+            else:
+                process = await anyio.open_process(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=writing,
+                    env={**environment, **measured.ENVIRONMENT},
+                )
         finally:
             os.close(writing)
         running = Running(process, reading)
@@ -352,7 +359,7 @@ async def open_scene(directory: Path, **options: Any) -> AsyncIterator[Scene]:
     """
     kubeconfig = directory / "kubeconfig"
     settings = {
-        "pace": 0.05,
+        "pace": 0.02,
         "path": os.environ["PATH"],
         **options,
     }
@@ -366,16 +373,6 @@ async def open_scene(directory: Path, **options: Any) -> AsyncIterator[Scene]:
             ):
                 yield scene
             clusters.cancel_scope.cancel()
-
-
-async def eventually(holds: Callable[[], bool] | Callable[[], Awaitable[bool]]) -> None:
-    """Wait until something holds that tells nobody when it comes to; it is looked at again and again."""
-    with anyio.fail_after(PATIENCE):
-        while True:
-            held = holds()
-            if held if isinstance(held, bool) else await held:
-                return
-            await anyio.sleep(0.02)
 
 
 def _readable(descriptor: int) -> int:

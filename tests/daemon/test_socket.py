@@ -17,7 +17,7 @@ import anyio
 import pytest
 from anyio.abc import SocketStream
 
-from tests.daemon.scene import Running, Scene
+from tests.daemon.scene import Running, Scene, eventually
 from tests.embedded.cluster import PATIENCE
 
 pytestmark = pytest.mark.anyio
@@ -116,9 +116,20 @@ async def gauge(scene: Scene, daemon: Running, name: str) -> int:
 
 async def settled(scene: Scene, daemon: Running, connections: int) -> None:
     """Wait until the daemon has no more connections than these."""
-    with anyio.fail_after(PATIENCE):
-        while await gauge(scene, daemon, "connections") > connections:
-            await anyio.lowlevel.checkpoint()
+
+    async def few() -> bool:
+        return await gauge(scene, daemon, "connections") <= connections
+
+    await eventually(few)
+
+
+async def connected(scene: Scene, daemon: Running, connections: int) -> None:
+    """Wait until the daemon has at least so many connections."""
+
+    async def many() -> bool:
+        return await gauge(scene, daemon, "connections") >= connections
+
+    await eventually(many)
 
 
 def descriptors(daemon: Running) -> int:
@@ -314,9 +325,7 @@ async def test_more_connections_than_allowed_are_turned_away_until_one_closes(sc
     run = await bystander(scene)
     async with Raw.open(scene) as held:
         await held.send(hello())
-        with anyio.fail_after(PATIENCE):
-            while await gauge(scene, daemon, "connections") < 2:
-                await anyio.lowlevel.checkpoint()
+        await connected(scene, daemon, 2)
         for _ in range(3):
             async with Raw.open(scene) as raw:
                 await raw.send(hello("detect"))
@@ -463,7 +472,7 @@ async def test_only_the_allowed_users_are_served(scene: Scene) -> None:
     assert code == 1
     assert f"user id {os.getuid()} is not in FABRIC_K8S_BUILDER_ALLOWED_UIDS" in line
     async with Raw.open(scene) as raw:
-        await raw.send(hello())
+        await raw.send(DETECT)
         assert "FABRIC_K8S_BUILDER_ALLOWED_UIDS" in await raw.refused()
 
 

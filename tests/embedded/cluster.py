@@ -3,7 +3,7 @@
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -191,6 +191,16 @@ async def embedded(options: Options) -> AsyncIterator[Cluster]:
         async with Cluster(address.server, address.token, address.namespace, control=address.control) as cluster:
             yield cluster
         tg.cancel_scope.cancel()
+
+
+async def eventually(holds: Callable[[], bool] | Callable[[], Awaitable[bool]]) -> None:
+    """Wait until something holds that tells nobody when it comes to; it is looked at again and again."""
+    with anyio.fail_after(PATIENCE):
+        while True:
+            held = holds()
+            if held if isinstance(held, bool) else await held:
+                return
+            await anyio.sleep(0.01)
 
 
 def container_state(pod: Object) -> Object:

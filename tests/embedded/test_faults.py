@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import anyio
@@ -17,6 +17,8 @@ from .cluster import PATIENCE, Cluster, Watch, container_state, embedded, ended,
 from .conftest import OPTIONS
 
 pytestmark = pytest.mark.anyio
+
+REVIEWS = "/apis/authorization.k8s.io/v1"
 
 
 async def fault(cluster: Cluster, action: Any = None, **rule: Any) -> None:
@@ -599,3 +601,111 @@ async def test_the_state_counts_what_there_is(cluster: Cluster) -> None:
     assert (state["objects"]["jobs"], state["objects"]["pods"], len(state["processes"])) == (1, 1, 1)
     assert state["requests"]["create jobs"] == 1
     assert state["connections"] >= 1
+
+
+@pytest.mark.parametrize("how", ["token", "right"])
+async def test_what_is_taken_away_leaves_open_watches_open(cluster: Cluster, how: str) -> None:
+    async with cluster.watch("secrets", resourceVersion=await version(cluster)) as watch:
+        if how == "token":
+            await cluster.switch("POST", "tokens", {"tokens": ["other"]})
+        else:
+            await cluster.switch("POST", "rights", {"without": ["list secrets", "watch secrets"]})
+        status = 401 if how == "token" else 403
+        assert (await cluster.request("GET", cluster.path("secrets"))).status == status
+        headers = {"Authorization": "Bearer other"} if how == "token" else {}
+        answer = await cluster.request("POST", cluster.path("secrets"), secret("s1"), headers=headers)
+        assert answer.status == 201
+        assert await names(watch, 1) == ["s1"]
+
+
+async def test_a_right_that_is_missing_is_refused_in_the_words_of_rbac(cluster: Cluster) -> None:
+    await cluster.switch("POST", "rights", {"without": ["get pods/log", "create jobs.batch", "get namespaces"]})
+    where = f'in the namespace "{cluster.namespace}"'
+    for method, path, body, message in (
+        (
+            "GET",
+            cluster.path("pods", "p1", "log"),
+            None,
+            f'pods "p1" is forbidden: User "embedded" cannot get resource "pods/log" in API group "" {where}',
+        ),
+        (
+            "POST",
+            cluster.path("jobs"),
+            job("j1"),
+            f'jobs.batch is forbidden: User "embedded" cannot create resource "jobs" in API group "batch" {where}',
+        ),
+        (
+            "GET",
+            f"/api/v1/namespaces/{cluster.namespace}",
+            None,
+            f'namespaces "{cluster.namespace}" is forbidden: User "embedded" cannot get resource "namespaces" in API'
+            f' group "" {where}',
+        ),
+    ):
+        answer = await cluster.request(method, path, body)
+        assert (answer.status, answer.body["message"]) == (403, message)
+    await cluster.switch("POST", "rights", {})
+    await cluster.create(job("j1"))
+
+
+async def test_what_is_missing_is_missing_in_the_reviews(cluster: Cluster) -> None:
+    async def allowed(verb: str, group: str, resource: str, sub: str = "") -> bool:
+        attributes = {"verb": verb, "group": group, "resource": resource, "subresource": sub}
+        answer = await cluster.request(
+            "POST", f"{REVIEWS}/selfsubjectaccessreviews", {"spec": {"resourceAttributes": attributes}}
+        )
+        assert answer.status == 201
+        return bool(answer.body["status"]["allowed"])
+
+    async def rules() -> Object:
+        answer = await cluster.request("POST", f"{REVIEWS}/selfsubjectrulesreviews", {"spec": {"namespace": "default"}})
+        return cast("Object", answer.body["status"])
+
+    assert (await rules())["resourceRules"] == [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]
+    await cluster.switch("POST", "rights", {"without": ["create jobs.batch", "* pods/log"]})
+    assert not await allowed("create", "batch", "jobs")
+    assert not await allowed("get", "", "pods", "log")
+    assert await allowed("get", "", "pods")
+    assert await allowed("list", "batch", "jobs")
+    told = {(rule["apiGroups"][0], rule["resources"][0]): rule["verbs"] for rule in (await rules())["resourceRules"]}
+    assert "create" not in told["batch", "jobs"]
+    assert ("", "pods/log") not in told
+    assert "create" in told["", "pods"]
+    await cluster.switch("POST", "rights", {"incomplete": True})
+    assert await rules() == {
+        "resourceRules": [],
+        "nonResourceRules": [],
+        "incomplete": True,
+        "evaluationError": "webhook authorizer does not support user rule resolution",
+    }
+    await cluster.switch("POST", "rights", {"without": ["create selfsubjectrulesreviews.authorization.k8s.io"]})
+    refused = await cluster.request("POST", f"{REVIEWS}/selfsubjectrulesreviews", {"spec": {}})
+    assert refused.status == 403
+    assert refused.body["message"].endswith('in API group "authorization.k8s.io" at the cluster scope')
+
+
+async def test_a_namespace_that_is_deleted_goes_with_all_that_is_in_it_and_leaves_watches_open(
+    cluster: Cluster,
+) -> None:
+    owner = await cluster.create(job("j1", "sleep", "3600"))
+    await cluster.create(secret("s1", owner=owner))
+    await cluster.pod_when("j1", running)
+    path = f"/api/v1/namespaces/{cluster.namespace}"
+    async with (
+        cluster.watch("jobs", resourceVersion=await version(cluster)) as jobs,
+        cluster.watch("secrets", resourceVersion=await version(cluster)) as secrets,
+    ):
+        assert (await cluster.request("DELETE", path)).body["status"]["phase"] == "Terminating"
+        await jobs.until(lambda event: event["type"] == "DELETED")
+        with anyio.fail_after(PATIENCE):
+            while (await cluster.request("GET", path)).status != 404:
+                pass
+        state = await cluster.switch("GET", "state")
+        assert (state["objects"], state["processes"]) == (dict.fromkeys(("jobs", "pods", "secrets", "events"), 0), [])
+        assert (await cluster.list("jobs"))["items"] == [], "a list is empty, not refused"
+        assert (await cluster.request("POST", cluster.path("secrets"), secret("s2"))).status == 404
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": cluster.namespace}}
+        assert (await cluster.request("POST", "/api/v1/namespaces", namespace)).status == 201
+        assert (await cluster.request("POST", "/api/v1/namespaces", namespace)).status == 409
+        await cluster.create(secret("s3"))
+        await secrets.until(lambda event: event["object"]["metadata"]["name"] == "s3")

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from k8s_builderd.fabric import manifests
 from k8s_builderd.fabric.names import Token
 from k8s_builderd.fabric.package import Image, decode_chaincode
-from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan, SecurityProfile
+from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan, PodSettings, SecurityProfile
 
 DIGEST = "sha256:" + "5e" * 32
 HASH = "6f98c4bb29414771312eddd1a813eef583df2121c235c4797792f141a46d4b45"
@@ -37,7 +37,7 @@ def plan(*, tls: bool = True, template: Any = None, **settings: Any) -> Plan:
         peer="p" * 32,
         instance="peer0-0",
         namespace="fabric",
-        template=template or {},
+        template=(template,) if template else (),
     )
 
 
@@ -224,6 +224,76 @@ def test_a_node_role_is_required_and_its_taint_tolerated() -> None:
         {"key": "fabric-builder-k8s-role", "operator": "Equal", "value": "chaincode", "effect": "NoSchedule"}
     ]
     assert not {"affinity", "tolerations"} & pod(plan()).keys()
+
+
+# The plain settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "spec", "fields"),
+    [
+        (PodSettings(), {}, {}),
+        (
+            PodSettings(image_pull_secrets=("a", "b")),
+            {"imagePullSecrets": [{"name": "a"}, {"name": "b"}]},
+            {},
+        ),
+        (PodSettings(image_pull_policy="Always"), {}, {"imagePullPolicy": "Always"}),
+        (PodSettings(requests={"cpu": "1"}), {}, {"resources": {"requests": {"cpu": "1"}}}),
+        (
+            PodSettings(requests={"memory": "1Gi"}, limits={"cpu": "2", "memory": "2Gi"}),
+            {},
+            {"resources": {"requests": {"memory": "1Gi"}, "limits": {"cpu": "2", "memory": "2Gi"}}},
+        ),
+        (
+            PodSettings(node_name="node-a"),
+            {
+                "affinity": {
+                    "nodeAffinity": {
+                        "requiredDuringSchedulingIgnoredDuringExecution": {
+                            "nodeSelectorTerms": [
+                                {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["node-a"]}]}
+                            ]
+                        }
+                    }
+                }
+            },
+            {},
+        ),
+    ],
+)
+def test_a_plain_setting_adds_its_fields_and_no_other(
+    settings: PodSettings, spec: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    plain, made = plan(), replace(plan(), pod=settings)
+    assert container(made) == {**container(plain), **fields}
+    assert {**pod(made), "containers": []} == {**pod(plain), **spec, "containers": []}
+
+
+def test_a_node_role_and_the_same_node_must_both_hold() -> None:
+    spec = pod(replace(plan(node_role="r"), pod=PodSettings(node_name="node-a")))
+    [term] = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term.keys() == {"matchExpressions", "matchFields"}
+
+
+def test_the_template_is_laid_over_the_plain_settings() -> None:
+    settings = PodSettings(("a", "b"), "Always", {"cpu": "1", "memory": "1Gi"}, {"memory": "1Gi"})
+    template = {
+        "spec": {
+            "imagePullSecrets": [{"name": "b"}, {"name": "c"}],
+            "containers": [
+                {
+                    "name": "chaincode",
+                    "imagePullPolicy": "Never",
+                    "resources": {"requests": {"cpu": "2"}, "limits": None},
+                }
+            ],
+        }
+    }
+    made = replace(plan(template=template), pod=settings)
+    assert pod(made)["imagePullSecrets"] == [{"name": "a"}, {"name": "b"}, {"name": "c"}]
+    assert container(made)["imagePullPolicy"] == "Never"
+    assert container(made)["resources"] == {"requests": {"cpu": "2", "memory": "1Gi"}, "limits": None}
 
 
 # The pod template

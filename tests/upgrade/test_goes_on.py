@@ -14,7 +14,7 @@ from anyio.abc import SocketStream
 
 from tests.daemon.chaincodes import Ticking, assert_whole, forgotten, nothing_left
 from tests.daemon.scene import BIN, Running, Scene
-from tests.embedded.cluster import PATIENCE, running
+from tests.embedded.cluster import PATIENCE, eventually, running
 from tests.upgrade.golden import OLD_BIN, SCENARIOS, encoded, field, of_another_run, position
 from tests.upgrade.record import LONG, frames
 
@@ -62,9 +62,14 @@ class OldDaemon:
 
     async def log(self, pod: str, lines: int) -> bytes:
         """Return the log with its timestamps, as soon as it has so many lines."""
-        with anyio.fail_after(PATIENCE):
-            while (log := await self.scene.cluster.log(pod, timestamps="true")).count(b"\n") < lines:
-                await anyio.lowlevel.checkpoint()
+        log = b""
+
+        async def long() -> bool:
+            nonlocal log
+            log = await self.scene.cluster.log(pod, timestamps="true")
+            return log.count(b"\n") >= lines
+
+        await eventually(long)
         return log
 
     async def say(self, *frame: str) -> None:

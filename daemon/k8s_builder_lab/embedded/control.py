@@ -13,7 +13,8 @@ All want the bearer token; bodies are JSON; what is optional may be left out.
 | `POST /embedded/compact` | | every resourceVersion given so far is too old |
 | `POST /embedded/restart` | `{"seconds": 0, "unauthorized": 0, "forbidden": 0.2}` | an outage, a compaction, then \
 first 401 and then 403 for so many seconds |
-| `POST /embedded/tokens` | `{"tokens": [...]}` | the bearer tokens that the API accepts from now on |
+| `POST /embedded/tokens` | `{"tokens": [...]}` | the bearer tokens that are accepted from now on; streams go on |
+| `POST /embedded/rights` | `{"without": ["create jobs.batch", "* pods/log"]}` | what is missing; see rights.py |
 | `POST /embedded/pods/NAMESPACE/NAME/rotate` | `{"container": ""}` | only what the log gets from now on is served |
 | `POST /embedded/pods/NAMESPACE/NAME/evict` | `{"message": ""}` | the kubelet evicts the pod for want of something |
 
@@ -28,7 +29,8 @@ The components, each there (true) or away (false):
   once the kubelet goes on.
 
 A drain is an Eviction through the API. A node that is lost is a frozen kubelet and a deletion with grace 0. A node
-whose clock is off is `nodeClock` of the environment. `kubectl delete job --cascade=orphan` is a DELETE with
+whose clock is off is `nodeClock` of the environment. A namespace is deleted by DELETE: kube-controller-manager empties
+it, and it stays while that is away. `kubectl delete job --cascade=orphan` is a DELETE with
 propagationPolicy Orphan.
 """
 
@@ -47,6 +49,7 @@ from k8s_builder_lab.embedded.faults import Faults
 from k8s_builder_lab.embedded.images import Image
 from k8s_builder_lab.embedded.kubelet import Kubelet
 from k8s_builder_lab.embedded.objects import PODS, RESOURCES
+from k8s_builder_lab.embedded.rights import Rights
 from k8s_builder_lab.embedded.status import ApiError
 from k8s_builder_lab.embedded.store import Store
 from k8s_builder_lab.embedded.transport import Listener
@@ -95,6 +98,7 @@ class Control:
             web.post("/embedded/compact", self._compact),
             web.post("/embedded/restart", self._restart),
             web.post("/embedded/tokens", self._set_tokens),
+            web.post("/embedded/rights", self._set_rights),
             web.post(f"{pod}/rotate", self._rotate),
             web.post(f"{pod}/evict", self._evict),
         ]
@@ -204,6 +208,10 @@ class Control:
     async def _set_tokens(self, request: web.Request) -> web.Response:
         self._api.tokens = set(msgspec.convert((await _body(request)).get("tokens"), list[str]))
         return _answer({})
+
+    async def _set_rights(self, request: web.Request) -> web.Response:
+        self._api.rights = msgspec.convert(await _body(request), Rights)
+        return _answer(msgspec.to_builtins(self._api.rights))
 
     async def _rotate(self, request: web.Request) -> web.Response:
         log = await self._kubelet.log(self._pod(request), (await _body(request)).get("container", ""))

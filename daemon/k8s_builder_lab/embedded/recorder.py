@@ -1,9 +1,11 @@
 """Events about Jobs and Pods, as controllers, scheduler and kubelet record them."""
 
 import time
+from contextlib import suppress
 
 from k8s_builder_lab.embedded.environment import Environment
 from k8s_builder_lab.embedded.objects import EVENTS, Object, microseconds, seconds
+from k8s_builder_lab.embedded.status import ApiError
 from k8s_builder_lab.embedded.store import Store
 
 REMEMBERED = 10_000
@@ -83,7 +85,8 @@ class Recorder:
         name = f"{obj['metadata']['name']}.{time.time_ns():016x}"
         while self._store.find(EVENTS, namespace, name) is not None:
             name = f"{obj['metadata']['name']}.{time.time_ns():016x}"
-        self._store.create(EVENTS, namespace, {"metadata": {"name": name, "namespace": namespace}, **event})
+        with suppress(ApiError):  # the namespace is being deleted: a recorder drops what it may not write
+            self._store.create(EVENTS, namespace, {"metadata": {"name": name, "namespace": namespace}, **event})
         return name
 
 

@@ -62,6 +62,8 @@ class Scheduler:
             for other in self._store.everything(PODS)
             if other["spec"].get("nodeName") and other["status"]["phase"] not in FINISHED
         )
+        if environment.node_cordoned:
+            return f"0/1 nodes are available: 1 node(s) were unschedulable.{_TAIL}"
         return refusal(pod, environment.node_labels, environment.node_taints, environment.node_cpu, others)
 
 
@@ -104,10 +106,15 @@ def _selected(spec: Object, labels: Mapping[str, str]) -> bool:
     )
     if not affinity:
         return True
-    # Terms are alternatives; the expressions of one term must all hold.
+    # Terms are alternatives; what one term has must all hold, and a term with nothing in it matches no node.
+    fields = {"metadata.name": podstatus.NODE}
     return any(
-        all(_holds(expression, labels) for expression in term.get("matchExpressions") or [])
+        all(wanted)
         for term in affinity.get("nodeSelectorTerms") or []
+        if (
+            wanted := [_holds(it, labels) for it in term.get("matchExpressions") or []]
+            + [_holds(it, fields) for it in term.get("matchFields") or []]
+        )
     )
 
 

@@ -24,6 +24,7 @@ from k8s_builder_lab.embedded.garbage import GarbageCollector
 from k8s_builder_lab.embedded.images import Image
 from k8s_builder_lab.embedded.jobs import JobController
 from k8s_builder_lab.embedded.kubelet import Kubelet
+from k8s_builder_lab.embedded.namespaces import NamespaceController
 from k8s_builder_lab.embedded.node import Gate, Node
 from k8s_builder_lab.embedded.podstatus import NODE
 from k8s_builder_lab.embedded.reaper import open_reaper
@@ -105,9 +106,10 @@ async def serve(options: Options, *, task_status: TaskStatus[Address] = anyio.TA
             kube_controller_manager=[
                 JobController(store, recorder, environment, timings).serve,
                 GarbageCollector(store, timings).serve,
+                NamespaceController(store, timings).serve,
             ],
         )
-        api = Api(store, kubelet, node, rules, token, options.bookmark_interval)
+        api = Api(store, kubelet, node, rules, token, options.bookmark_interval, environment)
         control = Control(store, kubelet, api, rules, environment, components, token)
         async with anyio.create_task_group() as tg:
             await tg.start(kubelet.serve)

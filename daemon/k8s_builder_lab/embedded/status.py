@@ -3,6 +3,7 @@
 from typing import Any
 
 from k8s_builder_lab.embedded.objects import Object, Resource
+from k8s_builder_lab.embedded.rights import asked_for
 
 
 class ApiError(Exception):
@@ -65,16 +66,29 @@ def unauthorized() -> ApiError:
     return ApiError(401, "Unauthorized", "Unauthorized")
 
 
+USER = "embedded"
+"""The name of whoever has the token."""
+
+
 def forbidden(verb: str, resource: Resource, namespace: str, name: str) -> ApiError:
-    """403, as RBAC words it: for a create the object has no name yet."""
+    """403, as RBAC words it: for a create the object has no name yet.
+
+    :param verb: as faults know it.
+    """
     subject = resource.qualified + (f' "{name}"' if name else "")
+    verb, plural = asked_for(verb, resource)
     return ApiError(
         403,
         "Forbidden",
-        f'{subject} is forbidden: User "embedded" cannot {verb} resource "{resource.plural}" '
-        f'in API group "{resource.group}" in the namespace "{namespace}"',
+        f'{subject} is forbidden: User "{USER}" cannot {verb} resource "{plural}" in API group "{resource.group}" '
+        + (f'in the namespace "{namespace}"' if namespace else "at the cluster scope"),
         _about(resource, name),
     )
+
+
+def refused_by_admission(resource: Resource, name: str, message: str) -> ApiError:
+    """403, in the words of an admission plugin."""
+    return ApiError(403, "Forbidden", message, _about(resource, name))
 
 
 def not_found(resource: Resource, name: str) -> ApiError:
@@ -90,6 +104,21 @@ def namespace_not_found(namespace: str) -> ApiError:
 def method_not_allowed() -> ApiError:
     """405: the path is there, the verb is not."""
     return ApiError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+
+
+def namespace_terminating(resource: Resource, name: str, namespace: str) -> ApiError:
+    """403 of a create in a namespace that is being deleted."""
+    cause = f"namespace {namespace} is being terminated"
+    return ApiError(
+        403,
+        "Forbidden",
+        f'{resource.qualified} "{name}" is forbidden: unable to create new content in namespace {namespace} because it'
+        " is being terminated",
+        {
+            **_about(resource, name),
+            "causes": [{"reason": "NamespaceTerminating", "message": cause, "field": "metadata.namespace"}],
+        },
+    )
 
 
 def already_exists(resource: Resource, name: str) -> ApiError:

@@ -14,9 +14,27 @@ import msgspec
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from k8s_builder_lab.embedded import validation
-from k8s_builder_lab.embedded.objects import FINISHED, PODS, RESOURCES, Key, Object, Resource, key_of, seconds
+from k8s_builder_lab.embedded.objects import (
+    FINISHED,
+    NAMESPACES,
+    PODS,
+    RESOURCES,
+    Key,
+    Object,
+    Resource,
+    is_deleting,
+    key_of,
+    seconds,
+)
 from k8s_builder_lab.embedded.selectors import Matches
-from k8s_builder_lab.embedded.status import already_exists, conflict, expired, namespace_not_found, not_found
+from k8s_builder_lab.embedded.status import (
+    already_exists,
+    conflict,
+    expired,
+    namespace_not_found,
+    namespace_terminating,
+    not_found,
+)
 
 FIRST_REVISION = 1000
 """Where the counter starts, so that a resourceVersion of 1 is as old as it is in a cluster that has lived."""
@@ -39,10 +57,10 @@ class Store:
     """
 
     def __init__(self, namespaces: tuple[str, ...] = ("default",), history: int = 4096) -> None:
-        self.namespaces = set(namespaces)
         self.revision = FIRST_REVISION
         self.oldest = FIRST_REVISION
-        self._objects: dict[Resource, dict[Key, Object]] = {resource: {} for resource in RESOURCES}
+        self._objects: dict[Resource, dict[Key, Object]] = {resource: {} for resource in (NAMESPACES, *RESOURCES)}
+        self._objects[NAMESPACES] = {("", name): _namespace(name) for name in namespaces}
         self._history: deque[Change] = deque(maxlen=history)
         self._subscribers: set[MemoryObjectSendStream[Change]] = set()
 
@@ -78,20 +96,22 @@ class Store:
 
     # Writing
 
-    def create(self, resource: Resource, namespace: str, obj: Object) -> Object:
-        """Check and store a new object and return it as stored.
+    def create(self, resource: Resource, namespace: str, obj: Object, *, dry_run: bool = False) -> Object:
+        """Check and store a new object and return it as stored; `dry_run` does all but store it.
 
-        :raises ApiError: 400, 404 of the namespace, 409 if the name is taken, 422
+        :raises ApiError: 400; 403, the namespace is being deleted; 404 of the namespace; 409, the name is taken; 422
         """
         obj = validation.accept(resource, obj, namespace)
-        if namespace not in self.namespaces:
+        if (found := self.find(NAMESPACES, "", namespace)) is None:
             raise namespace_not_found(namespace)
+        if is_deleting(found):
+            raise namespace_terminating(resource, obj["metadata"]["name"], namespace)
         validation.check_spec(resource, obj)
         if key_of(obj) in self._objects[resource]:
             raise already_exists(resource, obj["metadata"]["name"])
         obj["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": seconds()}
         obj = copy.deepcopy(validation.with_defaults(resource, obj))
-        return self._write("ADDED", resource, obj, None)
+        return obj if dry_run else self._write("ADDED", resource, obj, None)
 
     def update(
         self,
@@ -174,6 +194,30 @@ class Store:
         assert removed is not None
         return removed
 
+    def create_namespace(self, name: str) -> Object:
+        """Create a namespace.
+
+        :raises ApiError: 409
+        """
+        if self.find(NAMESPACES, "", name) is not None:
+            raise already_exists(NAMESPACES, name)
+        return self._write("ADDED", NAMESPACES, _namespace(name), None)
+
+    def delete_namespace(self, name: str) -> Object:
+        """Begin to delete a namespace; whoever empties it removes it.
+
+        :raises ApiError: 404
+        """
+
+        def mark(namespace: Object) -> None:
+            namespace["metadata"].setdefault("deletionTimestamp", seconds())
+            namespace["status"]["phase"] = "Terminating"
+
+        self.get(NAMESPACES, "", name)
+        marked = self.update(NAMESPACES, "", name, mark)
+        assert marked is not None
+        return marked
+
     def _grace(self, resource: Resource, obj: Object, asked: int | None) -> int:
         """Return how many seconds an object still has."""
         before: int | None = obj["metadata"].get("deletionGracePeriodSeconds")
@@ -238,3 +282,19 @@ class Store:
         finally:
             self._subscribers.discard(send)
             send.close()
+
+
+def _namespace(name: str) -> Object:
+    return {
+        "kind": "Namespace",
+        "apiVersion": "v1",
+        "metadata": {
+            "name": name,
+            "uid": str(uuid.uuid4()),
+            "resourceVersion": "1",
+            "creationTimestamp": seconds(),
+            "labels": {"kubernetes.io/metadata.name": name},
+        },
+        "spec": {"finalizers": ["kubernetes"]},
+        "status": {"phase": "Active"},
+    }

@@ -21,15 +21,18 @@ from k8s_builderd.fabric.names import (
     package_id,
 )
 from k8s_builderd.fabric.plan import GRACE_SECONDS as GRACE_SECONDS
-from k8s_builderd.fabric.plan import Owner, Plan, SecurityProfile
+from k8s_builderd.fabric.plan import Owner, Plan, PodSettings, SecurityProfile
 
 CONTAINER = "chaincode"
 CERTS = "certs"
 CERTS_PATH = "/etc/hyperledger/fabric"
 NODE_ROLE = "fabric-builder-k8s-role"
 TTL_SECONDS = 300
-_MERGED_BY = {"containers": "name", "env": "name", "volumes": "name", "volumeMounts": "mountPath"}
-"""Which of our lists an operator's are merged with, and by which field of their items, as in Kubernetes' API."""
+_MERGED_BY = {
+    **dict.fromkeys(("containers", "initContainers", "env", "volumes", "imagePullSecrets"), "name"),
+    "volumeMounts": "mountPath",
+}
+"""Which lists are merged, and by which field of their items, as in Kubernetes' API."""
 
 MANAGED_BY = "fabric-builder-k8s"
 
@@ -84,7 +87,9 @@ def secret(plan: Plan, job_uid: str) -> dict[str, Any]:
 
 def _shaped(plan: Plan) -> dict[str, Any]:
     """Return the pod template with the operator's laid over it, but for what the daemon works by."""
-    template: dict[str, Any] = _merge(_pod_template(plan), plan.template)
+    template = _pod_template(plan)
+    for layer in plan.template:
+        template = _merge(template, layer)
     template["spec"] |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": plan.grace}
     for part, ours in (("labels", _labels(plan)), ("annotations", _annotations(plan))):
         template["metadata"][part] = {**(template["metadata"].get(part) or {}), **ours}
@@ -152,18 +157,37 @@ def _pod_template(plan: Plan) -> dict[str, Any]:
         "containers": [container],
         "volumes": [{"name": CERTS, "secret": {"secretName": plan.job_name}}],
     }
-    if role := plan.settings.node_role:
+    _apply(plan.pod, spec, container)
+    if term := _node_term(plan):
         spec["affinity"] = {
-            "nodeAffinity": {
-                "requiredDuringSchedulingIgnoredDuringExecution": {
-                    "nodeSelectorTerms": [
-                        {"matchExpressions": [{"key": NODE_ROLE, "operator": "In", "values": [role]}]}
-                    ]
-                }
-            }
+            "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
         }
+    if role := plan.settings.node_role:
         spec["tolerations"] = [{"key": NODE_ROLE, "operator": "Equal", "value": role, "effect": "NoSchedule"}]
     return {"metadata": {"labels": _labels(plan), "annotations": _annotations(plan)}, "spec": spec}
+
+
+def _apply(settings: PodSettings, spec: dict[str, Any], container: dict[str, Any]) -> None:
+    """Write the daemon's plain settings into a pod's spec and its container."""
+    if settings.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
+    if settings.image_pull_policy:
+        container["imagePullPolicy"] = settings.image_pull_policy
+    resources = {"requests": dict(settings.requests), "limits": dict(settings.limits)}
+    if any(resources.values()):
+        container["resources"] = {kind: quantities for kind, quantities in resources.items() if quantities}
+
+
+def _node_term(plan: Plan) -> dict[str, Any]:
+    """Return what a node must have; all of it must hold."""
+    term: dict[str, Any] = {}
+    if role := plan.settings.node_role:
+        term["matchExpressions"] = [{"key": NODE_ROLE, "operator": "In", "values": [role]}]
+    if node := plan.pod.node_name:
+        # As DaemonSets do it. The label kubernetes.io/hostname may differ from the name; with spec.nodeName nobody
+        # would ask whether the pod fits there.
+        term["matchFields"] = [{"key": "metadata.name", "operator": "In", "values": [node]}]
+    return term
 
 
 def _environment(plan: Plan) -> dict[str, str]:
@@ -184,8 +208,9 @@ def _environment(plan: Plan) -> dict[str, str]:
 def _merge(ours: Any, theirs: Any, field: str = "") -> Any:
     """Lay the operator's pod template over ours as a strategic merge patch does.
 
-    Objects are merged; so are the lists that we make, by what tells their items apart. Anything else is replaced.
+    Objects are merged; so are the lists of `_MERGED_BY`, by what tells their items apart. Anything else is replaced.
 
+    :param ours: what the launch has made, with what was laid over it before.
     :param field: the name of the field that holds both.
     """
     if isinstance(ours, dict) and isinstance(theirs, Mapping):
@@ -193,10 +218,17 @@ def _merge(ours: Any, theirs: Any, field: str = "") -> Any:
         for key, value in theirs.items():
             merged[key] = _merge(ours[key], value, key) if key in ours else value
         return merged
-    if field in _MERGED_BY:
-        by = _MERGED_BY[field]
+    by = _MERGED_BY.get(field, "")
+    if _are_named(ours, by) and _are_named(theirs, by):
         items = {item[by]: item for item in ours}
         for item in theirs:
             items[item[by]] = _merge(items[item[by]], item) if item[by] in items else item
         return list(items.values())
     return theirs
+
+
+def _are_named(items: Any, by: str) -> bool:
+    """Say whether this is a list whose items have that field; by the name of the list alone it could be a label."""
+    return isinstance(items, list) and all(
+        isinstance(item, Mapping) and isinstance(item.get(by), str) for item in items
+    )

@@ -36,6 +36,19 @@ class LaunchSettings(Struct, frozen=True):
     debug: bool = False
 
 
+class PodSettings(Struct, frozen=True):
+    """What the daemon's plain settings give to each pod of chaincode; the pod template is laid over it."""
+
+    image_pull_secrets: tuple[str, ...] = ()
+    image_pull_policy: str = ""
+    """`Always`, `IfNotPresent` or `Never`; empty for the API server's default."""
+    requests: Mapping[str, str] = {}
+    """Quantities of `cpu` and `memory` for the chaincode's container."""
+    limits: Mapping[str, str] = {}
+    node_name: str = ""
+    """The only node that the pod may go to; empty for any."""
+
+
 class Owner(Struct, frozen=True):
     """The daemon's own pod: when it goes, Kubernetes removes the Jobs that it owns."""
 
@@ -59,7 +72,9 @@ class Plan(Struct, frozen=True):
     """Which machine the daemon runs on (`names.HOST_ANNOTATION`)."""
     security_profile: SecurityProfile = SecurityProfile.BASELINE
     run_as_non_root: bool = False
-    template: Mapping[str, Any] = {}
+    pod: PodSettings = PodSettings()
+    template: tuple[Mapping[str, Any], ...] = ()
+    """The operator's pod template for this chaincode: each is laid over what is there, in this order."""
     log_prefix: str = ""
     """A template of what stands in front of each line of the log."""
     takeovers: int = 0
@@ -69,7 +84,9 @@ class Plan(Struct, frozen=True):
     @property
     def grace(self) -> int:
         """Seconds that the pod's processes have to end in after SIGTERM."""
-        grace: int | None = self.template.get("spec", {}).get("terminationGracePeriodSeconds")
+        grace: int | None = None
+        for layer in self.template:
+            grace = layer.get("spec", {}).get("terminationGracePeriodSeconds", grace)
         return GRACE_SECONDS if grace is None else grace
 
     @property
@@ -79,9 +96,12 @@ class Plan(Struct, frozen=True):
         return LaunchKey(chaincode.chaincode_id, chaincode.mspid, chaincode.peer_address, self.settings.peer_id)
 
     @property
-    def reuse_key(self) -> tuple[LaunchKey, Image, LaunchSettings, str]:
-        """What a launch must have in common with another one to go on with its Job, in one daemon."""
-        return self.key, self.image, self.settings, self.peer
+    def reuse_key(self) -> tuple[Any, ...]:
+        """What a launch must have in common with another one to go on with its Job, in one daemon.
+
+        All but the pod template stays as it is while a daemon runs.
+        """
+        return self.key, self.image, self.settings, self.peer, self.template
 
     def prefix(self, pod: str) -> bytes:
         """Return what stands in front of each line of this pod's log."""

@@ -8,8 +8,8 @@ and for those of a followed log, the first included. Whoever reads these sees to
 import re
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from http import HTTPStatus
 from typing import Any, Generic, Self, TypeVar
 
@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from k8s_builderd.kube.background import background
-from k8s_builderd.kube.credentials import Credentials, Login
+from k8s_builderd.kube.credentials import LOAD_TIMEOUT, Credentials, Login
 from k8s_builderd.kube.errors import ApiError, Unavailable, Unreachable, error_for_status
 from k8s_builderd.kube.objects import Identity, IdentityOnly, RawList, Status
 
@@ -54,16 +54,32 @@ def unobserved(verb: str, resource: str, code: str, seconds: float | None) -> No
     """Take no notice of a request."""
 
 
+Answered = Callable[[str, str, ApiError | None], None]
+"""Is told how each request has ended, once: verb and resource in RBAC's words, and the refusal or None. A request that
+is made again at once with a newer login counts with its second answer only."""
+
+
+def unanswered(verb: str, resource: str, error: ApiError | None) -> None:
+    """Take no notice of an answer."""
+
+
 class Resource(msgspec.Struct, frozen=True):
     """A kind of object: where it lives in the API, and RBAC's name for it."""
 
     prefix: str
     plural: str
     rbac: str
+    namespaced: bool = True
+
+    @property
+    def group(self) -> str:
+        """The API group, empty for the core group."""
+        return self.prefix.split("/")[2] if self.prefix.startswith("/apis/") else ""
 
     def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
         """Return the URL path of the collection, of one object, or of a subresource of it."""
-        parts = [self.prefix, "namespaces", namespace, self.plural, name, subresource]
+        where = ["namespaces", namespace] if self.namespaced else []
+        parts = [self.prefix, *where, self.plural, name, subresource]
         return "/".join(part for part in parts if part)
 
 
@@ -71,6 +87,19 @@ JOBS = Resource("/apis/batch/v1", "jobs", "jobs.batch")
 PODS = Resource("/api/v1", "pods", "pods")
 SECRETS = Resource("/api/v1", "secrets", "secrets")
 EVENTS = Resource("/api/v1", "events", "events")
+RULES_REVIEWS = Resource(
+    "/apis/authorization.k8s.io/v1",
+    "selfsubjectrulesreviews",
+    "selfsubjectrulesreviews.authorization.k8s.io",
+    namespaced=False,
+)
+ACCESS_REVIEWS = Resource(
+    "/apis/authorization.k8s.io/v1",
+    "selfsubjectaccessreviews",
+    "selfsubjectaccessreviews.authorization.k8s.io",
+    namespaced=False,
+)
+NAMESPACES = Resource("/api/v1", "namespaces", "namespaces", namespaced=False)
 
 
 def _socket(address: Any) -> socket.socket:
@@ -94,6 +123,16 @@ class _Request(msgspec.Struct, frozen=True):
     path: str
     query: Mapping[str, str] | None = None
     data: bytes | None = None
+    accept: str = ""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What the API server has answered to a request that it has carried out."""
+
+    content: bytes
+    headers: Mapping[str, str] = {}
+    warnings: tuple[str, ...] = ()
+    """The values of its `Warning` headers (RFC 7234), such as `299 - "..."`."""
 
 
 class Listing(msgspec.Struct, Generic[T], frozen=True):
@@ -117,9 +156,11 @@ class Api:
         namespace: str,
         patience: float,
         observe: Observe = unobserved,
+        answered: Answered = unanswered,
     ) -> None:
         self.namespace = namespace
         self._observe = observe
+        self._answered = answered
         self._credentials = credentials
         self._session = session
         self._patience = patience
@@ -129,20 +170,29 @@ class Api:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, kubeconfig: str, namespace: str, *, patience: float = 10.0, observe: Observe = unobserved
+        cls,
+        kubeconfig: str,
+        namespace: str,
+        *,
+        patience: float = 10.0,
+        load_timeout: float = LOAD_TIMEOUT,
+        observe: Observe = unobserved,
+        answered: Answered = unanswered,
     ) -> AsyncIterator[Self]:
         """Open a connection pool; nothing is asked yet.
 
         :param kubeconfig: a file's path, or empty for the pod's own service account.
         :param patience: seconds that one request may take; watches and logs have no end.
+        :param load_timeout: seconds that loading the credentials may take.
         :param observe: is told of each request.
+        :param answered: is told how each has ended.
         :raises SettingsError: if the configuration cannot be used.
         """
         async with background() as tasks:
-            credentials = Credentials(kubeconfig, tasks)
+            credentials = Credentials(kubeconfig, tasks, load_timeout=load_timeout)
             await credentials.load()
             async with _session() as session:
-                yield cls(credentials, session, namespace, patience, observe)
+                yield cls(credentials, session, namespace, patience, observe, answered)
 
     @property
     def server(self) -> str:
@@ -155,12 +205,12 @@ class Api:
         :param kind: the Struct to decode each into.
         :raises ApiError: as every request here does.
         """
-        content = await self._request("GET", "list", resource, resource.path(self.namespace), selectors)
-        raw = _decoded(RawList, content, "list", resource)
+        answer = await self.request("GET", "list", resource, resource.path(self.namespace), selectors)
+        raw = decoded(RawList, answer.content, "list", resource)
         items, unreadable = [], set()
         for item in raw.items or ():
             try:
-                items.append(_decoded(kind, item, "list", resource))
+                items.append(decoded(kind, item, "list", resource))
             except Unavailable as error:
                 # One object that nobody can read, such as with a time after the year 9999, hides no other.
                 found = identity(item)
@@ -170,22 +220,23 @@ class Api:
 
     async def get(self, resource: Resource, kind: type[T], name: str) -> T:
         """Return one object."""
-        content = await self._request("GET", "get", resource, resource.path(self.namespace, name))
-        return _decoded(kind, content, "get", resource)
+        answer = await self.request("GET", "get", resource, resource.path(self.namespace, name))
+        return decoded(kind, answer.content, "get", resource)
 
-    async def create(self, resource: Resource, kind: type[T], body: Mapping[str, Any]) -> T:
+    async def create(self, resource: Resource, kind: type[T], body: Mapping[str, Any], *, dry_run: bool = False) -> T:
         """Create an object and return it; a field that Kubernetes does not know is refused, not dropped.
 
+        :param dry_run: only say whether it could be created.
         An `Unreachable` leaves open whether it was created: a second try answers with `AlreadyExists` then.
         """
-        query = {"fieldValidation": "Strict"}
-        content = await self._request("POST", "create", resource, resource.path(self.namespace), query, body)
-        return _decoded(kind, content, "create", resource)
+        query = {"fieldValidation": "Strict", **({"dryRun": "All"} if dry_run else {})}
+        answer = await self.request("POST", "create", resource, resource.path(self.namespace), query, body)
+        return decoded(kind, answer.content, "create", resource)
 
     async def delete(self, resource: Resource, name: str, uid: str) -> None:
         """Delete just the object with this uid; what it owns goes after it, in the background."""
         options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
-        await self._request("DELETE", "delete", resource, resource.path(self.namespace, name), body=options)
+        await self.request("DELETE", "delete", resource, resource.path(self.namespace, name), body=options)
 
     @asynccontextmanager
     async def watch(self, resource: Resource, query: Mapping[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -207,7 +258,7 @@ class Api:
         async with self._stream("get", path, query, "pods/log", patience, patience) as chunks:
             yield chunks
 
-    async def _request(
+    async def request(
         self,
         method: str,
         verb: str,
@@ -215,22 +266,41 @@ class Api:
         path: str,
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
-    ) -> bytes:
+        accept: str = "",
+    ) -> Answer:
+        """Send one request and return the whole of its answer.
+
+        :param verb: RBAC's.
+        :param body: is sent as JSON.
+        :param accept: the media type wanted; empty for JSON.
+        :raises ApiError: if it is refused, or there is no answer within the patience.
+        """
         data = msgspec.json.encode(body) if body is not None else None
-        request = _Request(verb, resource.rbac, method, path, query, data)
+        request = _Request(verb, resource.rbac, method, path, query, data, accept)
         asked = anyio.current_time()
+        with self._telling(verb, resource.rbac):
+            try:
+                with anyio.fail_after(self._patience):
+                    response = await self._send(request)
+                    async with response:
+                        content = await response.read()
+            except (aiohttp.ClientError, OSError) as error:
+                self._observe(verb, resource.rbac, NO_ANSWER, anyio.current_time() - asked)
+                raise _unreachable(error, verb, resource.rbac) from error
+            self._observe(verb, resource.rbac, str(response.status), anyio.current_time() - asked)
+            if response.status >= HTTPStatus.MULTIPLE_CHOICES:
+                raise _refusal(response, content, verb, resource.rbac)
+        return Answer(content, response.headers, tuple(response.headers.getall("Warning", ())))
+
+    @contextmanager
+    def _telling(self, verb: str, what: str) -> Iterator[None]:
+        """Tell how the request that is made meanwhile has ended."""
         try:
-            with anyio.fail_after(self._patience):
-                response = await self._send(request)
-                async with response:
-                    content = await response.read()
-        except (aiohttp.ClientError, OSError) as error:
-            self._observe(verb, resource.rbac, NO_ANSWER, anyio.current_time() - asked)
-            raise _unreachable(error, verb, resource.rbac) from error
-        self._observe(verb, resource.rbac, str(response.status), anyio.current_time() - asked)
-        if response.status >= HTTPStatus.MULTIPLE_CHOICES:
-            raise _refusal(response, content, verb, resource.rbac)
-        return content
+            yield
+        except ApiError as error:
+            self._answered(verb, what, error)
+            raise
+        self._answered(verb, what, None)
 
     @asynccontextmanager
     async def _stream(
@@ -252,22 +322,29 @@ class Api:
         def seconds() -> float | None:
             return anyio.current_time() - asked if head is not None else None
 
-        try:
-            with anyio.fail_after(head):
-                response = await self._send(_Request(verb, what, "GET", path, query))
-        except (aiohttp.ClientError, OSError) as error:
-            self._observe(verb, what, NO_ANSWER, seconds())
-            raise _unreachable(error, verb, what) from error
-        self._observe(verb, what, str(response.status), seconds())
-        try:
+        with self._telling(verb, what):
+            try:
+                with anyio.fail_after(head):
+                    response = await self._send(_Request(verb, what, "GET", path, query))
+            except (aiohttp.ClientError, OSError) as error:
+                self._observe(verb, what, NO_ANSWER, seconds())
+                raise _unreachable(error, verb, what) from error
+            self._observe(verb, what, str(response.status), seconds())
             if response.status >= HTTPStatus.MULTIPLE_CHOICES:
-                content = b""
-                with suppress(aiohttp.ClientError, OSError), anyio.fail_after(self._patience):
-                    content = await _beginning(response.content, _ERROR_BODY)
-                raise _refusal(response, content, verb, what)
+                raise await self._refused_stream(response, verb, what)
+        try:
             yield _chunks(response, verb, what, silence)
         finally:
             _leave(response)  # a stream is never read to its end for the sake of the connection
+
+    async def _refused_stream(self, response: aiohttp.ClientResponse, verb: str, what: str) -> ApiError:
+        content = b""
+        try:
+            with suppress(aiohttp.ClientError, OSError), anyio.fail_after(self._patience):
+                content = await _beginning(response.content, _ERROR_BODY)
+        finally:
+            _leave(response)
+        return _refusal(response, content, verb, what)
 
     async def _send(self, request: _Request) -> aiohttp.ClientResponse:
         # A token may have been replaced (a kubeconfig's tokenFile, an exec plugin's expiry), or a certificate, ours or
@@ -290,6 +367,8 @@ class Api:
         headers = await login.headers()
         if request.data is not None:
             headers["Content-Type"] = "application/json"
+        if request.accept:
+            headers["Accept"] = request.accept
         return await self._session.request(
             request.method,
             login.configuration.host + request.path,
@@ -334,7 +413,11 @@ def identity(item: msgspec.Raw) -> Identity:
         return Identity()
 
 
-def _decoded(kind: type[T], content: bytes | msgspec.Raw, verb: str, resource: Resource) -> T:
+def decoded(kind: type[T], content: bytes | msgspec.Raw, verb: str, resource: Resource) -> T:
+    """Return what has been answered.
+
+    :raises Unavailable: if it is not what Kubernetes answers.
+    """
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, RecursionError) as error:

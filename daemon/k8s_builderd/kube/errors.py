@@ -13,6 +13,12 @@ FORBIDDEN_PATIENCE = 5.0
 LONGEST_PAUSE = 30.0
 """Seconds that a Retry-After is obeyed for at most: what is to be deleted must not live on for a day."""
 
+ROLE_REMEDY = (
+    # Whether a namespace is there, RBAC does not tell those who have no right in it.
+    "Check the Role of the daemon's service account (docs/operations.md lists the rights it needs), and that the"
+    " namespace still exists: a Role is deleted with its namespace"
+)
+
 
 class ApiError(BuilderError):
     """The API server refused a request, or could not be asked.
@@ -79,14 +85,15 @@ class Forbidden(ApiError):
     kind = "forbidden"
 
     @property
+    def lacks_right(self) -> bool:
+        """Say whether a right is missing; else a quota or an admission plugin says no."""
+        return _RBAC.search(self.args[0]) is not None
+
+    @property
     def remedy(self) -> str:  # type: ignore[override]
         """What helps: only RBAC's refusals are a matter of the Role."""
-        if _RBAC.search(self.args[0]):
-            # Whether a namespace is there, RBAC does not tell those who have no right in it.
-            return (
-                "Check the Role of the daemon's service account (docs/operations.md lists the rights it needs), and"
-                " that the namespace still exists: a Role is deleted with its namespace"
-            )
+        if self.lacks_right:
+            return ROLE_REMEDY
         return "Raise the quota of the namespace" if "exceeded quota" in self.args[0] else ""
 
 
@@ -133,11 +140,16 @@ class Refusals:
     Only refusals in a row count: after a time without an answer the API server may have started anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = FORBIDDEN_PATIENCE) -> None:
+        """Begin.
+
+        :param patience: seconds for which a refusal proves nothing.
+        """
+        self._patience = patience
         self._since: float | None = None
 
     def last(self, error: ApiError, now: float) -> bool:
-        """Take in how an attempt has failed, and say whether it has been refused for `FORBIDDEN_PATIENCE`.
+        """Take in how an attempt has failed, and say whether it has been refused for longer than that.
 
         :param now: by `anyio.current_time()`.
         """
@@ -145,7 +157,7 @@ class Refusals:
             self._since = None
         elif self._since is None:
             self._since = now
-        return self._since is not None and now > self._since + FORBIDDEN_PATIENCE
+        return self._since is not None and now > self._since + self._patience
 
     def words(self, error: ApiError, now: float) -> str:
         """Take in how an attempt has failed, and return what to tell of it: no remedy for what may pass by itself."""

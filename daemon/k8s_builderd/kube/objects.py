@@ -103,6 +103,8 @@ class ContainerStatus(_Read, frozen=True):
     last_state: ContainerState = field(default_factory=ContainerState)
     started: bool | None = None
     """Whether it runs and has passed its startup probe, where it has one."""
+    ready: bool | None = None
+    """Whether it runs and passes its readiness probe, where it has one."""
 
 
 class Limits(_Read, frozen=True):
@@ -233,6 +235,10 @@ class Pod(_Read, frozen=True):
         """Say whether the named init container is a sidecar: one that runs beside the containers after it."""
         return any(spec.name == name and spec.restart_policy == "Always" for spec in self.spec.init_containers or ())
 
+    def is_init_container(self, name: str) -> bool:
+        """Say whether the named container is one of the init containers, sidecars included."""
+        return any(spec.name == name for spec in self.spec.init_containers or ())
+
 
 class InvolvedObject(_Read, frozen=True):
     """`involvedObject` of an Event."""
@@ -296,6 +302,66 @@ class IdentityOnly(_Read, frozen=True):
     """An object of which the rest cannot be read, such as one with a time after the year 9999."""
 
     metadata: Identity
+
+
+class NamespaceStatus(_Read, frozen=True):
+    """`status` of a Namespace."""
+
+    phase: str = ""
+
+
+class Namespace(_Read, frozen=True):
+    """A core/v1 Namespace."""
+
+    metadata: Meta
+    status: NamespaceStatus = field(default_factory=NamespaceStatus)
+
+
+class ResourceRule(_Read, frozen=True):
+    """One entry of `status.resourceRules` of a SelfSubjectRulesReview; `*` stands for any."""
+
+    verbs: tuple[str, ...] = ()
+    api_groups: tuple[str, ...] | None = None
+    resources: tuple[str, ...] | None = None
+    resource_names: tuple[str, ...] | None = None
+
+
+class RulesStatus(_Read, frozen=True):
+    """`status` of a SelfSubjectRulesReview."""
+
+    resource_rules: tuple[ResourceRule, ...] | None = None
+
+
+class RulesReview(_Read, frozen=True):
+    """An authorization.k8s.io/v1 SelfSubjectRulesReview."""
+
+    status: RulesStatus = field(default_factory=RulesStatus)
+
+    def grants(self, verb: str, group: str, resource: str) -> bool:
+        """Say whether a rule is listed that gives a right on all objects of a resource.
+
+        That none is listed proves nothing: an authorizer that is a webhook lists none.
+        """
+        return any(
+            not rule.resource_names
+            and {verb, "*"} & set(rule.verbs)
+            and {group, "*"} & set(rule.api_groups or ())
+            and {resource, "*"} & set(rule.resources or ())
+            for rule in self.status.resource_rules or ()
+        )
+
+
+class AccessStatus(_Read, frozen=True):
+    """`status` of a SelfSubjectAccessReview."""
+
+    allowed: bool = False
+    reason: str = ""
+
+
+class AccessReview(_Read, frozen=True):
+    """An authorization.k8s.io/v1 SelfSubjectAccessReview."""
+
+    status: AccessStatus = field(default_factory=AccessStatus)
 
 
 class StatusCause(_Read, frozen=True):

@@ -103,6 +103,14 @@ class Store:
         return len(self._by_token)
 
     @property
+    def unfinished(self) -> bool:
+        """Whether a run has not ended, nor has the API accepted its Job's deletion."""
+        return any(
+            run.state is not State.ENDED and not (run.deletion and run.deletion.accepted_at is not None)
+            for run in self._by_token.values()
+        )
+
+    @property
     def states(self) -> dict[str, int]:
         """The number of runs in each state."""
         found = Counter(run.state for run in self._by_token.values())
