@@ -69,10 +69,12 @@ class Container:
     async def follow(self) -> AsyncIterator[bytes]:
         """Yield what is printed from now on, until the container has ended."""
         if self.kind == "flood":
-            while not self.ended.is_set():
-                lines = b"".join(self.line(self.count + index) for index in range(PIECE // 128))
-                self.count += PIECE // 128
-                yield lines
+            count = PIECE // 128
+            pieces = [b"".join(self.line(piece * count + index) for index in range(count)) for piece in range(64)]
+            while not self.ended.is_set():  # what is made anew for each piece would be the limit
+                for piece in pieces:
+                    yield piece
+                    await asyncio.sleep(0)
         elif self.kind == "live":
             due = time.perf_counter()
             while not self.ended.is_set():
