@@ -46,6 +46,8 @@ JOBS = Resource("jobs", "Job", "batch")
 PODS = Resource("pods", "Pod")
 SECRETS = Resource("secrets", "Secret")
 EVENTS = Resource("events", "Event")
+NEW_EVENTS = Resource("events", "Event", "events.k8s.io")
+"""Events in the form of the newer group; they are kept as core ones."""
 NAMESPACES = Resource("namespaces", "Namespace")
 ACCESS_REVIEWS = Resource("selfsubjectaccessreviews", "SelfSubjectAccessReview", "authorization.k8s.io")
 RULES_REVIEWS = Resource("selfsubjectrulesreviews", "SelfSubjectRulesReview", "authorization.k8s.io")
