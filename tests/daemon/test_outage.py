@@ -74,7 +74,11 @@ async def test_a_stop_while_it_has_never_been_there(scene: Scene) -> None:
     daemon = await scene.daemon()
     ticking = await Ticking.make(scene)
     run = await scene.call("run", ticking.package)
-    await run.line("Waiting for the Kubernetes API")
+
+    async def known() -> bool:
+        return "k8s_builderd_runs 1.0" in (await scene.health(daemon, "/metrics"))[1]
+
+    await eventually(known)
     code = await run.terminate()
     assert code == 0 or b"The daemon keeps trying" in run.lines[-1]
     await outage(scene, on=False)
@@ -173,7 +177,7 @@ async def test_it_is_restarted(scene: Scene, forbidden: float) -> None:
 
 
 async def test_it_is_restarted_while_a_launch_is_under_way(scene: Scene) -> None:
-    daemon = await scene.daemon()
+    daemon = await scene.daemon(REQUEST_TIMEOUT="1s")
     ticking = await Ticking.make(scene)
     await scene.fault(verb="create", resource="secrets", action={"do": "hang", "when": "before"})
     run = await scene.call("run", ticking.package)

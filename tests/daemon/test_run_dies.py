@@ -109,7 +109,7 @@ async def test_a_run_that_is_claimed_within_the_grace_stays(scene: Scene) -> Non
     await kill(daemon)
     dead.send(signal.SIGKILL)
     await ended(dead)
-    daemon = await scene.daemon(ORPHAN_GRACE="8s")
+    daemon = await scene.daemon(ORPHAN_GRACE="5s")
     await run.line(b"line %d" % (len(chaincode_lines(run)) + 2))
     await daemon.line("job_unclaimed")
     job = await deleted_once(scene, daemon)

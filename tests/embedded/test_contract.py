@@ -602,14 +602,6 @@ async def test_without_the_token_there_is_a_401(api: Cluster) -> None:
     assert answer.body == status(401, "Unauthorized", "Unauthorized")
 
 
-async def test_an_access_review_is_answered(api: Cluster) -> None:
-    spec = {"resourceAttributes": {"namespace": api.namespace, "verb": "create", "group": "batch", "resource": "jobs"}}
-    review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": spec}
-    answer = await api.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
-    assert (answer.status, answer.body["kind"]) == (201, "SelfSubjectAccessReview")
-    assert answer.body["status"]["allowed"] is True
-
-
 async def test_the_rules_can_be_reviewed(api: Cluster) -> None:
     spec = {"namespace": api.namespace}
     review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": spec}

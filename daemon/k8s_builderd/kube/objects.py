@@ -355,6 +355,7 @@ class AccessStatus(_Read, frozen=True):
     """`status` of a SelfSubjectAccessReview."""
 
     allowed: bool = False
+    reason: str = ""
 
 
 class AccessReview(_Read, frozen=True):
