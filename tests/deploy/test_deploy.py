@@ -28,6 +28,7 @@ VERBS = {
     "create": ("create",),
     "get": ("get",),
     "delete": ("delete",),
+    "patch": ("patch",),
     "list": ("list",),
     "Reflector": ("list", "watch"),
 }
@@ -36,6 +37,7 @@ RESOURCES = {
     "PODS": ("", "pods"),
     "SECRETS": ("", "secrets"),
     "EVENTS": ("", "events"),
+    "NEW_EVENTS": ("events.k8s.io", "events"),
 }
 LOG = ("", "pods/log", "get")
 
