@@ -130,8 +130,8 @@ async def test_an_api_server_that_says_nothing_is_not_waited_for(tmp_path: Path)
 async def test_a_check_that_is_not_answered_does_not_hold_up_the_others(cluster: Cluster, kubeconfig: Path) -> None:
     await cluster.switch("POST", "faults", {"resource": "selfsubjectreviews", "times": None, "action": {"do": "hang"}})
     results = await check(settings(kubeconfig), patience=0.5)
-    [(status, seen, _)] = told(results, "identity")
-    assert (status, "no answer in time" in seen) == ("failure", True)
+    [(status, seen, remedy)] = told(results, "identity")
+    assert (status, "no answer in time" in seen, remedy) == ("failure", True, "See the API server; try again")
     assert {each.status.value for each in results if each.check != "identity"} == {"ok"}
 
 
