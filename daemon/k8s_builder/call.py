@@ -37,8 +37,9 @@ class Refused(DaemonError):
 class Call:
     """A call that has been asked, and its answer."""
 
-    def __init__(self, connected: socket.socket, path: str, stage: str) -> None:
+    def __init__(self, connected: socket.socket, path: str, stage: str, patience: float = PATIENCE) -> None:
         self._socket = connected
+        self._patience = patience
         self._path = path
         self._stage = stage
         self._frames = wire.Frames()
@@ -100,7 +101,7 @@ class Call:
                 self._frames.feed(data)
         except TimeoutError:
             raise DaemonError(
-                f"k8s-builderd at {self._path} did not answer within {PATIENCE:g} s. See its log and its /livez"
+                f"k8s-builderd at {self._path} did not answer within {self._patience:g} s. See its log and its /livez"
             ) from None
         except wire.FrameError as error:
             raise self._malformed(error) from error
@@ -138,19 +139,20 @@ class Call:
 
 
 @contextmanager
-def calling(path: str, stage: str, **arguments: str) -> Iterator[Call]:
+def calling(path: str, stage: str, *, patience: float = PATIENCE, **arguments: str) -> Iterator[Call]:
     """Call a stage of the daemon, and hang up when the context is left.
 
+    :param patience: seconds without a byte after which the daemon counts as away.
     :param arguments: those of the stage; an empty one is left out.
     :raises DaemonError: if the daemon cannot be reached.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connected:
-        connected.settimeout(PATIENCE)
+        connected.settimeout(patience)
         try:
             connected.connect(path)
         except OSError as error:
             raise _away(path, error) from error
-        call = Call(connected, path, stage)
+        call = Call(connected, path, stage, patience)
         call.request(arguments)
         yield call
 

@@ -6,6 +6,7 @@ import click
 
 _COMMANDS = {
     "demo": ("k8s_builder_lab.demo.command", "demo"),
+    "doctor": ("k8s_builder.commands.doctor", "doctor"),
     "embedded-cluster": ("k8s_builder_lab.embedded.command", "embedded_cluster"),
     "install-client": ("k8s_builder.commands.install_client", "install_client"),
     "inspect": ("k8s_builder.commands.package", "inspect"),

@@ -73,16 +73,17 @@ def install(folder: Path, python: Path | None = None) -> None:
         raise NotInstalled(f"the builder folder cannot be written: {where}{error.strerror}") from error
 
 
-def check(python: Path) -> None:
-    """See that an interpreter runs and is new enough.
+def check(python: Path, patience: float = _PROBE_TIMEOUT) -> str:
+    """See that an interpreter runs and is new enough, and return its version, such as `3.12`.
 
+    :param patience: seconds that it may take.
     :raises NotInstalled: if not, or if its path cannot stand in a program.
     """
     if not str(python).isprintable() or set(str(python)) & set("\\'"):
         raise NotInstalled(f"{str(python)!a} cannot be used in a shell script: make a link to it with a plain path")
     command = [os.fspath(python), "-I", "-S", "-c", _PROBE]
     try:
-        done = subprocess.run(command, env={}, capture_output=True, timeout=_PROBE_TIMEOUT, check=False)
+        done = subprocess.run(command, env={}, capture_output=True, timeout=patience, check=False)
     except subprocess.TimeoutExpired:
         raise NotInstalled(f"{python} cannot be used as Python: it does not exit") from None
     except OSError as error:
@@ -94,6 +95,18 @@ def check(python: Path) -> None:
     if (int(version[1]), int(version[2])) < OLDEST:
         needed = ".".join(map(str, OLDEST))
         raise NotInstalled(f"{python} is Python {version[1]}.{version[2]}, and the programs need {needed} or later")
+    return f"{version[1]}.{version[2]}"
+
+
+def same_version(folder: Path) -> bool:
+    """Return whether the programs in a builder folder import the package that this installation would write there.
+
+    :raises NotInstalled: if this installation has none.
+    """
+    package = _package()
+    editions = {edition for name in NAMES for edition in _editions_of(folder / "bin" / name)}
+    imported = [folder / "lib" / edition for edition in editions] or [folder]
+    return all(_is_same(package, each / package.name) for each in imported)
 
 
 def _package() -> Path:

@@ -9,7 +9,7 @@ from random import Random
 import anyio
 import structlog
 
-from k8s_builderd.kube.api import ACCESS_REVIEWS, JOBS, NAMESPACES, PODS, RULES_REVIEWS, SECRETS, Api
+from k8s_builderd.kube.api import ACCESS_REVIEWS, JOBS, NAMESPACES, RULES_REVIEWS, SECRETS, Api
 from k8s_builderd.kube.errors import (
     ROLE_REMEDY,
     ApiError,
@@ -20,16 +20,12 @@ from k8s_builderd.kube.errors import (
     Unauthorized,
 )
 from k8s_builderd.kube.objects import AccessReview, Namespace, ObjectOnly, RulesReview
+from k8s_builderd.kube.rights import RIGHTS
 
 Right = tuple[str, str]
 """RBAC's verb and resource, such as `create` and `jobs.batch`."""
 
-NEEDED: tuple[Right, ...] = (
-    *((verb, JOBS.rbac) for verb in ("create", "get", "list", "watch", "delete")),
-    *((verb, PODS.rbac) for verb in ("get", "list", "watch")),
-    ("get", "pods/log"),
-    ("create", SECRETS.rbac),
-)
+NEEDED: tuple[Right, ...] = tuple((right.verb, right.what) for right in RIGHTS if right.needed)
 """The rights without which a launch, its log or its stop fails."""
 
 SOONEST = 1.0

@@ -21,11 +21,19 @@ Check = Callable[[], str | None]
 
 
 async def serve(
-    address: tuple[str, int], checks: Mapping[str, Check], metrics: Metrics, *, task_status: TaskStatus[None]
+    address: tuple[str, int],
+    checks: Mapping[str, Check],
+    warnings: Mapping[str, Check],
+    metrics: Metrics,
+    *,
+    connection_age: float = CONNECTION_AGE,
+    task_status: TaskStatus[None],
 ) -> None:
     """Answer until cancelled. /livez answers as long as the event loop turns; the checks decide the other two.
 
+    :param warnings: are shown with the checks, and decide nothing.
     :param address: host and port; port 0 takes any that is free, and the log says which.
+    :param connection_age: seconds after which a connection is cut.
     :raises SettingsError: if the address cannot be listened on.
     """
 
@@ -35,6 +43,8 @@ async def serve(
     async def ready(_: web.Request) -> web.Response:
         found = {name: check() for name, check in checks.items()}
         lines = [f"[-]{name} failed: {fault}" if fault else f"[+]{name} ok" for name, fault in found.items()]
+        for name, check in warnings.items():
+            lines.append(f"[!]{name} warning: {' '.join(fault.split())}" if (fault := check()) else f"[+]{name} ok")
         failed = any(found.values())
         return web.Response(
             status=503 if failed else 200, text="\n".join([*lines, "not ready" if failed else "ok", ""])
@@ -65,13 +75,13 @@ async def serve(
             ) from error
         _log.info("health_open", address="{}:{}".format(*runner.addresses[0][:2]))
         task_status.started()
-        await _keep_few(runner)
+        await _keep_few(runner, connection_age)
     finally:
         with anyio.move_on_after(1, shield=True):
             await runner.cleanup()
 
 
-async def _keep_few(runner: web.AppRunner) -> None:
+async def _keep_few(runner: web.AppRunner, age: float) -> None:
     """Cut connections that are too many or too old: chaincode can reach this port, and aiohttp waits for ever."""
     assert runner.server is not None
     since: dict[web.RequestHandler, float] = {}
@@ -81,5 +91,5 @@ async def _keep_few(runner: web.AppRunner) -> None:
         since = {each: since.get(each, now) for each in runner.server.connections}
         newest_first = sorted(since, key=lambda each: -since[each])
         for number, each in enumerate(newest_first):
-            if (number >= MOST_CONNECTIONS or now - since[each] > CONNECTION_AGE) and each.transport is not None:
+            if (number >= MOST_CONNECTIONS or now - since[each] > age) and each.transport is not None:
                 each.transport.abort()

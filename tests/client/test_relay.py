@@ -97,6 +97,7 @@ def test_a_connection_cut_again_and_again_loses_and_repeats_nothing(peer: Peer, 
 
 
 def test_a_run_with_a_job_waits_longer_than_the_time_to_connect(peer: Peer, daemon: Daemon) -> None:
+    peer.hurry(FIRST_WORDS=0.2)
     program = peer.call("run", FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="10ms")
     connection = daemon.accept()
     connection.request()
@@ -114,6 +115,7 @@ def test_a_run_with_a_job_waits_longer_than_the_time_to_connect(peer: Peer, daem
 
 
 def test_being_back_is_told_though_the_daemon_has_nothing_to_say(peer: Peer, daemon: Daemon) -> None:
+    peer.hurry(FIRST_WORDS=0.2)
     program = peer.call("run")
     connection = daemon.accept()
     connection.request()
@@ -143,6 +145,7 @@ def test_a_connection_lost_before_any_job_is_made_again(peer: Peer, daemon: Daem
 
 @pytest.mark.parametrize("stage", ["detect", "build", "release", "run"])
 def test_the_daemon_may_come_later(peer: Peer, stage: str) -> None:
+    peer.hurry(FIRST_WORDS=0.2)
     program = peer.call(stage)
     program.says(f"Waiting for k8s-builderd at {peer.daemon.path}: No such file or directory")
     connection = peer.daemon.open().accept()
@@ -199,7 +202,7 @@ def test_a_socket_that_may_not_be_used_is_told_with_the_user_that_tried(
 ) -> None:
     daemon.path.chmod(0)
     user = os.geteuid()
-    before: Callable[[], object] = int
+    before: Callable[[], object] | None = None
     if user == 0:  # whom nothing is denied
         user = 65534
         before = become_nobody

@@ -1,28 +1,13 @@
 """A daemon that is there but says nothing, or never comes to an end: every wait of the programs has an end."""
 
 import select
-import shutil
 import threading
 
 import pytest
 
-from .standin import CLIENT, Connection, Daemon, Elapsed, Peer, copy, exits, log, words
+from .standin import Connection, Daemon, Elapsed, Peer, copy, exits, log, words
 
 SIGN = words(b"")
-
-
-def hurried(peer: Peer, **seconds: float) -> None:
-    """Have the peer call a copy of the programs whose constants of these names are others."""
-    shutil.copytree(CLIENT, peer.directory / "client", ignore=shutil.ignore_patterns("__pycache__"))
-    peer.bin = peer.directory / "client/bin"
-    for module in ("reconnect", "session"):
-        file = peer.directory / "client/k8s_builder_client" / f"{module}.py"
-        lines = file.read_text().splitlines(keepends=True)
-        for index, line in enumerate(lines):
-            if (name := line.partition(" = ")[0]) in seconds:
-                lines[index] = f"{name} = {seconds.pop(name)}\n"
-        file.write_text("".join(lines))
-    assert not seconds
 
 
 def is_quiet(descriptor: int, seconds: float) -> bool:
@@ -47,6 +32,7 @@ def test_a_daemon_that_is_frozen_is_told_and_given_up(peer: Peer, stage: str) ->
 
 @pytest.mark.parametrize("stage", ["build", "run"])
 def test_a_daemon_that_thaws_in_time_is_heard(peer: Peer, daemon: Daemon, stage: str) -> None:
+    peer.hurry(FIRST_WORDS=0.2)
     program = peer.call(stage)
     program.says("Waiting for k8s-builderd")
     connection = daemon.accept()
@@ -68,7 +54,7 @@ def test_a_daemon_that_thaws_in_time_is_heard(peer: Peer, daemon: Daemon, stage:
     ],
 )
 def test_a_daemon_that_falls_silent_is_given_up(peer: Peer, daemon: Daemon, stage: str, said: bytes) -> None:
-    hurried(peer, FIRST_WORDS=0.1)
+    peer.hurry(FIRST_WORDS=0.1)
     program = peer.call(stage, FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="500ms")
     connection = daemon.accept()
     connection.request()
@@ -88,7 +74,7 @@ def frozen_after(peer: Peer, *frames: bytes) -> Connection:
 
 
 def test_a_launch_is_given_up_when_a_daemon_that_gave_signs_gives_no_more(peer: Peer, daemon: Daemon) -> None:
-    hurried(peer, SILENCE=0.5)
+    peer.hurry(SILENCE=0.5)
     program = peer.call("run", FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="1s")
     frozen_after(peer, SIGN, words(b"word\n"))
     assert program.line() == b"word"
@@ -98,7 +84,7 @@ def test_a_launch_is_given_up_when_a_daemon_that_gave_signs_gives_no_more(peer: 
 
 
 def test_a_run_with_a_job_waits_for_a_daemon_that_gives_signs_no_more(peer: Peer, daemon: Daemon) -> None:
-    hurried(peer, SILENCE=0.5, MORE_WORDS=0.3)
+    peer.hurry(SILENCE=0.5, MORE_WORDS=0.3)
     program = peer.call("run", FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="100ms")
     connection = frozen_after(peer, SIGN, log(b"c", b"line\n"))
     assert program.line() == b"line"
@@ -110,6 +96,7 @@ def test_a_run_with_a_job_waits_for_a_daemon_that_gives_signs_no_more(peer: Peer
 
 
 def test_a_run_that_comes_back_to_a_frozen_daemon_waits_and_says_so(peer: Peer, daemon: Daemon) -> None:
+    peer.hurry(FIRST_WORDS=0.2)
     program = peer.call("run", FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="100ms")
     connection = daemon.accept()
     connection.request()
@@ -136,9 +123,10 @@ def test_signs_of_life_are_no_words(peer: Peer, daemon: Daemon) -> None:
 
 def test_a_launch_that_an_older_daemon_has_read_is_not_given_up_at_once(peer: Peer, daemon: Daemon) -> None:
     """It says nothing for as long as one request to the Kubernetes API may take."""
+    peer.hurry(FIRST_WORDS=0.2)
     program = peer.call("run", FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="100ms")
     connection = frozen_after(peer)
-    program.says("Waiting for k8s-builderd")  # 2 s: far beyond the time to connect
+    program.says("Waiting for k8s-builderd")  # beyond the time to connect
     assert is_quiet(program.stderr, 1)
     connection.send(words(b"Trying again\n"))
     program.says("Connected to k8s-builderd after ")
@@ -147,7 +135,7 @@ def test_a_launch_that_an_older_daemon_has_read_is_not_given_up_at_once(peer: Pe
 
 
 def test_but_it_is_given_up_at_last(peer: Peer, daemon: Daemon) -> None:
-    hurried(peer, UNANSWERED=2.5)
+    peer.hurry(FIRST_WORDS=0.2, UNANSWERED=1.5)
     program = peer.call("run", FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="1s")
     frozen_after(peer)
     program.says("Waiting for k8s-builderd")
@@ -157,7 +145,7 @@ def test_but_it_is_given_up_at_last(peer: Peer, daemon: Daemon) -> None:
 
 @pytest.mark.parametrize("before", [words(b"word\n"), log(b"c", b"word\n")])
 def test_the_silence_of_an_older_daemon_says_nothing(peer: Peer, daemon: Daemon, before: bytes) -> None:
-    hurried(peer, SILENCE=0.1)
+    peer.hurry(SILENCE=0.1)
     program = peer.call("run", FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="100ms")
     connection = frozen_after(peer, before)
     assert program.line() == b"word"
@@ -171,8 +159,8 @@ def test_the_silence_of_an_older_daemon_says_nothing(peer: Peer, daemon: Daemon,
 
 @pytest.mark.parametrize("stage", ["detect", "build", "release"])
 def test_a_daemon_that_talks_without_end_is_left(peer: Peer, daemon: Daemon, stage: str) -> None:
-    hurried(peer, CALL_TIMEOUT=1.0)
-    program = peer.call(stage, FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="1s")
+    peer.hurry(CALL_TIMEOUT=0.3)
+    program = peer.call(stage, FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="200ms")
     connection = daemon.accept()
     connection.request()
 
@@ -187,14 +175,14 @@ def test_a_daemon_that_talks_without_end_is_left(peer: Peer, daemon: Daemon, sta
     talking.start()
     *_, last = program.rest().splitlines()
     talking.join()
-    own = f"{stage} [{program.pid}]: k8s-builderd at {daemon.path} did not finish this call within 2s. See its log"
+    own = f"{stage} [{program.pid}]: k8s-builderd at {daemon.path} did not finish this call within 0.5s. See its log"
     assert last.decode() == own
     assert program.ends() == 1
 
 
 @pytest.mark.parametrize("stage", ["detect", "build", "release"])
 def test_a_daemon_that_hangs_up_after_each_word_is_left(peer: Peer, daemon: Daemon, stage: str) -> None:
-    hurried(peer, FIRST_DELAY=0.01)
+    peer.hurry(FIRST_DELAY=0.01)
     program = peer.call(stage, FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="1s")
     while True:
         readable, _, _ = select.select([daemon.listener.fileno(), program.stderr], [], [])
@@ -208,7 +196,7 @@ def test_a_daemon_that_hangs_up_after_each_word_is_left(peer: Peer, daemon: Daem
 
 
 def test_the_time_for_copying_is_not_the_daemons(peer: Peer, daemon: Daemon) -> None:
-    hurried(peer, CALL_TIMEOUT=0.5, FIRST_WORDS=0.1)
+    peer.hurry(CALL_TIMEOUT=0.5, FIRST_WORDS=0.1)
     with (peer.source / "image.json").open("wb") as large:
         large.write(bytes(900_000))
     program = peer.call("build", FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="500ms")
@@ -220,7 +208,7 @@ def test_the_time_for_copying_is_not_the_daemons(peer: Peer, daemon: Daemon) -> 
 
 
 def test_while_the_peer_does_not_read_the_daemon_is_not_blamed(peer: Peer, daemon: Daemon) -> None:
-    hurried(peer, FIRST_WORDS=0.1)
+    peer.hurry(FIRST_WORDS=0.1)
     peer.environment["FABRIC_K8S_BUILDER_CONNECT_TIMEOUT"] = "300ms"
     program = peer.call_with_small_pipe("detect")
     connection = daemon.accept()

@@ -57,6 +57,7 @@ def test_a_signal_before_there_is_a_job_stops_the_launch(peer: Peer, daemon: Dae
 
 
 def test_a_run_that_never_reached_the_daemon_leaves_nothing_behind_and_ends_with_0(peer: Peer) -> None:
+    peer.hurry(FIRST_WORDS=0.2)
     program = peer.call("run")
     program.says("Waiting for k8s-builderd at ")
     program.signal(signal.SIGHUP)
@@ -76,6 +77,7 @@ def test_the_other_programs_end_at_once(peer: Peer, daemon: Daemon, stage: str, 
 
 
 def test_another_program_ends_at_once_while_it_waits_for_the_daemon(peer: Peer) -> None:
+    peer.hurry(FIRST_WORDS=0.2)
     program = peer.call("detect")
     program.says("Waiting for k8s-builderd at ")
     program.signal()
@@ -167,6 +169,7 @@ def test_a_peer_that_goes_with_the_pipe_full_counts_as_a_stop(peer: Peer, daemon
 
 @pytest.mark.parametrize("stage", ["detect", "build", "release", "run"])
 def test_a_peer_that_goes_while_the_program_waits_for_the_daemon_ends_it(peer: Peer, stage: str) -> None:
+    peer.hurry(FIRST_WORDS=0.2)
     program = peer.call(stage)
     program.says("Waiting for k8s-builderd at ")
     program.stops_reading()
@@ -199,6 +202,7 @@ def test_a_daemon_that_does_not_answer_and_a_full_pipe(peer: Peer, daemon: Daemo
 
 
 def test_a_stop_while_the_daemon_is_away_reaches_it_when_it_comes_back_in_time(peer: Peer, daemon: Daemon) -> None:
+    peer.hurry(FIRST_WORDS=0.2)
     program, connection = running(peer)
     daemon.close()
     connection.close()
@@ -242,6 +246,7 @@ def test_a_stop_whose_connection_breaks_is_said_again(peer: Peer, daemon: Daemon
 
 
 def test_a_stop_after_a_request_whose_connection_broke_is_still_said(peer: Peer, daemon: Daemon) -> None:
+    peer.hurry(FIRST_WORDS=0.2)
     program = peer.call("run")
     connection = daemon.accept()
     connection.request()

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from k8s_builder import call
-from k8s_builder.call import Call, DaemonError, Refused, calling
+from k8s_builder.call import PATIENCE, Call, DaemonError, Refused, calling
 from k8s_builder_client import wire
 
 REQUEST_END = wire.frame(wire.END)
@@ -87,14 +87,14 @@ def says(*frames: bytes) -> Callable[[socket.socket, Standin], None]:
     return lambda connection, _: connection.sendall(b"".join(frames))
 
 
-def answer(path: str, stage: str = "status") -> list[tuple[bytes, bytes]]:
-    with calling(path, stage) as made:
+def answer(path: str, stage: str = "status", patience: float = PATIENCE) -> list[tuple[bytes, bytes]]:
+    with calling(path, stage, patience=patience) as made:
         return list(made.answer())
 
 
-def failure(path: str) -> str:
+def failure(path: str, patience: float = PATIENCE) -> str:
     with pytest.raises(DaemonError) as error:
-        answer(path)
+        answer(path, patience=patience)
     assert "\n" not in error.value.message
     return error.value.message
 
@@ -158,10 +158,9 @@ def test_a_daemon_that_hangs_up_is_told() -> None:
         assert failure(daemon.path) == f"k8s-builderd at {daemon.path} closed the connection: see its log"
 
 
-def test_a_frozen_daemon_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call, "PATIENCE", 0.2)
+def test_a_frozen_daemon_is_not_waited_for_without_end() -> None:
     with standin(lambda connection, _: _until_closed(connection)) as daemon:
-        assert failure(daemon.path).startswith(
+        assert failure(daemon.path, patience=0.2).startswith(
             f"k8s-builderd at {daemon.path} did not answer within 0.2 s. See its log"
         )
 

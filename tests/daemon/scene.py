@@ -359,7 +359,7 @@ async def open_scene(directory: Path, **options: Any) -> AsyncIterator[Scene]:
     """
     kubeconfig = directory / "kubeconfig"
     settings = {
-        "pace": 0.05,
+        "pace": 0.02,
         "path": os.environ["PATH"],
         **options,
     }

@@ -64,11 +64,28 @@ async def asked_all_the_time(stage: Stage, *, every: float) -> None:
             tasks.cancel_scope.cancel()
 
 
+async def node(scene: Scene, *, there: bool) -> None:
+    """Have a node for chaincode, or none."""
+    labels = {"fabric-builder-k8s-role": "chaincode"} if there else {}
+    await scene.cluster.switch("PATCH", "environment", {"nodeLabels": labels})
+
+
+async def is_refused(stage: Stage) -> None:
+    """Have the chaincode come up when the peer has given it up: it registers, is refused, and hangs.
+
+    What it waits for is a node: at this pace an image is tried again after 10 s.
+    """
+    await stage.gives_up("the pod cannot be scheduled")
+    await node(stage.scene, there=True)
+    await stage.run.line("registers as")
+    await eventually(lambda: len(stage.peer.streams) == 1)
+
+
 @pytest.mark.parametrize(("tls", "every"), [(True, 0.15), (False, 0.02)], ids=["tls", "plain"])
 async def test_a_stale_chaincode_that_was_refused(scene: Scene, tls: bool, every: float) -> None:
-    await scene.daemon(**PEERS)  # type: ignore[arg-type]
+    await scene.daemon(NODE_ROLE="chaincode", **PEERS)  # type: ignore[arg-type]
     async with open_stage(scene, tls=tls) as stage:
-        await stage.is_refused()
+        await is_refused(stage)
         await asked_all_the_time(stage, every=every)
         assert len(stage.builder.runs) < LAUNCHES
         await stage.one_is_left()
@@ -76,15 +93,14 @@ async def test_a_stale_chaincode_that_was_refused(scene: Scene, tls: bool, every
 
 async def test_a_stale_chaincode_that_was_refused_and_a_node_that_is_still_to_come(scene: Scene) -> None:
     """The next pod takes its time as well; the launches meanwhile are few, and the last one has it."""
-    await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {"fabric-builder-k8s-role": "chaincode"}})
     await scene.daemon(NODE_ROLE="chaincode", **PEERS)  # type: ignore[arg-type]
     async with open_stage(scene) as stage:
-        await stage.is_refused()
-        await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {}})
+        await is_refused(stage)
+        await node(scene, there=False)
 
         async def node_comes() -> None:
             await eventually(lambda: stage.run.count("the pod cannot be scheduled") > 0)
-            await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {"fabric-builder-k8s-role": "chaincode"}})
+            await node(scene, there=True)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(node_comes)

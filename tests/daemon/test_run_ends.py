@@ -1,10 +1,12 @@
 """How a chaincode ends, and what of its log arrives before that: every line once, in order, under 64 KiB."""
 
+import json
 import sys
 
 import pytest
 
-from tests.daemon.scene import Running, Scene
+from tests.daemon.chaincodes import Ticking
+from tests.daemon.scene import DIGEST, Running, Scene
 
 pytestmark = pytest.mark.anyio
 
@@ -91,3 +93,22 @@ async def test_a_chaincode_that_cannot_be_started_says_why(scene: Scene, daemon:
     assert code == 1
     assert "could not be started (StartError, exit code 128)" in lines[-1]
     assert "/no/such/program" in lines[-1]
+
+
+async def test_a_second_container_that_fails_is_told_while_the_chaincode_runs_on(scene: Scene) -> None:
+    await scene.package("proxy", script="echo no route; exit 7")
+    proxy = {"name": "proxy", "image": f"localhost/chaincode1@{DIGEST}"}
+    template = scene.directory / "template.json"
+    template.write_text(json.dumps({"spec": {"containers": [proxy]}}))
+    daemon = await scene.daemon(POD_TEMPLATE=str(template))
+    ticking = await Ticking.make(scene)
+    run = await scene.call("run", ticking.package)
+    line = await run.line("container proxy failed (Error, exit code 7), and the chaincode keeps running")
+    pod = (await scene.only("pods"))["metadata"]["name"]
+    assert line.endswith(f". See its log: kubectl logs {pod} -c proxy".encode())
+    event = json.loads(await daemon.line("chaincode_degraded"))
+    assert event["category"] == "SidecarFailed"
+    before = len(run.lines)
+    await run.until(lambda lines: len(lines) > before + 3)
+    assert run.count("container proxy failed") == 1
+    assert len(ticking.pids) == 1

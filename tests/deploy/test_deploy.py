@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from k8s_builderd.access import NEEDED
+from k8s_builderd.kube.rights import RIGHTS
 from k8s_builderd.settings import DEFAULT_SOCKET, Settings
 from tests.test_docs import code, read_by_client, rows, section
 
@@ -25,6 +26,7 @@ DAEMON = ROOT / "daemon" / "k8s_builderd"
 # lists and watches what it is made for.
 VERBS = {
     "create": ("create",),
+    "try_create": ("create",),
     "get": ("get",),
     "delete": ("delete",),
     "list": ("list",),
@@ -73,8 +75,11 @@ def test_the_role_holds_the_verbs_that_the_code_uses_and_no_other() -> None:
     assert used() == granted()
 
 
-def test_what_is_asked_for_now_and_then_is_what_the_role_holds_but_for_events() -> None:
+def test_the_rights_that_are_asked_for_are_those_of_the_role() -> None:
+    """By `k8s-builder doctor`, and by /readyz but for events, without which a launch works."""
     named = {(verb, f"{resource}.{group}" if group else resource) for group, resource, verb in granted()}
+    assert {(right.verb, right.what) for right in RIGHTS} == named
+    assert len(RIGHTS) == len(named)
     assert set(NEEDED) == {(verb, resource) for verb, resource in named if not resource.startswith("events")}
 
 

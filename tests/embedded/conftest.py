@@ -11,7 +11,7 @@ from k8s_builder_lab.embedded.images import Image
 from k8s_builder_lab.embedded.server import Options
 
 from .cluster import IMAGE, Cluster, embedded
-from .realserver import TOKEN, RealServer, real_server
+from .realserver import STRANGER, TOKEN, RealServer, real_server
 
 OPTIONS = Options(
     images={IMAGE: Image(command=["sh", "-c", "exit 0"]), "localhost/forever": Image(command=["sleep", "3600"])},
@@ -57,4 +57,29 @@ async def api(request: pytest.FixtureRequest, anyio_backend: str) -> AsyncIterat
             # Nothing runs beside a bare API server, so nothing does here.
             away = dict.fromkeys(await cluster.switch("GET", "components"), False)
             await cluster.switch("PATCH", "components", away)
+            yield cluster
+
+
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
+
+
+@pytest.fixture
+async def restricted(api: Cluster) -> Cluster:
+    """That namespace under Pod Security's level `restricted`."""
+    headers = {"Content-Type": "application/merge-patch+json"}
+    labels = {"metadata": {"labels": RESTRICTED}}
+    answer = await api.request("PATCH", f"/api/v1/namespaces/{api.namespace}", labels, headers=headers)
+    assert answer.status == 200, answer.data
+    return api
+
+
+@pytest.fixture
+async def stranger(api: Cluster) -> AsyncIterator[Cluster]:
+    """The same namespace, as somebody sees it who may do nothing there."""
+    if api.control:
+        of = ["jobs.batch", "pods/log", "secrets", "namespaces", "nodes", "resourcequotas"]
+        await api.switch("POST", "rights", {"without": [f"* {resource}" for resource in of]})
+        yield api
+    else:
+        async with Cluster(api.server, STRANGER, api.namespace, tls=api.tls) as cluster:
             yield cluster

@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 TOKEN = "contract"
+STRANGER = "stranger"
+"""The token of somebody who has no right in any namespace."""
 PATIENCE = 120
 
 
@@ -41,8 +43,8 @@ class RealServer:
         except OSError:
             return 0
 
-    def namespace(self, name: str) -> None:
-        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    def namespace(self, name: str, **labels: str) -> None:
+        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
         assert self.call("POST", "/api/v1/namespaces", body) == 201
 
 
@@ -79,7 +81,7 @@ def real_server(assets: Path, directory: Path) -> Iterator[RealServer]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     tokens = directory / "tokens.csv"
-    tokens.write_text(f"{TOKEN},contract,contract,system:masters\n")
+    tokens.write_text(f"{TOKEN},contract,contract,system:masters\n{STRANGER},stranger,stranger\n")
     etcd = [
         str(assets / "etcd"),
         f"--data-dir={directory / 'etcd'}",

@@ -18,8 +18,9 @@ from k8s_builderd.fabric.objects import Job, Meta, Pod
 from k8s_builderd.kube.objects import Event, InvolvedObject
 from k8s_builderd.kube.watch import Applied, Deleted
 from k8s_builderd.runs.category import Category
-from k8s_builderd.runs.diagnosis import TAIL, Diagnosis, Verdict, diagnose, left_behind, stage, verdict
+from k8s_builderd.runs.diagnosis import Diagnosis, degraded, diagnose, stage
 from k8s_builderd.runs.observed import Observed
+from k8s_builderd.runs.verdict import TAIL, Verdict, left_behind, verdict
 
 OBSERVED: dict[str, list[Any]] = json.loads(Path(__file__).with_suffix(".json").read_text())
 NO_NODE = (
@@ -39,6 +40,7 @@ class Told:
         self.found: dict[str, tuple[float, Diagnosis]] = {}
         self.stages: dict[Category, float] = {}
         self.verdicts: list[tuple[float, Verdict]] = []
+        self.degraded: dict[str, tuple[float, Diagnosis]] = {}
 
     def play(self, at: float, kind: str, change: str, body: Any) -> None:
         observed = self.observed
@@ -59,6 +61,9 @@ class Told:
             for diagnosis in diagnose(observed.pod, events):
                 self.found.setdefault(diagnosis.cause, (at, diagnosis))
             self.stages.setdefault(stage(observed.pod, events).category, at)
+        elif observed.pod is not None and not observed.told_to_end:
+            for diagnosis in degraded(observed.pod):
+                self.degraded.setdefault(diagnosis.cause, (at, diagnosis))
 
 
 def played(scenario: str) -> Told:
@@ -387,6 +392,114 @@ def test_an_image_that_needs_a_capability_is_told_what_it_runs_without() -> None
     )
 
 
+# What is wrong although it runs
+
+UNREADY = (
+    "the chaincode runs, but its readiness probe does not succeed. It keeps running, and the peer does not ask. Correct"
+    " readinessProbe in the pod template, or leave it out"
+)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "expected"),
+    [
+        (
+            "sidecar-fails",
+            [
+                (
+                    1.86,
+                    Category.SIDECAR_FAILED,
+                    "container proxy failed (Error, exit code 7), and the chaincode keeps running. See its log: kubectl"
+                    " logs sidecar-fails-6r7l8 -c proxy",
+                )
+            ],
+        ),
+        ("never-ready", [(0.51, Category.NOT_READY, UNREADY)]),
+        ("native-sidecar", []),
+        ("init-slow", []),
+        ("needs-a-capability", []),
+        ("pod-evicted", []),
+    ],
+)
+def test_what_is_wrong_with_a_pod_whose_chaincode_runs_is_told(scenario: str, expected: list[object]) -> None:
+    told = played(scenario).degraded.values()
+    assert [(at, found.category, found.text) for at, found in told] == expected
+
+
+SIDECAR = {"initContainers": [{"name": "proxy", "restartPolicy": "Always"}], "containers": [{"name": "chaincode"}]}
+NEIGHBOUR = {"containers": [{"name": "proxy"}, {"name": "chaincode"}]}
+UP = {"name": "chaincode", "state": {"running": {}}, "ready": True}
+
+
+def neighbour(spec: dict[str, Any], last: dict[str, Any] | None = None, **state: Any) -> list[Diagnosis]:
+    status = {"name": "proxy", "state": state, **({"lastState": last} if last else {})}
+    where = "initContainerStatuses" if spec is SIDECAR else "containerStatuses"
+    return degraded(
+        pod(spec, **{"containerStatuses": [UP], where: [status, *([UP] if where != "initContainerStatuses" else [])]})
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "state", "text"),
+    [
+        (NEIGHBOUR, {"terminated": {"exitCode": 0, "reason": "Completed"}}, None),
+        (NEIGHBOUR, {"running": {}}, None),
+        (NEIGHBOUR, {"waiting": {"reason": "ContainerCreating"}}, None),
+        (
+            NEIGHBOUR,
+            {"terminated": {"exitCode": 137, "reason": "OOMKilled"}},
+            "container proxy failed (OOMKilled, exit code 137), and the chaincode keeps running. See its log: kubectl"
+            " logs p -c proxy",
+        ),
+        (
+            NEIGHBOUR,
+            {"waiting": {"reason": "ErrImagePull", "message": "not found"}},
+            "the image of container proxy cannot be pulled (ErrImagePull): not found. Correct it where it comes from:"
+            " the pod template, or an admission webhook",
+        ),
+        (
+            SIDECAR,
+            {"terminated": {"exitCode": 7}},
+            "sidecar proxy failed (exit code 7), and the chaincode keeps running. See its log: kubectl logs p -c proxy",
+        ),
+        (
+            SIDECAR,
+            {"waiting": {"reason": "CrashLoopBackOff"}},
+            "sidecar proxy keeps failing. See its log: kubectl logs p -c proxy --previous",
+        ),
+        (SIDECAR, {"terminated": {"exitCode": 0}}, None),
+    ],
+)
+def test_a_neighbour_that_fails_is_told_once_however_it_fails(
+    spec: dict[str, Any], state: dict[str, Any], text: str | None
+) -> None:
+    found = neighbour(spec, **state)
+    expected = [] if text is None else [Diagnosis(Category.SIDECAR_FAILED, "beside proxy", text)]
+    assert found == expected
+
+
+def test_an_init_container_that_has_done_its_work_is_no_neighbour() -> None:
+    spec = {"initContainers": [{"name": "init"}], "containers": [{"name": "chaincode"}]}
+    init = {"name": "init", "state": {"terminated": {"exitCode": 1}}}
+    assert degraded(pod(spec, initContainerStatuses=[init], containerStatuses=[UP])) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        ({"state": {"running": {}}, "ready": False, "started": True}, True),
+        ({"state": {"running": {}}, "ready": False}, True),
+        ({"state": {"running": {}}, "ready": False, "started": False}, False),
+        ({"state": {"running": {}}, "ready": True, "started": True}, False),
+        ({"state": {"running": {}}}, False),
+        ({"state": {"waiting": {"reason": "ContainerCreating"}}, "ready": False}, False),
+    ],
+)
+def test_a_chaincode_is_unready_by_its_readiness_probe_alone(status: dict[str, Any], *, told: bool) -> None:
+    found = degraded(pod(containerStatuses=[{"name": "chaincode", **status}]))
+    assert [each.text for each in found] == ([UNREADY] if told else [])
+
+
 NO_CAPABILITIES = {
     "nodeName": "node1",
     "containers": [{"name": "chaincode", "securityContext": {"capabilities": {"drop": ["ALL"]}}}],
@@ -534,11 +647,34 @@ def disrupted(reason: str, message: str) -> list[dict[str, str]]:
         ("DeletionByTaintManager", "Taint manager: deleting", Category.EVICTED, "its pod was evicted"),
         ("PreemptionByScheduler", "default-scheduler: preempting", Category.PREEMPTED, "its pod was preempted"),
         ("SomethingNew", "words", Category.EVICTED, "its pod was evicted"),
+        (
+            "TerminationByKubelet",
+            "Pod was terminated in response to imminent node shutdown.",
+            Category.NODE_SHUTDOWN,
+            "its node was shut down",
+        ),
     ],
 )
 def test_a_disruption_is_told_with_its_reason(reason: str, message: str, category: Category, words: str) -> None:
     found = judged(terminated(143), asked=AT, conditions=disrupted(reason, message))
     text = f"the chaincode was killed by signal 15 (exit code 143), because {words} ({reason}): {message}"
+    assert found == Verdict(1, category, text)
+
+
+@pytest.mark.parametrize(
+    ("message", "category", "words"),
+    [
+        ("Pod was terminated in response to imminent node shutdown.", Category.NODE_SHUTDOWN, "its node was shut down"),
+        ("Pod was preempted by Kubelet to accommodate a critical pod.", Category.PREEMPTED, "its pod was preempted"),
+        ("The node was low on resource: memory.", Category.EVICTED, "its pod was evicted"),
+    ],
+)
+def test_an_end_by_the_kubelet_is_told_before_the_phase_has_its_reason(
+    message: str, category: Category, words: str
+) -> None:
+    """The kubelet deletes nothing, and says the pod's reason together with its last phase only."""
+    found = judged(terminated(143), conditions=disrupted("TerminationByKubelet", message))
+    text = f"the chaincode was killed by signal 15 (exit code 143), because {words} (TerminationByKubelet): {message}"
     assert found == Verdict(1, category, text)
 
 

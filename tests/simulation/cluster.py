@@ -54,6 +54,8 @@ class Program:
     prints_every: float = 3.0
     aside: bool = False
     """Whether a second container in the pod goes on for ever."""
+    ready_after: float | None = 0.0
+    """Seconds after which its readiness probe succeeds; None: never."""
 
 
 @dataclass
@@ -186,6 +188,7 @@ class PodWorker:
         self.container: Container | None = None
         self._terminating = False
         self._done = False
+        self._ready = False
         node.later(0.45, self._prepare)
 
     @property
@@ -222,6 +225,16 @@ class PodWorker:
         container = self.container
         if container is not None and container.alive:
             self._report({"running": {"startedAt": self._time(container.started_at)}}, "Running")
+            if container.program.ready_after and not self._ready:
+                self.node.later(container.program.ready_after, self._become_ready)
+
+    def _become_ready(self) -> None:
+        self._ready = True
+        self._tell_running()
+
+    @property
+    def _is_ready(self) -> bool:
+        return self._ready or self.container is None or self.container.program.ready_after == 0
 
     def container_ended(self) -> None:
         self.node.later(0.4, self._tell_ended)
@@ -256,7 +269,9 @@ class PodWorker:
             return
         status = {**pod["status"], "phase": phase}
         if state is not None:
-            status["containerStatuses"] = [{"name": "chaincode", "state": state}]
+            status["containerStatuses"] = [
+                {"name": "chaincode", "state": state, "ready": "running" in state and self._is_ready}
+            ]
         self.cluster.update("pods", {**pod, "status": status})
 
     def terminate(self) -> None:

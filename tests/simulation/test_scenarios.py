@@ -2,6 +2,7 @@
 
 import pytest
 
+from k8s_builderd.fabric.template import PodTemplate
 from k8s_builderd.kube.errors import ApiError
 from tests.simulation.api import Fault
 from tests.simulation.cluster import Program
@@ -403,6 +404,30 @@ def test_a_second_container_that_never_ends(world: World) -> None:
     over(world)
 
 
+UNREADY = "its readiness probe does not succeed"
+
+
+def test_a_chaincode_that_is_never_ready_runs_on_and_is_told_once(world: World) -> None:
+    world.cluster.image.program = Program(ready_after=None)
+    site = launched(world)
+    client = world.clients[0]
+    world.advance(20)
+    assert not client.said(UNREADY)
+    world.advance(20)
+    assert len([text for _, text in client.words if UNREADY in text]) == 1
+    world.stays(site, seconds=1000)
+    assert len([text for _, text in client.words if UNREADY in text]) == 1
+    over(world)
+
+
+def test_a_chaincode_that_takes_a_while_to_be_ready_is_told_nothing(world: World) -> None:
+    world.cluster.image.program = Program(ready_after=25)
+    site = launched(world)
+    world.stays(site, seconds=1000)
+    assert not world.clients[0].said(UNREADY)
+    over(world)
+
+
 def test_a_second_container_that_outlives_the_daemon(world: World) -> None:
     world.cluster.image.program = Program(exits_after=5.0, code=1, aside=True)
     site = world.site()
@@ -419,7 +444,7 @@ def test_a_deaf_chaincode_with_a_grace_of_the_templates_own(world: World) -> Non
     """The peer comes back as another process; the old chaincode ignores SIGTERM for 30 s."""
     template = {"spec": {"terminationGracePeriodSeconds": 30}}
     world.cluster.image.program = Program(obeys=False, ends_with_stream=False)
-    site = launched(world, settings={"pod_template": template})
+    site = launched(world, settings={"pod_template": PodTemplate(template)})
     world.wait = 35.0
     world.end_peer(site, gracefully=False)
     world.start_peer(site)

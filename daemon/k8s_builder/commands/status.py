@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from k8s_builder.call import DaemonError, calling, interruptible, socket_option
+from k8s_builder.call import PATIENCE, DaemonError, calling, interruptible, socket_option
 from k8s_builder.table import about, chaincodes
 from k8s_builder_client import wire
 
@@ -42,12 +42,13 @@ def status(path: str, interval: float, *, as_json: bool, watch: bool) -> None:
             _redraw(path, interval)
 
 
-def ask(path: str) -> dict[str, Any]:
+def ask(path: str, *, patience: float = PATIENCE) -> dict[str, Any]:
     """Return what the daemon tells, as one document.
 
+    :param patience: seconds without a byte after which the daemon counts as away.
     :raises DaemonError: if it does not.
     """
-    with calling(path, "status") as call:
+    with calling(path, "status", patience=patience) as call:
         text = b"".join(data for kind, data in call.answer() if kind == wire.LOG)
     try:
         daemon, *found = (json.loads(line) for line in text.splitlines())

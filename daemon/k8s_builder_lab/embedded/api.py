@@ -1,33 +1,52 @@
 """The Kubernetes API over HTTP: routes, verbs, Status bodies. Decides nothing that the store decides."""
 
 import hmac
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from email.utils import formatdate
 
 import anyio
 import msgspec
 from aiohttp import web
 
-from k8s_builder_lab.embedded import asked, faults, podstatus, selectors, streams, transport, validation
+from k8s_builder_lab.embedded import (
+    admission,
+    asked,
+    faults,
+    fields,
+    podstatus,
+    selectors,
+    streams,
+    surroundings,
+    transport,
+    validation,
+)
+from k8s_builder_lab.embedded.environment import Environment
 from k8s_builder_lab.embedded.faults import Action, Faults, Verb
 from k8s_builder_lab.embedded.kubelet import Kubelet
 from k8s_builder_lab.embedded.logs import Reader
 from k8s_builder_lab.embedded.node import Node
 from k8s_builder_lab.embedded.objects import (
     ACCESS_REVIEWS,
+    JOBS,
     NAMESPACES,
     PODS,
     RESOURCES,
     RULES_REVIEWS,
+    SUBJECT_REVIEWS,
     Object,
     Resource,
     seconds,
 )
 from k8s_builder_lab.embedded.rights import Rights, asked_for
 from k8s_builder_lab.embedded.status import (
+    USER,
     ApiError,
     forbidden,
     method_not_allowed,
+    not_found,
+    refused_by_admission,
     success,
     too_large_version,
     unauthorized,
@@ -35,6 +54,7 @@ from k8s_builder_lab.embedded.status import (
     unsupported_media_type,
 )
 from k8s_builder_lab.embedded.store import Store
+from k8s_builder_lab.embedded.surroundings import READ_ONLY
 
 BODY_LIMIT = 3 * 1024 * 1024
 """The largest request, as by a real API server."""
@@ -58,13 +78,21 @@ class Api:
     """Serves the store and the kubelet's logs to whoever has the token."""
 
     def __init__(
-        self, store: Store, kubelet: Kubelet, node: Node, fault_rules: Faults, token: str, bookmarks: float
+        self,
+        store: Store,
+        kubelet: Kubelet,
+        node: Node,
+        fault_rules: Faults,
+        token: str,
+        bookmarks: float,
+        environment: Environment,
     ) -> None:
         self._store = store
         self._node = node
         self._kubelet = kubelet
         self._faults = fault_rules
         self._bookmarks = bookmarks
+        self._environment = environment
         self.tokens = {token}
         self.rights = Rights()
         self.unauthorized_until = 0.0
@@ -81,8 +109,10 @@ class Api:
             web.get("/healthz", self._health),
             web.post(f"{ACCESS_REVIEWS.path}/{ACCESS_REVIEWS.plural}", self._access_review),
             web.post(f"{RULES_REVIEWS.path}/{RULES_REVIEWS.plural}", self._rules_review),
+            web.post(f"{SUBJECT_REVIEWS.path}/{SUBJECT_REVIEWS.plural}", self._handler(SUBJECT_REVIEWS, self._who)),
             web.post("/api/v1/namespaces", self._handler(NAMESPACES, self._create_namespace)),
             web.get("/api/v1/namespaces/{name}", self._handler(NAMESPACES, self._get), allow_head=False),
+            web.patch("/api/v1/namespaces/{name}", self._handler(NAMESPACES, self._patch)),
             web.delete("/api/v1/namespaces/{name}", self._handler(NAMESPACES, self._delete_namespace)),
         ]
         for resource in RESOURCES:
@@ -95,6 +125,12 @@ class Api:
                 web.patch(f"{path}/{{name}}", self._handler(resource, self._patch)),
                 web.patch(f"{path}/{{name}}/status", self._handler(resource, self._patch)),
             ]
+        for resource in READ_ONLY:
+            path = f"{resource.path}{'/namespaces/{namespace}' if resource.namespaced else ''}/{resource.plural}"
+            found += [
+                web.get(path, self._handler(resource, self._list_around), allow_head=False),
+                web.get(f"{path}/{{name}}", self._handler(resource, self._get_around), allow_head=False),
+            ]
         pod = f"{PODS.path}/namespaces/{{namespace}}/pods/{{name}}"
         return [
             *found,
@@ -106,7 +142,13 @@ class Api:
 
     @web.middleware
     async def translate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Turn errors into Status bodies."""
+        """Turn errors into Status bodies, and have the answer say what time it is."""
+        response = await self._translated(request, handler)
+        if not response.prepared:
+            response.headers["Date"] = formatdate(time.time() + self._environment.api_clock, usegmt=True)
+        return response
+
+    async def _translated(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             return await handler(request)
         except ApiError as error:
@@ -126,7 +168,11 @@ class Api:
             raise unauthorized()
 
     def _open(self, body: Object) -> Handler:
+        """Return what serves everybody but those who show a token that is not known."""
+
         async def handle(request: web.Request) -> web.StreamResponse:
+            if "Authorization" in request.headers:
+                self._authenticate(request)
             return _answer(body)
 
         return handle
@@ -136,7 +182,13 @@ class Api:
 
     async def _access_review(self, request: web.Request) -> web.StreamResponse:
         spec = await self._asked_in_review(request, ACCESS_REVIEWS)
-        return _reviewed(ACCESS_REVIEWS, spec, self.rights.access_review(spec))
+        told = {name: {key: it for key, it in attributes.items() if it} for name, attributes in spec.items()}
+        return _reviewed(ACCESS_REVIEWS, told, self.rights.access_review(spec))
+
+    async def _who(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+        user = {"username": USER, "groups": ["system:authenticated"]}
+        kind = {"kind": resource.kind, "apiVersion": resource.api_version}
+        return _answer({**kind, "metadata": {}, "status": {"userInfo": user}}, 201)
 
     async def _rules_review(self, request: web.Request) -> web.StreamResponse:
         await self._asked_in_review(request, RULES_REVIEWS)
@@ -179,12 +231,42 @@ class Api:
     # The verbs
 
     async def _get(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
-        return _answer(self._store.get(resource, *asked.key(request)))
+        found = self._store.get(resource, *asked.key(request))
+        return _answer(_metadata_of(found) if asked.only_metadata(request) else found)
 
     async def _create(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         body = await asked.body(request)
-        dry_run = request.query.get("dryRun") == "All"
-        return _answer(self._store.create(resource, request.match_info["namespace"], body, dry_run=dry_run), 201)
+        namespace, dry_run = request.match_info["namespace"], asked.dry_run(request)
+        fields.check(resource, body, strict=request.query.get("fieldValidation") == "Strict")
+        if resource is PODS:
+            pod = self._store.create(resource, namespace, body, dry_run=True)
+            if why := admission.refusal(self._store, self._environment, namespace, pod):
+                raise refused_by_admission(resource, pod["metadata"]["name"], why)
+        created = self._store.create(resource, namespace, body, dry_run=dry_run)
+        response = _answer(created, 201)
+        if resource is JOBS:
+            for warning in admission.warnings(self._store, namespace, created):
+                quoted = warning.replace("\\", "\\\\").replace('"', '\\"')
+                response.headers.add("Warning", f'299 - "{quoted}"')
+        return response
+
+    async def _get_around(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+        name = request.match_info["name"]
+        for found in self._around(request, resource):
+            if found["metadata"]["name"] == name:
+                return _answer(_metadata_of(found) if asked.only_metadata(request) else found)
+        raise not_found(resource, name)
+
+    async def _list_around(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+        if asked.is_watch(request):
+            raise unsupported(f"a watch of {resource.plural}")
+        query = request.query
+        matches = selectors.parse(resource, query.get("labelSelector", ""), query.get("fieldSelector", ""))
+        found = [obj for obj in self._around(request, resource) if matches(obj)]
+        return _answer(_list(resource, found, self._store.revision, only_metadata=asked.only_metadata(request)))
+
+    def _around(self, request: web.Request, resource: Resource) -> list[Object]:
+        return surroundings.every(resource, self._store, self._environment, request.match_info.get("namespace", ""))
 
     async def _delete(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         options = await asked.deletion(request, resource)
@@ -214,8 +296,8 @@ class Api:
             merged = asked.merge(
                 obj, {"status": patch.get("status")} if status else {**patch, "status": obj.get("status")}
             )
-            for field in ("name", "namespace", "uid", "resourceVersion", "creationTimestamp"):
-                merged["metadata"][field] = before["metadata"][field]
+            kept = {"name", "namespace", "uid", "resourceVersion", "creationTimestamp"} & before["metadata"].keys()
+            merged["metadata"] |= {field: before["metadata"][field] for field in kept}
             validation.check_replacement(resource, before, merged)
             obj.clear()
             obj.update({key: value for key, value in merged.items() if value is not None})
@@ -256,15 +338,7 @@ class Api:
                 self._store.changes(wanted)  # refused if it is forgotten
                 raise unsupported("a list at a past resourceVersion")
         objects = self._store.select(resource, request.match_info["namespace"], matches)
-        items = [{key: value for key, value in obj.items() if key not in {"kind", "apiVersion"}} for obj in objects]
-        return _answer(
-            {
-                "kind": f"{resource.kind}List",
-                "apiVersion": resource.api_version,
-                "metadata": {"resourceVersion": str(self._store.revision)},
-                "items": items,
-            }
-        )
+        return _answer(_list(resource, objects, self._store.revision, only_metadata=asked.only_metadata(request)))
 
     async def _watch(
         self, request: web.Request, resource: Resource, matches: selectors.Matches, action: Action | None
@@ -365,6 +439,19 @@ class _Fault:
     def _reset(self) -> None:
         transport.reset(self._request)
         raise web.HTTPBadGateway  # nobody is there to read it
+
+
+def _metadata_of(obj: Object) -> Object:
+    return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": obj["metadata"]}
+
+
+def _list(resource: Resource, objects: list[Object], revision: int, *, only_metadata: bool) -> Object:
+    kind, version = f"{resource.kind}List", resource.api_version
+    items = [{key: value for key, value in obj.items() if key not in {"kind", "apiVersion"}} for obj in objects]
+    if only_metadata:
+        kind, version = "PartialObjectMetadataList", "meta.k8s.io/v1"
+        items = [{"metadata": item["metadata"]} for item in items]
+    return {"kind": kind, "apiVersion": version, "metadata": {"resourceVersion": str(revision)}, "items": items}
 
 
 def _subject(request: web.Request, name: str) -> tuple[str, str]:

@@ -22,6 +22,26 @@ def verb(request: web.Request) -> Verb:
     return cast("Verb", {"GET": "get", "POST": "create", "DELETE": "delete", "PATCH": "patch"}[request.method])
 
 
+def dry_run(request: web.Request) -> bool:
+    """Whether nothing is to be stored.
+
+    :raises ApiError: 422, an unknown kind of it
+    """
+    if request.query.get("dryRun", "All") != "All":
+        given = request.query["dryRun"]
+        raise ApiError(
+            422,
+            "Invalid",
+            f'CreateOptions.meta.k8s.io "" is invalid: dryRun: Unsupported value: ["{given}"]: supported values: "All"',
+        )
+    return "dryRun" in request.query
+
+
+def only_metadata(request: web.Request) -> bool:
+    """Whether the client wants no more of an object than its metadata."""
+    return ";as=PartialObjectMetadata" in request.headers.get("Accept", "")
+
+
 def is_watch(request: web.Request) -> bool:
     """Whether a list is to go on as a watch."""
     return flag(request, "watch")

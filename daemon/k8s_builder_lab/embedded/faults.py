@@ -6,7 +6,8 @@ with how often each has been met. A rule is
 | field | meaning |
 | --- | --- |
 | `verb` | `get list watch create delete patch log evict`; none: any |
-| `resource` | `jobs pods secrets events`; none: any |
+| `resource` | `jobs pods secrets events namespaces nodes serviceaccounts resourcequotas selfsubjectaccessreviews \
+selfsubjectreviews`; none: any |
 | `name` | the object's name begins so (of a list or watch: its `metadata.name` field selector); none: any |
 | `after` | so many matching requests pass first (0) |
 | `times` | so many meet the fault then (1); null: all |
@@ -49,6 +50,20 @@ REASONS = {429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailabl
 """The reason of a status that names none."""
 
 Verb = Literal["get", "list", "watch", "create", "delete", "patch", "log", "evict"]
+
+
+Kind = Literal[
+    "jobs",
+    "pods",
+    "secrets",
+    "events",
+    "namespaces",
+    "nodes",
+    "serviceaccounts",
+    "resourcequotas",
+    "selfsubjectaccessreviews",
+    "selfsubjectreviews",
+]
 
 
 class _Action(msgspec.Struct, forbid_unknown_fields=True, tag_field="do", tag=str.lower, rename="camel"):
@@ -149,7 +164,7 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
     """Which requests meet which fault; the table above says what the fields mean."""
 
     verb: Verb | None = None
-    resource: Literal["jobs", "pods", "secrets", "events"] | None = None
+    resource: Kind | None = None
     name: str = ""
     after: int = 0
     times: int | None = 1

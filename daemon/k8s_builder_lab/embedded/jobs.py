@@ -12,6 +12,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream
 
+from k8s_builder_lab.embedded import admission
 from k8s_builder_lab.embedded.environment import Environment
 from k8s_builder_lab.embedded.objects import (
     FINISHED,
@@ -151,11 +152,13 @@ class _OneJob:
     async def _create_pod(self) -> Object:
         retry = self._timings.create_retry
         while True:
-            name = f"{self._name[:_LONGEST_BASE]}-{suffix()}"
-            refusal = self._refusal(name)
+            generated = f"{self._name[:_LONGEST_BASE]}-"
+            name = generated + suffix()
+            template = self._pod(name)
+            refusal = admission.refusal(self._store, self._environment, self._namespace, template, generated)
             if refusal is None:
                 try:
-                    pod = self._store.create(PODS, self._namespace, self._pod(name))
+                    pod = self._store.create(PODS, self._namespace, template)
                 except ApiError as error:
                     refusal = str(error)
                 else:
@@ -165,30 +168,6 @@ class _OneJob:
             self._tell({"terminating": 0, "uncountedTerminatedPods": {}, "ready": 0})
             await self._timings.retry(retry)
             retry = min(retry * 2, self._timings.create_retry_cap)
-
-    def _refusal(self, name: str) -> str | None:
-        """Return why admission does not let the pod in, or None."""
-        environment = self._environment
-        account = self._job["spec"]["template"]["spec"].get("serviceAccountName") or "default"
-        if account not in environment.service_accounts:
-            # At this point the pod has no name yet.
-            return (
-                f'pods "{self._name[:_LONGEST_BASE]}-" is forbidden: error looking up service account '
-                f'{self._namespace}/{account}: serviceaccount "{account}" not found'
-            )
-        if environment.refuse_pods:
-            return f'pods "{name}" is forbidden: {environment.refuse_pods}'
-        if environment.pod_quota is not None:
-            used = sum(
-                pod["metadata"]["namespace"] == self._namespace and pod["status"]["phase"] not in FINISHED
-                for pod in self._store.everything(PODS)
-            )
-            if used >= environment.pod_quota:
-                return (
-                    f'pods "{name}" is forbidden: exceeded quota: none, requested: pods=1, used: pods={used}, '
-                    f"limited: pods={environment.pod_quota}"
-                )
-        return None
 
     def _pod(self, name: str) -> Object:
         template = self._job["spec"]["template"]

@@ -20,6 +20,7 @@ class Resource(msgspec.Struct, frozen=True):
     plural: str
     kind: str
     group: str = ""
+    namespaced: bool = True
 
     @property
     def api_version(self) -> str:
@@ -46,12 +47,18 @@ JOBS = Resource("jobs", "Job", "batch")
 PODS = Resource("pods", "Pod")
 SECRETS = Resource("secrets", "Secret")
 EVENTS = Resource("events", "Event")
-NAMESPACES = Resource("namespaces", "Namespace")
-ACCESS_REVIEWS = Resource("selfsubjectaccessreviews", "SelfSubjectAccessReview", "authorization.k8s.io")
-RULES_REVIEWS = Resource("selfsubjectrulesreviews", "SelfSubjectRulesReview", "authorization.k8s.io")
+NAMESPACES = Resource("namespaces", "Namespace", namespaced=False)
+NODES = Resource("nodes", "Node", namespaced=False)
+SERVICE_ACCOUNTS = Resource("serviceaccounts", "ServiceAccount")
+QUOTAS = Resource("resourcequotas", "ResourceQuota")
+ACCESS_REVIEWS = Resource(
+    "selfsubjectaccessreviews", "SelfSubjectAccessReview", "authorization.k8s.io", namespaced=False
+)
+RULES_REVIEWS = Resource("selfsubjectrulesreviews", "SelfSubjectRulesReview", "authorization.k8s.io", namespaced=False)
+SUBJECT_REVIEWS = Resource("selfsubjectreviews", "SelfSubjectReview", "authentication.k8s.io", namespaced=False)
 
 RESOURCES = (JOBS, PODS, SECRETS, EVENTS)
-"""Those whose objects are in a namespace."""
+"""Those that are stored, in a namespace."""
 BY_KIND = {(resource.api_version, resource.kind): resource for resource in RESOURCES}
 
 FINISHED = ("Succeeded", "Failed")

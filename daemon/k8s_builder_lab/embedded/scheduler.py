@@ -62,6 +62,8 @@ class Scheduler:
             for other in self._store.everything(PODS)
             if other["spec"].get("nodeName") and other["status"]["phase"] not in FINISHED
         )
+        if environment.node_cordoned:
+            return f"0/1 nodes are available: 1 node(s) were unschedulable.{_TAIL}"
         return refusal(pod, environment.node_labels, environment.node_taints, environment.node_cpu, others)
 
 

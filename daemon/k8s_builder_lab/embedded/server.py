@@ -109,7 +109,7 @@ async def serve(options: Options, *, task_status: TaskStatus[Address] = anyio.TA
                 NamespaceController(store, timings).serve,
             ],
         )
-        api = Api(store, kubelet, node, rules, token, options.bookmark_interval)
+        api = Api(store, kubelet, node, rules, token, options.bookmark_interval, environment)
         control = Control(store, kubelet, api, rules, environment, components, token)
         async with anyio.create_task_group() as tg:
             await tg.start(kubelet.serve)

@@ -66,6 +66,10 @@ def unauthorized() -> ApiError:
     return ApiError(401, "Unauthorized", "Unauthorized")
 
 
+USER = "embedded"
+"""The name of whoever has the token."""
+
+
 def forbidden(verb: str, resource: Resource, namespace: str, name: str) -> ApiError:
     """403, as RBAC words it: for a create the object has no name yet.
 
@@ -76,10 +80,15 @@ def forbidden(verb: str, resource: Resource, namespace: str, name: str) -> ApiEr
     return ApiError(
         403,
         "Forbidden",
-        f'{subject} is forbidden: User "embedded" cannot {verb} resource "{plural}" in API group "{resource.group}" '
+        f'{subject} is forbidden: User "{USER}" cannot {verb} resource "{plural}" in API group "{resource.group}" '
         + (f'in the namespace "{namespace}"' if namespace else "at the cluster scope"),
         _about(resource, name),
     )
+
+
+def refused_by_admission(resource: Resource, name: str, message: str) -> ApiError:
+    """403, in the words of an admission plugin."""
+    return ApiError(403, "Forbidden", message, _about(resource, name))
 
 
 def not_found(resource: Resource, name: str) -> ApiError:

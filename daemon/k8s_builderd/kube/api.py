@@ -19,7 +19,7 @@ import msgspec
 import structlog
 
 from k8s_builderd.kube.background import background
-from k8s_builderd.kube.credentials import Credentials, Login
+from k8s_builderd.kube.credentials import LOAD_TIMEOUT, Credentials, Login
 from k8s_builderd.kube.errors import ApiError, Unavailable, Unreachable, error_for_status
 from k8s_builderd.kube.objects import Identity, IdentityOnly, RawList, Status
 
@@ -71,6 +71,11 @@ class Resource(msgspec.Struct, frozen=True):
     rbac: str
     namespaced: bool = True
 
+    @property
+    def group(self) -> str:
+        """The API group, empty for the core group."""
+        return self.prefix.split("/")[2] if self.prefix.startswith("/apis/") else ""
+
     def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
         """Return the URL path of the collection, of one object, or of a subresource of it."""
         where = ["namespaces", namespace] if self.namespaced else []
@@ -118,6 +123,16 @@ class _Request(msgspec.Struct, frozen=True):
     path: str
     query: Mapping[str, str] | None = None
     data: bytes | None = None
+    accept: str = ""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What the API server has answered to a request that it has carried out."""
+
+    content: bytes
+    headers: Mapping[str, str] = {}
+    warnings: tuple[str, ...] = ()
+    """The values of its `Warning` headers (RFC 7234), such as `299 - "..."`."""
 
 
 class Listing(msgspec.Struct, Generic[T], frozen=True):
@@ -160,6 +175,7 @@ class Api:
         namespace: str,
         *,
         patience: float = 10.0,
+        load_timeout: float = LOAD_TIMEOUT,
         observe: Observe = unobserved,
         answered: Answered = unanswered,
     ) -> AsyncIterator[Self]:
@@ -167,12 +183,13 @@ class Api:
 
         :param kubeconfig: a file's path, or empty for the pod's own service account.
         :param patience: seconds that one request may take; watches and logs have no end.
+        :param load_timeout: seconds that loading the credentials may take.
         :param observe: is told of each request.
         :param answered: is told how each has ended.
         :raises SettingsError: if the configuration cannot be used.
         """
         async with background() as tasks:
-            credentials = Credentials(kubeconfig, tasks)
+            credentials = Credentials(kubeconfig, tasks, load_timeout=load_timeout)
             await credentials.load()
             async with _session() as session:
                 yield cls(credentials, session, namespace, patience, observe, answered)
@@ -188,12 +205,12 @@ class Api:
         :param kind: the Struct to decode each into.
         :raises ApiError: as every request here does.
         """
-        content = await self._request("GET", "list", resource, resource.path(self.namespace), selectors)
-        raw = _decoded(RawList, content, "list", resource)
+        answer = await self.request("GET", "list", resource, resource.path(self.namespace), selectors)
+        raw = decoded(RawList, answer.content, "list", resource)
         items, unreadable = [], set()
         for item in raw.items or ():
             try:
-                items.append(_decoded(kind, item, "list", resource))
+                items.append(decoded(kind, item, "list", resource))
             except Unavailable as error:
                 # One object that nobody can read, such as with a time after the year 9999, hides no other.
                 found = identity(item)
@@ -203,8 +220,8 @@ class Api:
 
     async def get(self, resource: Resource, kind: type[T], name: str) -> T:
         """Return one object."""
-        content = await self._request("GET", "get", resource, resource.path(self.namespace, name))
-        return _decoded(kind, content, "get", resource)
+        answer = await self.request("GET", "get", resource, resource.path(self.namespace, name))
+        return decoded(kind, answer.content, "get", resource)
 
     async def create(self, resource: Resource, kind: type[T], body: Mapping[str, Any], *, dry_run: bool = False) -> T:
         """Create an object and return it; a field that Kubernetes does not know is refused, not dropped.
@@ -213,13 +230,13 @@ class Api:
         An `Unreachable` leaves open whether it was created: a second try answers with `AlreadyExists` then.
         """
         query = {"fieldValidation": "Strict", **({"dryRun": "All"} if dry_run else {})}
-        content = await self._request("POST", "create", resource, resource.path(self.namespace), query, body)
-        return _decoded(kind, content, "create", resource)
+        answer = await self.request("POST", "create", resource, resource.path(self.namespace), query, body)
+        return decoded(kind, answer.content, "create", resource)
 
     async def delete(self, resource: Resource, name: str, uid: str) -> None:
         """Delete just the object with this uid; what it owns goes after it, in the background."""
         options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
-        await self._request("DELETE", "delete", resource, resource.path(self.namespace, name), body=options)
+        await self.request("DELETE", "delete", resource, resource.path(self.namespace, name), body=options)
 
     @asynccontextmanager
     async def watch(self, resource: Resource, query: Mapping[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -241,7 +258,7 @@ class Api:
         async with self._stream("get", path, query, "pods/log", patience, patience) as chunks:
             yield chunks
 
-    async def _request(
+    async def request(
         self,
         method: str,
         verb: str,
@@ -249,9 +266,17 @@ class Api:
         path: str,
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
-    ) -> bytes:
+        accept: str = "",
+    ) -> Answer:
+        """Send one request and return the whole of its answer.
+
+        :param verb: RBAC's.
+        :param body: is sent as JSON.
+        :param accept: the media type wanted; empty for JSON.
+        :raises ApiError: if it is refused, or there is no answer within the patience.
+        """
         data = msgspec.json.encode(body) if body is not None else None
-        request = _Request(verb, resource.rbac, method, path, query, data)
+        request = _Request(verb, resource.rbac, method, path, query, data, accept)
         asked = anyio.current_time()
         with self._telling(verb, resource.rbac):
             try:
@@ -265,7 +290,7 @@ class Api:
             self._observe(verb, resource.rbac, str(response.status), anyio.current_time() - asked)
             if response.status >= HTTPStatus.MULTIPLE_CHOICES:
                 raise _refusal(response, content, verb, resource.rbac)
-        return content
+        return Answer(content, response.headers, tuple(response.headers.getall("Warning", ())))
 
     @contextmanager
     def _telling(self, verb: str, what: str) -> Iterator[None]:
@@ -342,6 +367,8 @@ class Api:
         headers = await login.headers()
         if request.data is not None:
             headers["Content-Type"] = "application/json"
+        if request.accept:
+            headers["Accept"] = request.accept
         return await self._session.request(
             request.method,
             login.configuration.host + request.path,
@@ -386,7 +413,11 @@ def identity(item: msgspec.Raw) -> Identity:
         return Identity()
 
 
-def _decoded(kind: type[T], content: bytes | msgspec.Raw, verb: str, resource: Resource) -> T:
+def decoded(kind: type[T], content: bytes | msgspec.Raw, verb: str, resource: Resource) -> T:
+    """Return what has been answered.
+
+    :raises Unavailable: if it is not what Kubernetes answers.
+    """
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, RecursionError) as error:

@@ -103,6 +103,8 @@ class ContainerStatus(_Read, frozen=True):
     last_state: ContainerState = field(default_factory=ContainerState)
     started: bool | None = None
     """Whether it runs and has passed its startup probe, where it has one."""
+    ready: bool | None = None
+    """Whether it runs and passes its readiness probe, where it has one."""
 
 
 class Limits(_Read, frozen=True):
@@ -233,6 +235,10 @@ class Pod(_Read, frozen=True):
         """Say whether the named init container is a sidecar: one that runs beside the containers after it."""
         return any(spec.name == name and spec.restart_policy == "Always" for spec in self.spec.init_containers or ())
 
+    def is_init_container(self, name: str) -> bool:
+        """Say whether the named container is one of the init containers, sidecars included."""
+        return any(spec.name == name for spec in self.spec.init_containers or ())
+
 
 class InvolvedObject(_Read, frozen=True):
     """`involvedObject` of an Event."""
@@ -349,6 +355,7 @@ class AccessStatus(_Read, frozen=True):
     """`status` of a SelfSubjectAccessReview."""
 
     allowed: bool = False
+    reason: str = ""
 
 
 class AccessReview(_Read, frozen=True):

@@ -64,6 +64,13 @@ class Category(StrEnum):
     INIT_CONTAINER_FAILED = "InitContainerFailed"
     """An init container or sidecar failed, so the chaincode cannot start."""
 
+    # While it runs
+
+    SIDECAR_FAILED = "SidecarFailed"
+    """Another container of the pod has failed or cannot start, and the chaincode keeps running."""
+    NOT_READY = "NotReady"
+    """The chaincode runs, but its readiness probe does not succeed."""
+
     # How it ended
 
     COMPLETED = "Completed"

@@ -1,53 +1,14 @@
-"""What holds a launch up, and how a chaincode ended: Kubernetes' states and events in one line each. Pure."""
+"""What holds a launch up: Kubernetes' states and events in one line each. Pure."""
 
 import re
 from collections.abc import Iterable
-from typing import Protocol
 
 from msgspec import Struct
 
 from k8s_builderd.fabric.manifests import CERTS, CONTAINER
-from k8s_builderd.fabric.objects import Job, Pod
-from k8s_builderd.kube.objects import ContainerSpec, ContainerStatus, Event, Terminated
+from k8s_builderd.fabric.objects import Pod
+from k8s_builderd.kube.objects import ContainerStatus, Event
 from k8s_builderd.runs.category import Category
-
-QUICK_EXIT = 10.0
-"""Seconds after its start in which a process that is denied something ends because of that."""
-
-TAIL = 4096
-"""Bytes of the end of a chaincode's log in which `verdict` looks for a reason."""
-
-
-class Seen(Protocol):
-    """What `verdict` has to know of a Job and its pod; nothing in it is forgotten once it was seen."""
-
-    @property
-    def job(self) -> Job | None:
-        """The Job, by its newest state."""
-
-    @property
-    def job_gone(self) -> bool:
-        """Whether the Job's object is gone."""
-
-    @property
-    def pod(self) -> Pod | None:
-        """The pod, by its newest state."""
-
-    @property
-    def pod_gone(self) -> bool:
-        """Whether the pod's object is gone."""
-
-    @property
-    def terminated(self) -> Terminated | None:
-        """How the chaincode's container ended."""
-
-    @property
-    def told_to_end(self) -> bool:
-        """Whether somebody was seen to ask for the pod's end, no later than its container's end."""
-
-    @property
-    def started(self) -> bool:
-        """Whether the chaincode's container runs or has run."""
 
 
 class Diagnosis(Struct, frozen=True):
@@ -63,22 +24,8 @@ class Diagnosis(Struct, frozen=True):
     hopeless: bool = False
 
 
-class Verdict(Struct, frozen=True):
-    """How a chaincode ended: the exit code of `run`, and the line that says why."""
-
-    code: int
-    category: Category
-    text: str
-
-
-class _Cause(Struct, frozen=True):
-    category: Category
-    text: str
-
-
-_NO_WORDS = "no reason given"
-
-# What holds it up
+NO_WORDS = "no reason given"
+"""What stands for Kubernetes' words where it has none."""
 
 _PULLING = {"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "RegistryUnavailable", "SignatureValidationFailed"}
 _OTHER_PLATFORM = re.compile("no match for platform|no matching manifest for|no image found in .* for architecture")
@@ -137,7 +84,7 @@ def diagnose(pod: Pod | None, events: Iterable[Event] = ()) -> list[Diagnosis]:
     found = []
     prepared = _prepared(pod, events)
     for event in events:
-        words = event.message or _NO_WORDS
+        words = event.message or NO_WORDS
         cause = f"{event.reason} {_stable(words)}"
         if event.reason == "FailedCreate" and pod is None:
             found.append(_refused(cause, words.removeprefix("Error creating: ")))
@@ -156,7 +103,7 @@ def diagnose(pod: Pod | None, events: Iterable[Event] = ()) -> list[Diagnosis]:
 def _told_by(pod: Pod) -> Iterable[Diagnosis]:
     scheduled = pod.condition("PodScheduled")
     if scheduled is not None and scheduled.status == "False":
-        words = scheduled.message or _NO_WORDS
+        words = scheduled.message or NO_WORDS
         remedy = next((remedy for sign, remedy in _UNSCHEDULABLE if sign.search(words)), "")
         text = f"the pod cannot be scheduled: {words}"
         yield _diagnosis(Category.UNSCHEDULABLE, f"unschedulable {words}", text, remedy)
@@ -170,14 +117,14 @@ def _told_by(pod: Pod) -> Iterable[Diagnosis]:
 
 
 def _waiting(pod: Pod, reason: str, message: str) -> Diagnosis:
-    words = message or _NO_WORDS
+    words = message or NO_WORDS
     if reason in _PULLING:
         words = _pull_error(words)
         if _OTHER_PLATFORM.search(words):
             return _diagnosis(
                 Category.IMAGE_ARCHITECTURE,
                 "image-architecture",
-                f"the image is not available for the platform of its node{_node(pod)}: {words}",
+                f"the image is not available for the platform of its node{node_name(pod)}: {words}",
                 "Push it for that platform, or select other nodes in the pod template",
             )
         return _diagnosis(
@@ -187,7 +134,7 @@ def _waiting(pod: Pod, reason: str, message: str) -> Diagnosis:
             "Check name and digest in image.json, and the service account's imagePullSecrets",
         )
     if reason == "InvalidImageName":
-        text = _with_remedy(
+        text = with_remedy(
             f"the image name is not valid: {words}", "Correct the name in image.json and install the package again"
         )
         return Diagnosis(Category.INVALID_IMAGE_NAME, reason, text, hopeless=True)
@@ -208,7 +155,7 @@ def _waiting(pod: Pod, reason: str, message: str) -> Diagnosis:
 def _init_waiting(pod: Pod, status: ContainerStatus, reason: str, message: str) -> Diagnosis:
     name = f"{_kind(pod, status.name)} {status.name}"
     cause = f"init {status.name} {reason}"
-    words = message or _NO_WORDS
+    words = message or NO_WORDS
     template = "Correct it where it comes from: the pod template, or an admission webhook"
     if reason in _PULLING or reason in {"InvalidImageName", "ImageInspectError"}:
         text = f"the image of {name} cannot be pulled ({reason}): {_pull_error(words)}"
@@ -216,7 +163,7 @@ def _init_waiting(pod: Pod, status: ContainerStatus, reason: str, message: str) 
     if reason == "CrashLoopBackOff":
         last = status.last_state.terminated
         text = f"{name} keeps failing" + (f", last with exit code {last.exit_code}" if last else "")
-        return _diagnosis(Category.INIT_CONTAINER_FAILED, cause, text, _see_log(pod, status.name, previous=True))
+        return _diagnosis(Category.INIT_CONTAINER_FAILED, cause, text, see_log(pod, status.name, previous=True))
     return _diagnosis(Category.INIT_CONTAINER_CONFIG, cause, f"{name} cannot be created ({reason}): {words}", template)
 
 
@@ -243,7 +190,7 @@ def stage(pod: Pod | None, events: Iterable[Event] = (), *, created: bool = True
         text = "no node has been chosen for the pod yet: check that kube-scheduler is running"
         return Diagnosis(Category.POD_NOT_SCHEDULED, "no node", text)
     if not pod.status.container_statuses and not pod.status.init_container_statuses:
-        text = f"node{_node(pod)} has not started the pod yet: check that its kubelet is running"
+        text = f"node{node_name(pod)} has not started the pod yet: check that its kubelet is running"
         return Diagnosis(Category.POD_NOT_STARTED, "not started", text)
     events = tuple(events)
     for status in pod.status.init_container_statuses or ():
@@ -262,6 +209,39 @@ def stage(pod: Pod | None, events: Iterable[Event] = (), *, created: bool = True
         return Diagnosis(Category.IMAGE_PULLING, "pulling", f"the image is being pulled{_by_node(pod)}")
     text = f"the container is being created. For more, run kubectl describe pod {pod.metadata.name}"
     return Diagnosis(Category.CONTAINER_CREATING, "creating", text)
+
+
+_UNREADY_REMEDY = (
+    "It keeps running, and the peer does not ask. Correct readinessProbe in the pod template, or leave it out"
+)
+
+
+def degraded(pod: Pod) -> list[Diagnosis]:
+    """Return what is wrong with a pod although its chaincode runs: with its other containers, and with its readiness.
+
+    None of it ends the chaincode. A container that is just starting is not ready either: it takes a while to tell.
+    """
+    others = [s for s in pod.status.init_container_statuses or () if pod.is_sidecar(s.name)]
+    others += [s for s in pod.status.container_statuses or () if s.name != CONTAINER]
+    found = [fault for status in others if (fault := _beside(pod, status)) is not None]
+    for status in pod.status.container_statuses or ():
+        is_up = status.state.running is not None and status.started is not False  # by its startup probe
+        if status.name == CONTAINER and is_up and status.ready is False:
+            text = "the chaincode runs, but its readiness probe does not succeed"
+            found.append(_diagnosis(Category.NOT_READY, "readiness", text, _UNREADY_REMEDY))
+    return found
+
+
+def _beside(pod: Pod, status: ContainerStatus) -> Diagnosis | None:
+    name, cause = f"{_kind(pod, status.name)} {status.name}", f"beside {status.name}"
+    if (ended := status.state.terminated) is not None and ended.exit_code != 0:
+        how = f"{ended.reason}, exit code {ended.exit_code}" if ended.reason else f"exit code {ended.exit_code}"
+        text = f"{name} failed ({how}), and the chaincode keeps running"
+        return _diagnosis(Category.SIDECAR_FAILED, cause, text, see_log(pod, status.name))
+    if (waiting := status.state.waiting) is not None and not waiting.normal:
+        fault = _init_waiting(pod, status, waiting.reason or "", waiting.message or "")
+        return Diagnosis(Category.SIDECAR_FAILED, cause, fault.text)
+    return None
 
 
 def _prepared(pod: Pod | None, events: Iterable[Event]) -> bool:
@@ -286,10 +266,13 @@ def _pull_error(message: str) -> str:
 
 
 def _kind(pod: Pod, container: str) -> str:
-    return "sidecar" if pod.is_sidecar(container) else "init container"
+    if pod.is_sidecar(container):
+        return "sidecar"
+    return "init container" if pod.is_init_container(container) else "container"
 
 
-def _node(pod: Pod) -> str:
+def node_name(pod: Pod) -> str:
+    """Return the name of the pod's node behind a space, empty where it has none."""
     return f" {pod.spec.node_name}" if pod.spec.node_name else ""
 
 
@@ -297,15 +280,20 @@ def _by_node(pod: Pod) -> str:
     return f" by node {pod.spec.node_name}" if pod.spec.node_name else ""
 
 
-def _see_log(pod: Pod, container: str, *, previous: bool = False) -> str:
+def see_log(pod: Pod, container: str, *, previous: bool = False) -> str:
+    """Return the advice to look into a container's log.
+
+    :param previous: that of its last process, not of the one that runs.
+    """
     return f"See its log: kubectl logs {pod.metadata.name} -c {container}{' --previous' if previous else ''}"
 
 
 def _diagnosis(category: Category, cause: str, text: str, remedy: str = "") -> Diagnosis:
-    return Diagnosis(category, cause, _with_remedy(text, remedy))
+    return Diagnosis(category, cause, with_remedy(text, remedy))
 
 
-def _with_remedy(text: str, remedy: str) -> str:
+def with_remedy(text: str, remedy: str) -> str:
+    """Return the text and what to do, where something is known that helps."""
     return f"{text.rstrip('.')}. {remedy}" if remedy else text
 
 
@@ -314,282 +302,3 @@ def _stable(message: str) -> str:
     # Each sandbox has another id.
     head, separator, tail = message.partition(" is forbidden: ")
     return re.sub("[0-9a-f]{12,}", "*", tail if separator else head)
-
-
-# How it ended
-
-_FIRST_SIGNAL, _LAST_SIGNAL = 129, 192
-"""Exit codes that stand for signals 1 to 64; a process that ends with -1 has 255."""
-
-_POD_REASONS = {
-    "Evicted": Category.EVICTED,
-    "Preempting": Category.PREEMPTED,
-    "Terminated": Category.NODE_SHUTDOWN,
-    "NodeShutdown": Category.NODE_SHUTDOWN,
-    "NodeLost": Category.NODE_LOST,
-    "DeadlineExceeded": Category.DEADLINE_EXCEEDED,
-}
-"""`status.reason` of a pod that the kubelet or the control plane ended."""
-
-_DISRUPTIONS = {
-    "EvictionByEvictionAPI": Category.DRAINED,
-    "DeletionByTaintManager": Category.EVICTED,
-    "PreemptionByScheduler": Category.PREEMPTED,
-    "DeletionByPodGC": Category.NODE_LOST,
-}
-"""Reasons of the condition DisruptionTarget."""
-
-_EVICTION_EVENTS = {
-    "Evicted": Category.EVICTED,
-    "Preempted": Category.PREEMPTED,
-    "Preempting": Category.PREEMPTED,
-    "TaintManagerEviction": Category.EVICTED,
-}
-_BECAUSE = {
-    Category.EVICTED: "its pod was evicted",
-    Category.DRAINED: "its pod was evicted",
-    Category.PREEMPTED: "its pod was preempted",
-    Category.NODE_SHUTDOWN: "its node was shut down",
-    Category.NODE_LOST: "its node was lost",
-    Category.DEADLINE_EXCEEDED: "its pod exceeded its activeDeadlineSeconds",
-    Category.NODE_REJECTED: "its node rejected the pod",
-}
-_PROBES = (
-    (re.compile("^Liveness probe (failed|errored)"), Category.LIVENESS_PROBE, "livenessProbe"),
-    (re.compile("^Startup probe (failed|errored)"), Category.STARTUP_PROBE, "startupProbe"),
-)
-_AFTER_A_POD = {"BackoffLimitExceeded", "PodFailurePolicy"}
-"""Reasons for which a Job fails after its pod has; ours allows for no second one."""
-
-_FORMAT_ERROR = re.compile("exec format error", re.IGNORECASE)
-_DENIED = re.compile(
-    "operation not permitted|no new privileges|listen EACCES"
-    r"|\b(bind|chown|setuid|setgid|setgroups|su-exec|gosu)\b.*permission denied",
-    re.IGNORECASE,
-)
-
-
-def verdict(
-    seen: Seen, events: Iterable[Event] = (), *, pods_known: bool, knew_pod: bool = False, last_lines: bytes = b""
-) -> Verdict | None:
-    """Say how the chaincode ended; only exit code 0 of a process that nobody told to end is a success.
-
-    Unknown is not ended: without a pod in `seen` there is a verdict only where the caller says that the pods are known,
-    and while the container may still be running there is none.
-
-    :param events: the pod's. They alone tell of a probe that failed, and of an eviction that ended with exit code 0.
-    :param pods_known: whether the Job's pods have been listed since its end was seen. While the watch of pods is
-        interrupted they have not: ask the API for them.
-    :param knew_pod: whether an earlier daemon has seen the pod, which may be gone without a trace.
-    :param last_lines: the end of the chaincode's log, of which `TAIL` bytes are enough.
-    :returns: the verdict, or None where the caller has to ask for the pods first or to wait.
-    """
-    pod = seen.pod
-    if pod is None:
-        return _without_pod(seen, knew_pod=knew_pod) if pods_known else None
-    events = tuple(events)
-    cause = _cause(seen, pod, events)
-    if seen.terminated is None:
-        if seen.pod_gone or pod.ended or pod.never_starts(CONTAINER):
-            return _without_exit_code(seen, pod, cause)
-        return None
-    how = _how(pod, seen.terminated, last_lines)
-    if cause is not None:
-        return Verdict(1, cause.category, f"the chaincode {how.text}, because {cause.text}")
-    text = f"the chaincode {how.text}"
-    if running := _still_running(seen, pod):
-        text = f"{text.rstrip('.')}. Still running in its pod: {', '.join(running)}"
-    return Verdict(0 if how.category is Category.COMPLETED else 1, how.category, text)
-
-
-def left_behind(seen: Seen) -> Diagnosis | None:
-    """Return what to say where somebody has deleted the Job without its pod, so that the chaincode goes on.
-
-    Deleting the Job, which is what a stop does, does not end such a chaincode.
-    """
-    pod = seen.pod
-    if pod is None or not seen.job_gone or seen.pod_gone or seen.terminated is not None or seen.told_to_end:
-        return None
-    # Kubernetes takes the reference away before it removes the Job; where it stands, the pod is about to be deleted.
-    if any(owner.kind == "Job" for owner in pod.metadata.owner_references or ()):
-        return None
-    text = (
-        "its job was deleted without its pod (--cascade=orphan), so the chaincode keeps running."
-        f" To end it, run kubectl delete pod {pod.metadata.name}"
-    )
-    return Diagnosis(Category.JOB_ORPHANED, "orphaned", text)
-
-
-def _without_pod(seen: Seen, *, knew_pod: bool) -> Verdict | None:
-    conditions = {c.type: c for c in (seen.job.status.conditions if seen.job else None) or () if c.status == "True"}
-    failed = conditions.get("Failed")
-    if knew_pod or "Complete" in conditions or (failed is not None and failed.reason in _AFTER_A_POD):
-        return Verdict(
-            1,
-            Category.POD_GONE,
-            "the chaincode's pod was removed before its exit code and the rest of its log were read",
-        )
-    if failed is not None:
-        text = f"the chaincode's job failed before it had a pod: {failed.reason}: {failed.message}"
-        return Verdict(1, Category.JOB_FAILED, text)
-    if seen.job_gone:
-        return Verdict(1, Category.JOB_DELETED, "the chaincode's job was deleted before it had a pod")
-    return None
-
-
-def _without_exit_code(seen: Seen, pod: Pod, cause: _Cause | None) -> Verdict:
-    """Judge a pod that has ended or is gone without a word on how the chaincode's container ended."""
-    failed = pod.failed_init
-    # That the Job is gone is no cause while nobody has told the pod to end.
-    by_itself = cause is None or (cause.category is Category.JOB_DELETED and not seen.told_to_end)
-    if by_itself and failed is not None and failed.state.terminated is not None:
-        ended = failed.state.terminated
-        how = f" ({ended.reason}): {ended.message}" if ended.message else f" with exit code {ended.exit_code}"
-        text = f"init container {failed.name} failed{how}, so the chaincode never started"
-        return Verdict(1, Category.INIT_CONTAINER_FAILED, _with_remedy(text, _see_log(pod, failed.name)))
-    running = pod.container(CONTAINER).running is not None
-    if running and seen.pod_gone and (lost := _may_go_on(pod, cause)) is not None:
-        return Verdict(1, lost.category, lost.text)
-    what = "the chaincode's exit code is not known" if seen.started else "the chaincode never started"
-    if cause is None:
-        why = "its pod was removed" if seen.pod_gone else f"its pod {pod.status.phase.lower()} without giving a reason"
-        cause = _Cause(Category.POD_GONE, why)
-    return Verdict(1, cause.category, f"{what}, because {cause.text}")
-
-
-def _may_go_on(pod: Pod, cause: _Cause | None) -> _Cause | None:
-    """Return what to say of a pod that was removed although nobody has seen its container end."""
-    if cause is not None and cause.category is Category.NODE_LOST:
-        text = (
-            f"node{_node(pod)} does not answer, and its pod was removed. The process may keep running until it is back"
-        )
-        return _Cause(Category.NODE_LOST, text)
-    if pod.metadata.deletion_grace_period_seconds == 0:
-        text = (
-            "the pod was force-deleted while the chaincode was running."
-            f" If its node{_node(pod)} does not answer, the process may keep running until the node is back"
-        )
-        return _Cause(Category.POD_FORCE_DELETED, text)
-    return None
-
-
-def _cause(seen: Seen, pod: Pod, events: tuple[Event, ...]) -> _Cause | None:
-    """Return what ended the container from outside, or None if it ended by itself for all that is known."""
-    if (reason := pod.status.reason) is not None:
-        category = _POD_REASONS.get(reason, Category.EVICTED if seen.started else Category.NODE_REJECTED)
-        return _told(category, reason, pod.status.message)
-    disruption = pod.condition("DisruptionTarget")
-    if disruption is not None and disruption.status == "True":
-        category = _DISRUPTIONS.get(disruption.reason or "", Category.EVICTED)
-        # An eviction says so before it deletes the pod, and is not always carried out. The collection of the pods of
-        # a lost node deletes nothing first.
-        if seen.told_to_end or category is Category.NODE_LOST:
-            if category is Category.EVICTED and any(event.reason == "NodeNotReady" for event in events):
-                category = Category.NODE_LOST
-            return _told(category, disruption.reason or "", disruption.message)
-    if (evicted := _evicted(events)) is not None:
-        return evicted
-    if seen.told_to_end or (seen.job_gone and seen.terminated is None):
-        if seen.job_gone:
-            return _Cause(Category.JOB_DELETED, "its job was deleted")
-        return _Cause(Category.POD_DELETED, "its pod was deleted")
-    return _probe(events)
-
-
-def _evicted(events: tuple[Event, ...]) -> _Cause | None:
-    for event in events:
-        category = _EVICTION_EVENTS.get(event.reason or "")
-        # The taint manager has one reason for both: "Marking for deletion Pod", "Cancelling deletion of Pod".
-        if category is not None and not (event.message or "").startswith("Cancelling"):
-            return _told(category, event.reason or "", event.message)
-    return None
-
-
-def _probe(events: tuple[Event, ...]) -> _Cause | None:
-    ours = [event for event in events if event.container == CONTAINER]
-    if not any(event.reason == "Killing" for event in ours):
-        return None
-    for event in ours:
-        for sign, category, name in _PROBES:
-            if event.reason == "Unhealthy" and sign.search(event.message or ""):
-                words = (event.message or "").strip().rstrip(":")
-                text = f"the kubelet killed it: {words[0].lower()}{words[1:]}"
-                return _Cause(category, _with_remedy(text, f"Check {name} in the pod template"))
-    return None
-
-
-def _told(category: Category, reason: str, message: str | None) -> _Cause:
-    return _Cause(category, f"{_BECAUSE[category]} ({reason}): {message or _NO_WORDS}")
-
-
-def _how(pod: Pod, terminated: Terminated, last_lines: bytes) -> _Cause:
-    code = terminated.exit_code
-    log = last_lines[-TAIL:].decode("utf-8", "replace")
-    if terminated.reason == "ContainerStatusUnknown":
-        text = "ended, but its node does not know how" if terminated.started_at else "never started"
-        return _Cause(Category.CONTAINER_STATUS_UNKNOWN, f"{text} ({terminated.reason})")
-    if terminated.reason == "OOMKilled":
-        return _Cause(Category.OOM_KILLED, _out_of_memory(pod, code))
-    if terminated.reason in {"StartError", "ContainerCannotRun"}:
-        text = f"could not be started ({terminated.reason}, exit code {code}): {terminated.message or _NO_WORDS}"
-        if _FORMAT_ERROR.search(text):
-            return _Cause(Category.IMAGE_ARCHITECTURE, _with_remedy(text, _other_platform(pod)))
-        remedy = "Check the image's entrypoint, and command in the pod template"
-        return _Cause(Category.START_ERROR, _with_remedy(text, remedy))
-    if _FIRST_SIGNAL <= code <= _LAST_SIGNAL:
-        number = terminated.signal or code - _FIRST_SIGNAL + 1
-        return _Cause(Category.SIGNAL, f"was killed by signal {number} (exit code {code})")
-    text = f"ended with exit code {code}"
-    if code == 0:
-        return _Cause(Category.COMPLETED, f"{text}: {terminated.message}" if terminated.message else text)
-    if _quickly(terminated) and (found := _FORMAT_ERROR.search(log)):
-        return _Cause(Category.IMAGE_ARCHITECTURE, _with_remedy(f"{text}: {found[0]}", _other_platform(pod)))
-    if _quickly(terminated) and _has_no_capabilities(pod) and (found := _DENIED.search(log)):
-        return _Cause(Category.MISSING_CAPABILITY, _with_remedy(f"{text}: {found[0]}", _CAPABILITY_REMEDY))
-    return _Cause(Category.EXIT_CODE, f"{text}: {terminated.message}" if terminated.message else text)
-
-
-_CAPABILITY_REMEDY = (
-    "Its container runs without capabilities. If it needs one, add it in FABRIC_K8S_BUILDER_POD_TEMPLATE, or set"
-    " FABRIC_K8S_BUILDER_SECURITY_PROFILE=compatible"
-)
-
-
-def _quickly(terminated: Terminated) -> bool:
-    # Both times are the node's own.
-    start, end = terminated.started_at, terminated.finished_at
-    return start is not None and end is not None and (end - start).total_seconds() <= QUICK_EXIT
-
-
-def _spec(pod: Pod) -> ContainerSpec:
-    return next((spec for spec in pod.spec.containers or () if spec.name == CONTAINER), ContainerSpec(CONTAINER))
-
-
-def _has_no_capabilities(pod: Pod) -> bool:
-    context = _spec(pod).security_context
-    capabilities = context.capabilities if context is not None else None
-    return capabilities is not None and "ALL" in map(str.upper, capabilities.drop or ())
-
-
-def _other_platform(pod: Pod) -> str:
-    selector = pod.spec.node_selector
-    arch = f" ({selector.arch})" if selector is not None and selector.arch else ""
-    return (
-        f"The image was built for another platform than its node{_node(pod)}{arch}."
-        " Build it for that platform, or select other nodes in the pod template"
-    )
-
-
-def _out_of_memory(pod: Pod, code: int) -> str:
-    resources = _spec(pod).resources
-    limit = resources.limits.memory if resources is not None and resources.limits is not None else None
-    what = f"its memory limit of {limit}" if limit is not None else "a memory limit, or reserve memory"
-    remedy = f"Raise {what}" if limit is not None else f"Set {what} with requests"
-    return f"ran out of memory (OOMKilled, exit code {code}). {remedy} in the pod template"
-
-
-def _still_running(seen: Seen, pod: Pod) -> list[str]:
-    """Return the containers that go on without the chaincode; the kubelet stops sidecars, and no other."""
-    if seen.told_to_end or seen.pod_gone or pod.ended:
-        return []
-    return [s.name for s in pod.status.container_statuses or () if s.name != CONTAINER and s.state.running]

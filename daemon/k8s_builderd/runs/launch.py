@@ -28,9 +28,10 @@ from k8s_builderd.metrics import Metrics
 from k8s_builderd.runs.beside import beside
 from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import Cursor
-from k8s_builderd.runs.diagnosis import TAIL, Diagnosis, diagnose, left_behind, stage, verdict
+from k8s_builderd.runs.diagnosis import Diagnosis, degraded, diagnose, stage
 from k8s_builderd.runs.record import Run
 from k8s_builderd.runs.store import Store
+from k8s_builderd.runs.verdict import TAIL, left_behind, verdict
 
 EVENTS_FIRST, EVENTS_CAP = 0.4, 5.0
 """Seconds between two looks at the events of a launch that does not come up."""
@@ -40,6 +41,9 @@ QUIET = 5.0
 
 STAGE_AFTER = 3.0
 """Seconds for which a launch stays where it is without a word."""
+
+UNREADY_AFTER = 30.0
+"""Seconds for which a running chaincode may be not ready without a word."""
 
 _log = structlog.get_logger("k8s_builderd.launch")
 
@@ -75,6 +79,10 @@ class OtherInstance(BuilderError):
     """Raised when the Job of a run belongs to another instance: this daemon does not watch it."""
 
 
+class Unseen(LaunchFailed):
+    """Raised in a launch that has failed, when the API does not let us see whether its container runs after all."""
+
+
 class Audience(Protocol):
     """Who is told how the launch goes: the connection of one `run`."""
 
@@ -92,6 +100,8 @@ class Launch:
         """Prepare; `to_end` takes the steps, in the order in which they stand here."""
         self.unstarted = False
         """Whether the API, asked last of all, has shown that the container has not started."""
+        self.unseen = False
+        """Whether it has refused to show that, though there is a Job."""
         self._api = api
         self._store = store
         self._metrics = metrics
@@ -135,7 +145,7 @@ class Launch:
             self._count_start()
         await self._find_pod()
         if self._seen.started or knew_pod:
-            await beside(lambda: self._log(cursor), self._notice_left_behind)
+            await beside(lambda: self._log(cursor), self._notice)
         return await self._end(knew_pod=knew_pod)
 
     async def _start(self, owner: Owner | None, cursor: Cursor | None) -> None:
@@ -157,7 +167,7 @@ class Launch:
 
         Asked until it answers: that nothing is known of a Job that is there is no reason to end its launch.
         """
-        self.unstarted = False
+        self.unstarted = self.unseen = False
         pauses = delays(0.2, 5.0)
         refusals = Refusals()
         while self._run.state.may_run and not self._seen.started:
@@ -167,7 +177,10 @@ class Launch:
                 break
             except ApiError as error:
                 _log.warning("pod_unknown", job=self._plan.job_name, reason=str(error))
-                if not self._job_uid or refusals.last(error, anyio.current_time()):
+                if not self._job_uid:
+                    break
+                if refusals.last(error, anyio.current_time()):
+                    self.unseen = True
                     break
                 await self._tell_once("pod unknown", f"Waiting for the Kubernetes API: {error}")
                 with anyio.move_on_after(error.pause(next(pauses))):
@@ -416,11 +429,31 @@ class Launch:
             self._run.interrupted(f"the end is missing: {error}")
             await self._audience.say(f"The end of the chaincode's log is missing: {error}")
 
-    async def _notice_left_behind(self) -> None:
-        """Tell once that somebody has deleted the Job without its pod: nothing of ours ends that chaincode any more."""
-        await self._seen.until(lambda seen: left_behind(seen) is not None or seen.ended)
-        if (found := left_behind(self._seen)) is not None:
-            await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {found.text}")
+    async def _notice(self) -> None:
+        """Tell what is wrong with a chaincode that runs, each thing once: its Job is gone, its neighbour has failed."""
+        since: dict[str, float] = {}
+        while not self._seen.ended:
+            version, now = self._seen.version, anyio.current_time()
+            found = self._wrong_while_running()
+            since = {each.cause: since.get(each.cause, now) for each in found}
+            left = [since[each.cause] + UNREADY_AFTER - now for each in found if each.category is Category.NOT_READY]
+            for each in found:
+                if each.category is not Category.NOT_READY or left[0] <= 0:
+                    await self._tell_degraded(each)
+            with anyio.move_on_after(left[0] if left and left[0] > 0 else math.inf):
+                await self._seen.changed_since(version)
+
+    def _wrong_while_running(self) -> list[Diagnosis]:
+        pod = self._seen.pod
+        if (orphaned := left_behind(self._seen)) is not None:
+            return [orphaned]
+        return degraded(pod) if pod is not None and not (self._seen.told_to_end or self._seen.job_gone) else []
+
+    async def _tell_degraded(self, diagnosis: Diagnosis) -> None:
+        self._run.has_problem(diagnosis.text)
+        if self._run.tells(diagnosis.cause):
+            _log.warning("chaincode_degraded", category=diagnosis.category, reason=diagnosis.text)
+            await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {diagnosis.text}")
 
     async def _end(self, *, knew_pod: bool) -> int:
         while True:

@@ -7,8 +7,8 @@ from msgspec import Struct
 
 from k8s_builderd.fabric.manifests import CONTAINER
 from k8s_builderd.fabric.names import package_id
-from k8s_builderd.runs.diagnosis import verdict
 from k8s_builderd.runs.record import Run, State
+from k8s_builderd.runs.verdict import verdict
 
 
 class Problem(Struct, frozen=True):
