@@ -103,6 +103,13 @@ async def test_a_pod_that_turns_up_after_its_job_has_gone() -> None:
     assert run.observed.ended_at is None
 
 
+async def test_an_exit_code_is_not_forgotten() -> None:
+    run = new()
+    for found in (PENDING, RUNNING, ENDED, pod(phase="Failed")):  # a node that is lost takes the statuses along
+        run.found(Applied(found))
+    assert run.observed.terminated == Terminated(exit_code=3)
+
+
 async def test_a_failed_job_says_nothing_of_a_pod_that_nobody_has_seen() -> None:
     run = new()
     run.found(Applied(FAILED))
