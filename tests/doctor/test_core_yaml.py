@@ -280,6 +280,7 @@ def test_the_daemons_own_limit_wins() -> None:
     [
         ({}, {}, "ok"),
         ({"installTimeout": "30s"}, {}, "warning"),
+        ({"installTimeout": "90s"}, {}, "ok"),  # 30 s for a connection, and 60 s for the call
         ({"installTimeout": "30s", "executetimeout": "120s"}, {}, "ok"),  # the longer one counts
         ({"installTimeout": "300s"}, {"FABRIC_K8S_BUILDER_CONNECT_TIMEOUT": "5m"}, "warning"),
     ],

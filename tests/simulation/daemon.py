@@ -91,7 +91,7 @@ class Daemon:
         request: Any = _request(connection.client)
         try:
             if len(self._served) >= self.settings.max_connections:
-                run.knocked(request, self._runs)
+                run.knocked(request, "more connections than there may be", runs=self._runs)
                 return  # the `run` is to come again
             self._served.append(connection)
             connection.give_sign()

@@ -40,9 +40,9 @@ async def serve(
         if cursor is None or not cursor.job:
             raise
         # An earlier daemon took this request, and its chaincode may be running: no word of ours ends that.
-        if knocked(request, runs, because=str(error)):
+        if knocked(request, str(error), runs=runs):
             _log.error("request_refused", reason=str(error))
-            await connection.say(cannot_continue(error))
+            await connection.say(cannot_continue(str(error)))
         raise ClientGone from error
     connection.debug = plan.settings.debug
     for name in settings.overridden(request.environment):
@@ -99,7 +99,7 @@ def make_plan(request: Request, settings: Settings, cursor: Cursor | None, templ
     )
 
 
-def knocked(request: Request, runs: Runs, because: str = "") -> bool:
+def knocked(request: Request, because: str, *, runs: Runs) -> bool:
     """Take note that the client of a run is there, though it is turned away for now.
 
     :param request: need not hold more than token and cursor.
