@@ -31,14 +31,19 @@ pytestmark = pytest.mark.anyio
 class Soon(Random):
     """Waits shortly, so that ten failures in a row are no minute."""
 
+    def __init__(self, seconds: float = 0.02) -> None:
+        super().__init__()
+        self._seconds = seconds
+
     def uniform(self, a: float, b: float) -> float:
-        return 0.005
+        return self._seconds
 
 
 class Follower:
     """One who follows a log: what has come, how many gaps were told, and the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, pause: float = 0.02) -> None:
+        self.pause = pause
         self.lines = b""
         self.gaps = 0
         self.refusals: list[str] = []
@@ -70,7 +75,7 @@ class Follower:
             drain=drain,
             silence=silence,
             refusal=refusal,
-            rng=Soon(),
+            rng=Soon(self.pause),
         )
         self.ended.set()
         self._pulse()
