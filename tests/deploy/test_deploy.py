@@ -29,6 +29,7 @@ VERBS = {
     "try_create": ("create",),
     "get": ("get",),
     "delete": ("delete",),
+    "patch": ("patch",),
     "list": ("list",),
     "Reflector": ("list", "watch"),
 }
@@ -37,6 +38,7 @@ RESOURCES = {
     "PODS": ("", "pods"),
     "SECRETS": ("", "secrets"),
     "EVENTS": ("", "events"),
+    "NEW_EVENTS": ("events.k8s.io", "events"),
 }
 LOG = ("", "pods/log", "get")
 
