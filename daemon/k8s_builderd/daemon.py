@@ -10,7 +10,7 @@ import anyio
 import structlog
 from anyio.abc import TaskStatus
 
-from k8s_builderd import health
+from k8s_builderd import health, memory
 from k8s_builderd.access import Access
 from k8s_builderd.autostart import AFTER_PEER, PeerProcess, end_with_peer
 from k8s_builderd.fabric.plan import Owner
@@ -106,9 +106,11 @@ async def serve(settings: Settings, peer: PeerProcess | None = None) -> None:
         async with store.open():
             await tasks.start(listener.serve, api.server)
             await tasks.start(health.serve, settings.health_address, checks, warnings, metrics)
+            memory.settle()
             _log.info("daemon_started", namespace=settings.namespace, instance=settings.instance)
             tasks.start_soon(store.expire_orphans)
             tasks.start_soon(metrics.measure_lag)
+            tasks.start_soon(memory.tidy, lambda: store.forgotten, lambda: store.count)
             tasks.start_soon(templates.watch)
             tasks.start_soon(templates.try_out, api)
             tasks.start_soon(access.keep_asking, api, settings.access_interval)
