@@ -19,6 +19,7 @@ from k8s_builderd.fabric import manifests, names
 from k8s_builderd.fabric.names import Token
 from k8s_builderd.fabric.package import DOCUMENT_SIZE, Chaincode, Image
 from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan, SecurityProfile
+from k8s_builderd.fabric.template import PodTemplate
 from k8s_builderd.gateway.protocol import MAX_PATH_BYTES, MAX_PATHS
 from k8s_builderd.kube.errors import ApiError
 from k8s_builderd.metrics import LOG_LOSSES, OUTCOMES, REJECTIONS, UNCATEGORIZED
@@ -162,14 +163,28 @@ def test_what_a_client_forwards_is_listed_under_who_wins() -> None:
 
 
 def test_the_pod_template_of_the_example_can_be_used(tmp_path: Path) -> None:
-    file = tmp_path / "template.json"
-    file.write_text(re.findall(r"```json\n(.*?)```", section("configuration.md", "The pod template"), re.DOTALL)[0])
+    file = tmp_path / "template.yaml"
+    file.write_text(re.findall(r"```yaml\n(.*?)```", section("configuration.md", "The pod template"), re.DOTALL)[0])
     settings = Settings.load({"FABRIC_K8S_BUILDER_POD_TEMPLATE": str(file)})
-    body = manifests.job(msgspec.structs.replace(plan(), template=(settings.pod_template,)), None)
-    (container,) = body["spec"]["template"]["spec"]["containers"]
-    assert container["resources"]["limits"] == {"memory": "256Mi"}
-    assert container["image"] == plan().image.reference
-    assert body["spec"]["template"]["metadata"]["labels"]["team"] == "ledger"
+    for label, limit in (("basic_1.0", "256Mi"), ("assets_1.0", "1Gi"), ("assets_2", "1Gi")):
+        body = manifests.job(msgspec.structs.replace(plan(), template=settings.pod_template.layers(label)), None)
+        (container,) = body["spec"]["template"]["spec"]["containers"]
+        assert container["resources"] == {
+            "requests": {"cpu": "100m", "memory": "64Mi"},
+            "limits": {"memory": limit},
+        }
+        assert container["image"] == plan().image.reference
+        assert body["spec"]["template"]["metadata"]["labels"]["team"] == "ledger"
+
+
+@pytest.mark.parametrize(
+    "text", re.findall(r"```yaml\n(?:# template.yaml\n)(.*?)```", read("how-to/pod-template.md"), re.DOTALL)
+)
+def test_the_templates_of_the_how_to_can_be_used(text: str) -> None:
+    template = PodTemplate.parse(text.encode())
+    for section_ in template.sections:
+        manifests.job(msgspec.structs.replace(plan(), template=template.layers(section_.example)), None)
+    assert template != PodTemplate()
 
 
 def test_the_template_that_gives_capabilities_back_gives_no_more(tmp_path: Path) -> None:
@@ -179,7 +194,7 @@ def test_the_template_that_gives_capabilities_back_gives_no_more(tmp_path: Path)
     settings = Settings.load({"FABRIC_K8S_BUILDER_POD_TEMPLATE": str(file)})
     before, after = (
         manifests.job(msgspec.structs.replace(plan(), template=template), None)["spec"]["template"]["spec"]
-        for template in ((), (settings.pod_template,))
+        for template in ((), settings.pod_template.layers(""))
     )
     added = after["containers"][0]["securityContext"]["capabilities"].pop("add")
     assert (added, after) == (["SETUID", "SETGID"], before)
@@ -402,10 +417,13 @@ def _and_subclasses(kind: type[ApiError]) -> Iterator[type[ApiError]]:
 
 
 def test_the_checks_of_readyz_are_those_of_the_code() -> None:
-    checks = re.search(r"checks: dict\[.*?\{(.*?)\}", (DAEMON / "daemon.py").read_text(), re.DOTALL)
-    assert checks
-    documented = {word for row in rows(section("operations.md", "Health")) for word in code(row[0])}
-    assert documented == set(re.findall(r'"(\w+)":', checks[1]))
+    source = (DAEMON / "daemon.py").read_text()
+    failing, warning = (
+        re.findall(r'"(\w+)":', found)
+        for found in re.findall(r"(?:checks|warnings): dict\[.*?\{(.*?)\}", source, re.DOTALL)
+    )
+    documented = [word for row in rows(section("operations.md", "Health")) for word in code(row[0])]
+    assert documented == failing + warning
 
 
 # The command line

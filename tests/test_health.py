@@ -22,7 +22,7 @@ async def serving(**options: Any) -> AsyncIterator[int]:
     """Serve the endpoints, and tell on which port."""
     async with anyio.create_task_group() as tasks:
         with capture_logs() as logged:
-            await tasks.start(partial(health.serve, ("127.0.0.1", 0), {}, Metrics(), **options))
+            await tasks.start(partial(health.serve, ("127.0.0.1", 0), {}, {}, Metrics(), **options))
         yield int(logged[-1]["address"].rpartition(":")[2])
         tasks.cancel_scope.cancel()
 

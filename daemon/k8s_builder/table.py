@@ -61,6 +61,9 @@ def about(document: Mapping[str, Any]) -> str:
         f"k8s-builderd {daemon['version']}, instance {daemon['instance']}, namespace {daemon['namespace']}, up"
         f" {age(_time(daemon['now']), daemon['started'])}, {'not ready: ' + '; '.join(failing) if failing else 'ready'}"
     )
+    # A daemon of before has none.
+    for name, warning in daemon.get("warnings", {}).items():
+        text += f", {name}: {warning}" if warning else ""
     return printable(text)
 
 

@@ -10,7 +10,7 @@ import anyio
 import structlog
 from anyio.abc import TaskStatus
 
-from k8s_builderd import health
+from k8s_builderd import health, memory
 from k8s_builderd.access import Access
 from k8s_builderd.autostart import AFTER_PEER, PeerProcess, end_with_peer
 from k8s_builderd.fabric.plan import Owner
@@ -20,6 +20,7 @@ from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.events import Recorder
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.owner import OwnPod
+from k8s_builderd.podtemplate import PodTemplates
 from k8s_builderd.runs.attend import Runs
 from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.record import Reason
@@ -56,13 +57,14 @@ async def serve(settings: Settings, peer: PeerProcess | None = None) -> None:
         store = Store(api, settings, metrics, story)
         runs = Runs(api, store, settings, metrics)
         own_pod = OwnPod()
+        templates = PodTemplates(settings)
         listener = Listener(
             settings,
             {
                 "detect": detect.serve,
                 "build": build.serve,
                 "release": release.serve,
-                "run": partial(run.serve, settings=settings, runs=runs),
+                "run": partial(run.serve, settings=settings, runs=runs, template=templates.current),
                 "status": partial(status.serve, store=store, about=lambda: about()),
                 "logs": partial(logs.serve, store=store, api=api),
                 "stop": partial(stop.serve, store=store, runs=runs),
@@ -77,6 +79,10 @@ async def serve(settings: Settings, peer: PeerProcess | None = None) -> None:
             "owner": lambda: own_pod.error,
             "access": lambda: access.error,
         }
+        # What is told and leaves the daemon ready.
+        warnings: dict[str, health.Check] = {
+            "template": lambda: templates.warning,
+        }
         started = datetime.now(UTC)
 
         def about() -> status.About:
@@ -87,6 +93,7 @@ async def serve(settings: Settings, peer: PeerProcess | None = None) -> None:
                 started=started,
                 now=datetime.now(UTC),
                 checks={name: check() for name, check in checks.items()},
+                warnings={name: check() for name, check in warnings.items()},
                 connections=listener.connections,
             )
 
@@ -98,10 +105,14 @@ async def serve(settings: Settings, peer: PeerProcess | None = None) -> None:
         metrics.gauge("ready", "1 when /readyz says ok", lambda: not any(check() for check in checks.values()))
         async with store.open():
             await tasks.start(listener.serve, api.server)
-            await tasks.start(health.serve, settings.health_address, checks, metrics)
+            await tasks.start(health.serve, settings.health_address, checks, warnings, metrics)
+            memory.settle()
             _log.info("daemon_started", namespace=settings.namespace, instance=settings.instance)
             tasks.start_soon(store.expire_orphans)
             tasks.start_soon(metrics.measure_lag)
+            tasks.start_soon(memory.tidy, lambda: store.forgotten, lambda: store.count)
+            tasks.start_soon(templates.watch)
+            tasks.start_soon(templates.try_out, api)
             tasks.start_soon(access.keep_asking, api, settings.access_interval)
             if peer is not None:
                 patience = settings.reconnect_grace + AFTER_PEER

@@ -23,6 +23,7 @@ Check = Callable[[], str | None]
 async def serve(
     address: tuple[str, int],
     checks: Mapping[str, Check],
+    warnings: Mapping[str, Check],
     metrics: Metrics,
     *,
     connection_age: float = CONNECTION_AGE,
@@ -30,6 +31,7 @@ async def serve(
 ) -> None:
     """Answer until cancelled. /livez answers as long as the event loop turns; the checks decide the other two.
 
+    :param warnings: are shown with the checks, and decide nothing.
     :param address: host and port; port 0 takes any that is free, and the log says which.
     :param connection_age: seconds after which a connection is cut.
     :raises SettingsError: if the address cannot be listened on.
@@ -41,6 +43,8 @@ async def serve(
     async def ready(_: web.Request) -> web.Response:
         found = {name: check() for name, check in checks.items()}
         lines = [f"[-]{name} failed: {fault}" if fault else f"[+]{name} ok" for name, fault in found.items()]
+        for name, check in warnings.items():
+            lines.append(f"[!]{name} warning: {' '.join(fault.split())}" if (fault := check()) else f"[+]{name} ok")
         failed = any(found.values())
         return web.Response(
             status=503 if failed else 200, text="\n".join([*lines, "not ready" if failed else "ok", ""])

@@ -11,16 +11,15 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import msgspec
 from msgspec import Struct
 
 from k8s_builderd.errors import SettingsError
 from k8s_builderd.fabric import logprefix
 from k8s_builderd.fabric.names import label_value_fault, name_prefix_fault
 from k8s_builderd.fabric.plan import LaunchSettings, PodSettings, SecurityProfile
-from k8s_builderd.fabric.template import fault as template_fault
+from k8s_builderd.fabric.template import PodTemplate, TemplateError
 from k8s_builderd.golang import parse_bool, parse_duration
 from k8s_builderd.kube.quantity import parse_quantity
 
@@ -32,6 +31,9 @@ FORWARDED = (
     *(PREFIX + name for name in ("DEBUG", "NODE_ROLE", "OBJECT_NAME_PREFIX", "SERVICE_ACCOUNT", "START_TIMEOUT")),
 )
 """What a client's environment may fill in where the daemon's leaves it unset."""
+
+MAX_TEMPLATE_SIZE = 1024 * 1024
+"""Bytes of the largest pod template, as of the largest ConfigMap."""
 
 DEFAULT_SOCKET = "/run/k8s-builder/builder.sock"
 _MACHINE_ID_FILE = Path("/etc/machine-id")
@@ -67,7 +69,9 @@ class Settings(Struct, frozen=True):
     pod_uid: str = ""
     pod_namespace: str = ""
     """The namespace of the daemon's own pod; empty where it is not known, and taken for `namespace` then."""
-    pod_template: Mapping[str, Any] = {}
+    pod_template: PodTemplate = PodTemplate()
+    """What was in `pod_template_file` at the start."""
+    pod_template_file: Path | None = None
     max_connections: int = 4096
     request_timeout: float = 10.0
     peer_patience: float = 5.0
@@ -111,7 +115,8 @@ class Settings(Struct, frozen=True):
             pod_name=read("POD_NAME", "", str),
             pod_uid=read("POD_UID", "", str),
             pod_namespace=read("POD_NAMESPACE", _service_account_namespace(), _namespace),
-            pod_template=read("POD_TEMPLATE", {}, _pod_template),
+            pod_template=read("POD_TEMPLATE", PodTemplate(), _pod_template),
+            pod_template_file=read("POD_TEMPLATE", None, Path),
             max_connections=read("MAX_CONNECTIONS", 4096, _positive),
             request_timeout=read("REQUEST_TIMEOUT", 10.0, _positive_duration),
             peer_patience=read("PEER_PATIENCE", 5.0, _duration),
@@ -336,22 +341,26 @@ def _security_profile(value: str) -> SecurityProfile:
     return SecurityProfile(_one_of(*SecurityProfile)(value))
 
 
-def _pod_template(value: str) -> Mapping[str, Any]:
+def read_pod_template(path: Path) -> PodTemplate:
+    """Read a pod template.
+
+    :raises TemplateError: if the file cannot be read, or what is in it cannot be used.
+    """
     try:
-        template = msgspec.json.decode(Path(value).read_bytes())
+        with path.open("rb") as file:
+            content = file.read(MAX_TEMPLATE_SIZE + 1)
     except OSError as error:
-        raise _Rule(f"must name a file that can be read: {value}: {error.strerror}") from None
-    except msgspec.DecodeError as error:
-        raise _Rule(f"must name a file with a JSON object: {value}: {error}") from None
-    if (
-        not isinstance(template, dict)
-        or not template.keys() <= {"metadata", "spec"}
-        or not all(isinstance(part, dict) for part in template.values())
-    ):
-        raise _Rule(f"must name a file with a JSON object that holds the objects metadata, spec or both: {value}")
-    if fault := template_fault(template):
-        raise _Rule(f"must name a file with a pod template that can be used: {value}: {fault}")
-    return template
+        raise TemplateError(f"it cannot be read: {error.strerror}") from None
+    if len(content) > MAX_TEMPLATE_SIZE:
+        raise TemplateError(f"it must be a maximum of {MAX_TEMPLATE_SIZE} bytes")
+    return PodTemplate.parse(content)
+
+
+def _pod_template(value: str) -> PodTemplate:
+    try:
+        return read_pod_template(Path(value))
+    except TemplateError as error:
+        raise _Rule(f"must name a file with a pod template that can be used: {value}: {error}") from None
 
 
 def _host_name() -> str:

@@ -282,7 +282,7 @@ class Peer:
             }[stage]
         ]
 
-    def call(self, stage: str, *arguments: str, before: Callable[[], object] = int, **more: str) -> Program:
+    def call(self, stage: str, *arguments: str, before: Callable[[], object] | None = None, **more: str) -> Program:
         """Call a program with the stage's own arguments, or with others, and `more` environment."""
         process = subprocess.Popen(
             [os.fspath(self.bin / stage), *(arguments or self.arguments(stage))],

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from k8s_builder import programs
 from k8s_builder.main import main
-from k8s_builder.programs import NAMES, install
+from k8s_builder.programs import NAMES, NotInstalled, check, install
 
 from .standin import CLIENT, Peer, exits, log, peer_in_a_short_directory, words
 from .test_calls import BROKEN, broken
@@ -300,14 +300,13 @@ def test_a_program_that_cannot_be_replaced_leaves_the_others_whole(builder: Path
     assert sorted(file.name for file in (builder / "bin").iterdir()) == sorted(NAMES)
 
 
-def test_a_python_that_does_not_exit_is_refused(builder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs, "_PROBE_TIMEOUT", 0.2)
+def test_a_python_that_does_not_exit_is_refused(tmp_path: Path) -> None:
     python = tmp_path / "python3"
     python.write_text("#!/bin/sh\nexec sleep 60\n")
     python.chmod(0o755)
-    done = command(builder, "--python", python)
-    assert done.output == f"Error: {python} cannot be used as Python: it does not exit\n"
-    assert not builder.exists()
+    with pytest.raises(NotInstalled) as refused:
+        check(python, patience=0.2)
+    assert str(refused.value) == f"{python} cannot be used as Python: it does not exit"
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def test_a_socket_that_may_not_be_used_is_told_with_the_user_that_tried(
 ) -> None:
     daemon.path.chmod(0)
     user = os.geteuid()
-    before: Callable[[], object] = int
+    before: Callable[[], object] | None = None
     if user == 0:  # whom nothing is denied
         user = 65534
         before = become_nobody

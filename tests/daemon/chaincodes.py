@@ -11,19 +11,19 @@ from tests.daemon.scene import Package, Running, Scene
 from tests.embedded.cluster import PATIENCE
 from tests.embedded.cluster import eventually as eventually
 
-# Ten lines a second until it is told to end; whatever else happens, each start is written down.
+# Twenty lines a second until it is told to end; whatever else happens, each start is written down.
 _SCRIPT = """
 echo $$ >> {starts}
 {prelude}
 i=0
-while [ ! -e {stop} ]; do echo "line $i"; i=$((i+1)); sleep 0.1; done
+while [ ! -e {stop} ]; do echo "line $i"; i=$((i+1)); sleep 0.05; done
 echo "last after $i"
 exit {code}
 """
 
 
 class Ticking:
-    """A chaincode that logs ten lines a second until `end`, and writes down each start of its process."""
+    """A chaincode that logs twenty lines a second until `end`, and writes down each start of its process."""
 
     def __init__(self, package: Package, starts: Path, stop: Path) -> None:
         self.package = package

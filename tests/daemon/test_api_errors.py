@@ -180,6 +180,28 @@ async def node_comes(scene: Scene) -> None:
     await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {"fabric-builder-k8s-role": "chaincode"}})
 
 
+async def test_a_launch_whose_pod_may_not_be_seen_is_not_given_up(scene: Scene) -> None:
+    """Its time is over, but nobody can say that its container has not started; and here it has."""
+    await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {"fabric-builder-k8s-role": "other"}})
+    daemon = await scene.daemon(NODE_ROLE="chaincode", START_TIMEOUT="1s", RECONNECT_GRACE="1s")
+    ticking = await Ticking.make(scene)
+    run = await scene.call("run", ticking.package)
+    await run.line("Waiting for chaincode to start: the pod cannot be scheduled")
+    for verb in ("get", "list", "watch"):
+        await scene.fault(verb=verb, resource="pods", times=None, action={"do": "status", "code": 403})
+    await scene.cluster.switch("POST", "drop")
+    await daemon.line('"resource": "pods", "reason"')
+    await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {"fabric-builder-k8s-role": "chaincode"}})
+    await run.line("k8s-builderd cannot continue this launch: error waiting for chaincode job")
+    await no_faults(scene)
+    await run.line("line 2")
+    assert daemon.count("job_deleted") == 0
+    ticking.end()
+    assert await run.wait() == 0
+    assert_whole(run)
+    assert len(ticking.pids) == 1
+
+
 async def test_events_that_are_forbidden_for_good_hold_up_no_launch(scene: Scene) -> None:
     await scene.daemon(**HELD_UP)
     await scene.fault(verb="list", resource="events", times=None, action={"do": "status", "code": 403})

@@ -49,7 +49,7 @@ async def metric(scene: Scene, daemon: Running, name: str) -> float:
 async def test_a_daemon_that_is_well_says_so(scene: Scene, daemon: Running) -> None:
     assert await scene.health(daemon, "/livez") == (200, "ok\n")
     text = await becomes(scene, daemon, "/readyz", 200)
-    assert text == "[+]socket ok\n[+]jobs ok\n[+]pods ok\n[+]owner ok\n[+]access ok\nok\n"
+    assert text == "[+]socket ok\n[+]jobs ok\n[+]pods ok\n[+]owner ok\n[+]access ok\n[+]template ok\nok\n"
     assert await scene.health(daemon, "/healthz") == (200, text)
     assert await metric(scene, daemon, "ready") == 1
 
@@ -85,7 +85,7 @@ async def test_rights_that_are_missing_are_told_with_verb_and_resource(scene: Sc
     daemon = await scene.daemon()
     text = await says(scene, daemon, "Check the Role of the daemon's service account")
     assert "[-]pods failed: cannot list pods" in text
-    assert len(text.splitlines()) == 6
+    assert len(text.splitlines()) == 7
 
 
 async def test_a_pod_that_is_not_the_daemons_own_is_not_ready(scene: Scene) -> None:

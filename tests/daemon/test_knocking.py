@@ -1,5 +1,7 @@
 """A client that knocks keeps its claim: being turned away for now ends no chaincode."""
 
+import os
+
 import anyio
 import pytest
 
@@ -89,3 +91,20 @@ async def test_a_run_of_a_user_who_may_not_connect_keeps_no_claim(scene: Scene) 
     async with Raw.open(scene) as raw:
         await raw.send(request((await scene.package()).root))
         assert "FABRIC_K8S_BUILDER_ALLOWED_UIDS" in await raw.refused()
+
+
+async def test_a_setting_that_locks_its_user_out_ends_no_chaincode(scene: Scene) -> None:
+    """The operator has forgotten a user: the chaincode goes on, and its `run` says what is wrong, until he is added."""
+    daemon = await scene.daemon()
+    run = await scene.call("run", await scene.package(script=TICKS))
+    await run.line("tick 1")
+    await daemon.terminate()
+    daemon = await scene.daemon(ALLOWED_UIDS="4294967294", ORPHAN_GRACE=f"{GRACE}s", RECONNECT_GRACE="100ms")
+    await run.line(f"k8s-builderd cannot continue this launch: user id {os.getuid()} is not in FABRIC_K8S_BUILDER_ALL")
+    await daemon.line("client_turned_away", 7)  # later and later: the grace of an orphan is over by now
+    assert daemon.count("job_unclaimed") == 0
+    await daemon.terminate()
+    await scene.daemon()
+    await run.line("Connected to k8s-builderd")
+    assert await run.terminate() == 0
+    assert run.count("cannot continue") == 1

@@ -18,7 +18,7 @@ async def mistaken(request: Request, connection: Connection) -> int:
     raise RuntimeError("a mistake")
 
 
-def never(request: Request) -> None:
+def never(request: Request, why: str) -> bool:
     raise AssertionError
 
 

@@ -54,20 +54,6 @@ async def test_it_is_away_when_the_daemon_starts(scene: Scene) -> None:
     await nothing_left(scene)
 
 
-async def test_it_is_away_when_the_daemon_starts_for_longer_than_a_launch_may_take(scene: Scene) -> None:
-    await outage(scene, on=True)
-    daemon = await scene.daemon()
-    ticking = await Ticking.make(scene)
-    run = await scene.call("run", ticking.package, FABRIC_K8S_BUILDER_START_TIMEOUT="3s")
-    assert await run.wait() == 1
-    assert b"timed out waiting for the condition" in run.lines[-1]
-    assert b"cannot list jobs.batch: the Kubernetes API does not answer" in run.lines[-1]
-    await outage(scene, on=False)
-    await daemon.line("watch_synced", 2)
-    await nothing_left(scene)
-    assert ticking.pids == []
-
-
 async def test_a_stop_while_it_has_never_been_there(scene: Scene) -> None:
     """There may be a Job that an earlier daemon has made: it is deleted when the API is back, if it is there."""
     await outage(scene, on=True)

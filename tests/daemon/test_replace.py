@@ -50,13 +50,15 @@ class Overlaps:
         self.overlapped = directory / "overlapped"
 
     def prelude(self, *, deaf: bool = False) -> str:
-        """Return what its shell does first; `deaf` makes it ignore SIGTERM until its grace is over."""
-        file, overlapped = shlex.quote(str(self._file)), shlex.quote(str(self.overlapped))
+        """Return what its shell does first; `deaf` makes the first of them ignore SIGTERM until its grace is over."""
+        file, overlapped, first = (
+            shlex.quote(str(path)) for path in (self._file, self.overlapped, self._file.with_name("first"))
+        )
         # A killed process leaves its pid behind: what counts is whether that process is still there.
         return (
             f"[ -e {file} ] && kill -0 $(cat {file}) 2>/dev/null && touch {overlapped}\n"
             f"echo $$ > {file}\n"
-            f"trap '{'' if deaf else 'exit 0'}' TERM"
+            f"trap 'exit 0' TERM\n" + (f"[ -e {first} ] || {{ trap '' TERM; touch {first}; }}\n" if deaf else "")
         )
 
 

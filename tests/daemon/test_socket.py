@@ -472,7 +472,7 @@ async def test_only_the_allowed_users_are_served(scene: Scene) -> None:
     assert code == 1
     assert f"user id {os.getuid()} is not in FABRIC_K8S_BUILDER_ALLOWED_UIDS" in line
     async with Raw.open(scene) as raw:
-        await raw.send(hello())
+        await raw.send(DETECT)
         assert "FABRIC_K8S_BUILDER_ALLOWED_UIDS" in await raw.refused()
 
 

@@ -26,6 +26,7 @@ DAEMON = ROOT / "daemon" / "k8s_builderd"
 # lists and watches what it is made for.
 VERBS = {
     "create": ("create",),
+    "try_create": ("create",),
     "get": ("get",),
     "delete": ("delete",),
     "patch": ("patch",),

@@ -184,6 +184,25 @@ def test_settings_and_pod_template_reach_the_daemon(peers_chart: Path) -> None:
     assert daemon["resources"]["requests"]["cpu"] == "50m"
 
 
+def test_chaincode_on_the_peers_node_needs_one_value(peers_chart: Path) -> None:
+    def environment(**chaincode: Any) -> dict[str, Any]:
+        made = chart(peers_chart, {"k8s-builderd": {"chaincode": chaincode}})
+        for it in made:
+            check(it)
+        _, daemon = named(made, "StatefulSet", "peer0-org1")["spec"]["template"]["spec"]["initContainers"]
+        return {entry["name"]: entry for entry in daemon["env"]}
+
+    plain, made = environment(), environment(sameNode=True)
+    added = {name: entry for name, entry in made.items() if name not in plain}
+    assert added == {
+        "FABRIC_K8S_BUILDER_SAME_NODE": {"name": "FABRIC_K8S_BUILDER_SAME_NODE", "value": "true"},
+        "FABRIC_K8S_BUILDER_NODE_NAME": {
+            "name": "FABRIC_K8S_BUILDER_NODE_NAME",
+            "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}},
+        },
+    }
+
+
 def test_the_network_policy_finds_a_peer_in_another_namespace() -> None:
     made = chart(CHART, {"networkPolicy": True, "chaincode": {"namespace": "chaincode"}})
     policy = named(made, "NetworkPolicy", "k8s-builderd-chaincode")
@@ -202,6 +221,9 @@ def test_the_network_policy_finds_a_peer_in_another_namespace() -> None:
         {"serviceAccount": {"name": ""}},
         {"chaincode": {"namespace": "Upper"}},
         {"chaincode": {"podTemplate": {"containers": []}}},
+        {"chaincode": {"podTemplate": {"chaincodes": [{"spec": {}}]}}},
+        {"chaincode": {"sameNode": "yes"}},
+        {"settings": {"FABRIC_K8S_BUILDER_SAME_NODE": "true"}},
         {"settings": {"NODE_ROLE": "x"}},
         {"settings": {"FABRIC_K8S_BUILDER_NAMESPACE": "x"}},
         {"settings": {"FABRIC_K8S_BUILDER_MAX_CONNECTIONS": 100}},

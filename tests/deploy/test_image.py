@@ -115,11 +115,13 @@ def test_a_command_that_is_left_out_is_told_in_one_line(production: Path, comman
 def test_the_other_commands_are_there_without_it(production: Path) -> None:
     done = wheel.python(production, "-m", "k8s_builder", "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    people = ("status", "logs", "stop")
+    people = ("doctor", "status", "logs", "stop")
     for command in ("package", "inspect", "packageid", "install-client", "demo", "embedded-cluster", *people):
         assert re.search(rf"^  {command} ", done.stdout, re.MULTILINE)
     done = wheel.python(production, "-m", "k8s_builder", "package", "--help")
     assert done.returncode == 0
+    done = wheel.python(production, "-m", "k8s_builder", "doctor", "--only", "core-yaml")
+    assert (done.returncode, done.stdout.splitlines()[1].split()[:2]) == (0, ["skipped", "core-yaml"])
 
 
 @pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["logs", "a", "-f"], ["stop", "a", "--yes"]])

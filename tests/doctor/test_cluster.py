@@ -13,6 +13,7 @@ from k8s_builder.doctor import cluster as room
 from k8s_builder.doctor import namespace, quota, sample
 from k8s_builder.doctor.result import Result
 from k8s_builder_lab.embedded.server import Options
+from k8s_builderd.fabric.template import PodTemplate
 from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import Forbidden, Invalid, Unavailable
 from k8s_builderd.kube.review import Quota, Server
@@ -129,9 +130,19 @@ async def test_an_api_server_that_says_nothing_is_not_waited_for(tmp_path: Path)
 async def test_a_check_that_is_not_answered_does_not_hold_up_the_others(cluster: Cluster, kubeconfig: Path) -> None:
     await cluster.switch("POST", "faults", {"resource": "selfsubjectreviews", "times": None, "action": {"do": "hang"}})
     results = await check(settings(kubeconfig), patience=0.5)
-    [(status, seen, _)] = told(results, "identity")
-    assert (status, "no answer in time" in seen) == ("failure", True)
+    [(status, seen, remedy)] = told(results, "identity")
+    assert (status, "no answer in time" in seen, remedy) == ("failure", True, "See the API server; try again")
     assert {each.status.value for each in results if each.check != "identity"} == {"ok"}
+
+
+async def test_a_check_of_many_slow_requests_is_ended(cluster: Cluster, kubeconfig: Path) -> None:
+    for resource, delay in (("jobs", 0.6), ("secrets", 0.6), ("pods", 0.6)):
+        rule = {"verb": "create", "resource": resource, "times": None, "delay": delay, "action": {"do": "hang"}}
+        await cluster.switch("POST", "faults", rule)
+    results = await check(settings(kubeconfig), patience=0.5)
+    assert told(results, "job") == [
+        ("failure", "the API server takes too long to answer", "See the API server; try again")
+    ]
 
 
 async def test_an_api_server_before_1_28_does_not_tell_who_we_are(cluster: Cluster, kubeconfig: Path) -> None:
@@ -236,7 +247,7 @@ async def test_pull_secrets_are_looked_for_and_never_read(cluster: Cluster, kube
     await around(cluster, imagePullSecrets=["registry", "gone"])
     await cluster.create(secret("registry", {"password": "s3cret"}))
     template = {"spec": {"imagePullSecrets": [{"name": "mine"}, {"name": "registry"}]}}
-    results = await found(kubeconfig, pod_template=template)
+    results = await found(kubeconfig, pod_template=PodTemplate(template))
     assert [(status, seen) for status, seen, _ in told(results, "pull-secret")] == [
         ("warning", "pull secret mine does not exist in default"),
         ("ok", "pull secret registry exists"),
@@ -253,8 +264,15 @@ async def test_the_pull_secrets_of_the_template_are_looked_for_without_the_servi
     cluster: Cluster, kubeconfig: Path
 ) -> None:
     await without(cluster, "get serviceaccounts")
-    results = await found(kubeconfig, pod_template={"spec": {"imagePullSecrets": [{"name": "mine"}]}})
+    results = await found(kubeconfig, pod_template=PodTemplate({"spec": {"imagePullSecrets": [{"name": "mine"}]}}))
     assert [status for status, _, _ in told(results, "pull-secret")] == ["warning"]
+
+
+async def test_a_pull_secret_that_may_not_be_seen_is_skipped(cluster: Cluster, kubeconfig: Path) -> None:
+    await around(cluster, imagePullSecrets=["registry"])
+    await without(cluster, "get secrets")
+    status, seen, _ = await one(kubeconfig, "pull-secret")
+    assert (status, seen) == ("skipped", "not allowed to look for secret registry, and the daemon need not be")
 
 
 async def test_a_role_without_nodes_is_told(cluster: Cluster, kubeconfig: Path) -> None:
@@ -313,7 +331,7 @@ async def test_a_namespace_that_refuses_chaincodes_pods_is_told(cluster: Cluster
 
 async def test_a_template_that_the_api_refuses_is_told(cluster: Cluster, kubeconfig: Path) -> None:
     template = {"spec": {"initContainers": [{"name": "wait"}]}}
-    results = await found(kubeconfig, pod_template=template)
+    results = await found(kubeconfig, pod_template=PodTemplate(template))
     [(status, seen, remedy)] = told(results, "job")
     assert (status, "initContainers[0].image: Required value" in seen) == ("failure", True)
     assert remedy == "Correct FABRIC_K8S_BUILDER_POD_TEMPLATE"
@@ -329,6 +347,16 @@ async def test_a_policy_that_refuses_the_job_is_told_in_its_words(cluster: Clust
     status, seen, remedy = await one(kubeconfig, "job")
     assert (status, seen) == ("failure", f"cannot create jobs.batch: {words}")
     assert "try --image with one of yours" in remedy
+
+
+async def test_an_api_server_that_tells_nobody_its_version_is_reached_all_the_same(kubeconfig: Path) -> None:
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.whole(403, {"message": "no", "reason": "Forbidden"})
+
+    async with rogue(answer) as server:
+        results = await check(settings(server.kubeconfig(kubeconfig)))
+    assert told(results, "api") == [("ok", f"{server.server} answers", "")]
+    assert told(results, "clock") == [("skipped", "the API server has not told its time", "")]
 
 
 async def test_another_warning_is_passed_on(kubeconfig: Path) -> None:
@@ -369,6 +397,7 @@ def test_a_refusal_of_the_dry_run_is_told_as_what_it_is(error: Any, status: str,
     assert (result.status.value, words in result.seen, bool(result.remedy)) == (status, True, status == "failure")
 
 
+BASELINE = 'would violate PodSecurity "baseline:latest": privileged (container "x" must not set it)'
 VIOLATION = 'would violate PodSecurity "restricted:latest": runAsNonRoot != true'
 
 
@@ -380,6 +409,7 @@ VIOLATION = 'would violate PodSecurity "restricted:latest": runAsNonRoot != true
         (None, [VIOLATION], "warning", "may refuse the pods"),
         ({}, [], "ok", "enforces: privileged"),
         ({"enforce": "baseline"}, [], "ok", "enforces: baseline"),
+        ({"enforce": "baseline"}, [BASELINE], "failure", "enforces baseline, and pods would be refused"),
         ({"enforce": "restricted"}, [VIOLATION], "failure", "enforces restricted, and pods would be refused"),
         ({"enforce": "unheard-of"}, [VIOLATION], "failure", "pods would be refused"),
         ({"enforce": "baseline", "warn": "restricted"}, [VIOLATION], "warning", "enforces baseline only"),
@@ -394,6 +424,8 @@ def test_the_level_of_the_namespace_decides(
     result = namespace.pod_security(full, warnings)
     assert (result.status.value, words in result.seen, result.seen) == (status, True, result.seen)
     assert bool(result.remedy) == (status in {"failure", "warning"})
+    # All profiles meet baseline: only the template can break it.
+    assert ("SECURITY_PROFILE" in result.remedy) == (bool(warnings) and warnings != [BASELINE])
 
 
 # Quota

@@ -13,6 +13,7 @@ import pytest
 from k8s_builder.commands import doctor
 from k8s_builder.doctor.result import ok, warning
 from k8s_builder.programs import install
+from tests import measured
 from tests.daemon.scene import Scene, open_scene
 from tests.embedded.cluster import PATIENCE
 from tests.test_docs import ROOT
@@ -27,7 +28,7 @@ async def builder(*arguments: str, **environment: str) -> tuple[int, str, str]:
             [sys.executable, "-m", "k8s_builder", "doctor", *arguments],
             input=await anyio.Path(core).read_bytes() if (core := environment.pop("STDIN", "")) else b"",
             check=False,
-            env={"PATH": os.environ["PATH"], **environment},
+            env={"PATH": os.environ["PATH"], **environment, **measured.ENVIRONMENT},
         )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
@@ -40,7 +41,9 @@ async def test_beside_a_daemon_that_is_well_all_is_well(tmp_path: Path) -> None:
     install(tmp_path / "builder", Path(sys.executable))
     core = (ROOT / "deploy" / "core.yaml").read_text().replace("/opt/k8s-builder", str(tmp_path / "builder"))
     (tmp_path / "core.yaml").write_text(core)
-    variables = f"CORE_PEER_ADDRESS=peer0:7051\nCORE_LEDGER_PASSWORD=s3cret\nPATH={os.environ['PATH']}\n"
+    variables = (
+        f"CORE_PEER_ID=peer0\nCORE_PEER_ADDRESS=peer0:7051\nCORE_LEDGER_PASSWORD=s3cret\nPATH={os.environ['PATH']}\n"
+    )
     (tmp_path / "peer.env").write_text(variables)
     arguments = ("--programs", str(tmp_path / "builder"), "--core-yaml", "-", "--peer-env", str(tmp_path / "peer.env"))
     async with open_scene(tmp_path) as scene:

@@ -26,7 +26,8 @@ def document(*builders: Any, peer: Any = None, vm: Any = None, **chaincode: Any)
 def found(
     core: dict[str, Any], *, certain: bool = True, settings: Settings | None = None, **environment: str
 ) -> list[Result]:
-    return [*check(PeerConfig(core, environment, certain=certain), FOLDER, settings)]
+    peer = {"CORE_PEER_ID": "peer0", **environment}
+    return [*check(PeerConfig(core, peer, certain=certain), FOLDER, settings)]
 
 
 def one(core: dict[str, Any], name: str, **options: Any) -> tuple[str, str, str]:
@@ -124,6 +125,17 @@ def test_the_peers_id_must_be_propagated_or_be_set_on_the_daemon() -> None:
     assert told(found(core, settings=daemon), "propagate") == []
 
 
+def test_the_id_in_core_yaml_does_not_reach_the_programs() -> None:
+    core = document(ENTRY, peer={"id": "peer0", "address": "peer0-org1:7051"})
+    results = told(found(core, CORE_PEER_ID=""), "propagate")
+    assert [status for status, _, _ in results] == ["failure", "ok"]
+    assert results[0][1].startswith("the peer's environment has no CORE_PEER_ID")
+    assert results[0][2] == "Set CORE_PEER_ID on the peer, even if peer.id is in core.yaml"
+    daemon = Settings.load({"CORE_PEER_ID": "peer0"})
+    assert one(core, "propagate", settings=daemon, CORE_PEER_ID="")[0] == "ok"
+    assert one(core, "propagate", certain=False, CORE_PEER_ID="")[0] == "ok"
+
+
 def test_what_the_peer_sets_and_hides_is_a_failure_and_what_it_may_set_a_warning() -> None:
     core = document(without("FABRIC_K8S_BUILDER_SOCKET", "FABRIC_K8S_BUILDER_DEBUG"))
     status, seen, _ = one(core, "propagate", FABRIC_K8S_BUILDER_SOCKET="/x")
@@ -132,6 +144,22 @@ def test_what_the_peer_sets_and_hides_is_a_failure_and_what_it_may_set_a_warning
         status, seen, remedy = one(core, "propagate", certain=certain)
         assert (status, "FABRIC_K8S_BUILDER_DEBUG, FABRIC_K8S_BUILDER_SOCKET" in seen) == ("warning", True)
         assert remedy == "Have propagateEnvironment list all names of deploy/core.yaml"
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        (["KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"], "ok"),
+        (["KUBECONFIG_PATH"], "ok"),
+        (["KUBERNETES_SERVICE_HOST"], "failure"),
+        ([], "failure"),
+    ],
+)
+def test_a_daemon_that_the_programs_start_must_find_the_api(more: list[str], status: str) -> None:
+    core = document({**ENTRY, "propagateEnvironment": [*PROPAGATED, *more]})
+    results = check(PeerConfig(core, {"CORE_PEER_ID": "peer0"}, certain=True), FOLDER, None, autostart=True)
+    last, complete = reversed(told(results, "propagate"))
+    assert (last[0], bool(last[2]), complete[0]) == (status, status == "failure", "ok")
 
 
 # Order and Docker
@@ -252,6 +280,7 @@ def test_the_daemons_own_limit_wins() -> None:
     [
         ({}, {}, "ok"),
         ({"installTimeout": "30s"}, {}, "warning"),
+        ({"installTimeout": "90s"}, {}, "ok"),  # 30 s for a connection, and 60 s for the call
         ({"installTimeout": "30s", "executetimeout": "120s"}, {}, "ok"),  # the longer one counts
         ({"installTimeout": "300s"}, {"FABRIC_K8S_BUILDER_CONNECT_TIMEOUT": "5m"}, "warning"),
     ],

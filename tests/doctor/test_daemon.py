@@ -57,6 +57,12 @@ def test_a_socket_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert told(results, "daemon") == [("skipped", "there is no socket to ask", "")]
 
 
+def test_a_daemon_that_the_programs_start_need_not_be_there_yet(tmp_path: Path) -> None:
+    results = [*daemon.check(tmp_path / "b.sock", None, "0.1.0", lambda _: {}, autostart=True)]
+    assert [each.status.value for each in results] == ["skipped", "skipped"]
+    assert results[0].seen.endswith("does not exist: the programs start the daemon with their next call")
+
+
 def test_what_is_no_socket_is_told(tmp_path: Path) -> None:
     (tmp_path / "b.sock").touch()
     [(status, seen, remedy)] = told(found(tmp_path / "b.sock"), "socket")

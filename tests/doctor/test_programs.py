@@ -172,8 +172,34 @@ def _runs(pid: int) -> bool:
         return False
 
 
+def test_a_python_beside_the_programs_comes_first(looking: Path) -> None:
+    (looking / "python" / "bin").mkdir(parents=True)
+    python = script(looking / "python" / "bin" / "python3", f'exec {sys.executable} "$@"')
+    assert told(found(looking), "python")[0][1].startswith(f"{python} is Python 3.")
+    python.chmod(0o644)
+    assert not told(found(looking), "python")[0][1].startswith(f"{python} is")
+
+
+def test_a_python_with_a_space_in_its_path_is_found_by_a_shell(tmp_path: Path) -> None:
+    (tmp_path / "a place").mkdir()
+    python = script(tmp_path / "a place" / "python3", f'exec {sys.executable} "$@"')
+    install(tmp_path / "builder", python)
+    results = found(tmp_path / "builder")
+    assert [each.status.value for each in results] == ["ok"] * 4
+    assert told(results, "python")[0][1].startswith(f"{python} is Python 3.")
+
+
 def test_without_a_shell_nothing_is_called(looking: Path, tmp_path: Path) -> None:
     results = [*programs.check(looking, PATH, shell=tmp_path / "sh")]
     [(status, seen, _)] = told(results, "call")
     assert (status, seen.startswith(f"there is no {tmp_path}/sh here")) == ("skipped", True)
     assert [each.status.value for each in results if each.check != "call"] == ["ok"] * 3
+
+
+def test_programs_with_a_daemon_beside_them_start_it(folder: Path) -> None:
+    assert not programs.starts_daemon(folder, {})
+    assert programs.starts_daemon(folder, {"FABRIC_K8S_BUILDER_AUTOSTART": "true"})
+    script(folder / "bin" / "k8s-builderd", "exit 0")
+    assert programs.starts_daemon(folder, {})
+    assert programs.starts_daemon(folder, {"FABRIC_K8S_BUILDER_AUTOSTART": "maybe"})
+    assert not programs.starts_daemon(folder, {"FABRIC_K8S_BUILDER_AUTOSTART": "false"})

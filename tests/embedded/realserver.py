@@ -43,8 +43,8 @@ class RealServer:
         except OSError:
             return 0
 
-    def namespace(self, name: str) -> None:
-        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    def namespace(self, name: str, **labels: str) -> None:
+        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
         assert self.call("POST", "/api/v1/namespaces", body) == 201
 
 

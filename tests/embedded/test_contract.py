@@ -97,6 +97,53 @@ async def test_a_created_job_comes_back_with_its_defaults(api: Cluster) -> None:
     }
 
 
+async def unreadable(api: Cluster, body: Object, validation: str = "Strict") -> str:
+    """Return why a Job is refused with 400."""
+    answer = await api.request("POST", api.path("jobs"), body, params={"fieldValidation": validation})
+    assert (answer.status, answer.body["reason"]) == (400, "BadRequest")
+    message: str = answer.body["message"]
+    start = 'Job in version "v1" cannot be handled as a Job: '
+    assert message.startswith(start)
+    return message.removeprefix(start)
+
+
+async def test_an_unknown_field_is_refused_where_that_is_asked_for(api: Cluster) -> None:
+    body = job("j1", "true", container={"resuorces": {}, "resources": {"limit": {}}}, hostnames=[])
+    body["spec"]["nope"] = 1
+    told = await unreadable(api, body)
+    assert told.startswith("strict decoding error: unknown field ")
+    assert set(told.removeprefix("strict decoding error: ").split(", ")) == {
+        'unknown field "spec.nope"',
+        'unknown field "spec.template.spec.containers[0].resources.limit"',
+        'unknown field "spec.template.spec.containers[0].resuorces"',
+        'unknown field "spec.template.spec.hostnames"',
+    }
+    for validation in ({"fieldValidation": "Ignore"}, {}):
+        await api.create(body, params={**validation, "dryRun": "All"})
+
+
+@pytest.mark.parametrize(
+    ("quantity", "told"),
+    [
+        ("64KM", "unable to parse quantity's suffix"),
+        ("64MB", "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"),
+        ("one", "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"),
+        ("1 Gi", "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"),
+    ],
+)
+@pytest.mark.parametrize("validation", ["Strict", "Ignore"])
+async def test_what_is_no_quantity_is_refused(api: Cluster, quantity: str, told: str, validation: str) -> None:
+    resources = {"limits": {"memory": quantity}}
+    assert told in await unreadable(api, job("j1", "true", container={"resources": resources}), validation)
+    volumes = [{"name": "tmp", "emptyDir": {"sizeLimit": quantity}}]
+    assert told in await unreadable(api, job("j1", "true", volumes=volumes), validation)
+
+
+@pytest.mark.parametrize("quantity", ["64Mi", "1e9", "0.5Gi", 5, 1.5, None])
+async def test_what_is_a_quantity_is_taken(api: Cluster, quantity: object) -> None:
+    await api.create(job("j1", "true", container={"resources": {"requests": {"memory": quantity}}}))
+
+
 async def test_a_taken_name_is_a_409(api: Cluster) -> None:
     await api.create(job("j1"))
     answer = await api.request("POST", api.path("jobs"), job("j1"))

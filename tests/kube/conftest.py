@@ -1,15 +1,32 @@
 """An embedded cluster of each test's own, and our way of asking it."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from k8s_builder_lab.embedded.images import Image
 from k8s_builder_lab.embedded.server import Options
 from k8s_builderd.kube.api import Api
+from k8s_builderd.kube.tls import Loop
 from tests.embedded.cluster import IMAGE, Cluster, embedded
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, object]]:
+    """Return the event loop that the daemon has."""
+    return "asyncio", {"loop_factory": Loop}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def plain_tracebacks() -> Iterator[None]:
+    """Have a mistake's traceback be printed as Python prints it: rich takes half a second for each."""
+    before = structlog.get_config()
+    structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture

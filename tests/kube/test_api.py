@@ -37,6 +37,7 @@ from k8s_builderd.kube.errors import (
     Unreachable,
 )
 from k8s_builderd.kube.objects import ObjectOnly
+from k8s_builderd.kube.review import try_create
 from tests.embedded.cluster import PATIENCE, Cluster, eventually, secret
 from tests.kube.certificates import Authority
 from tests.kube.rogue import Answer, Reply, Request, Rogue, rogue
@@ -460,15 +461,12 @@ async def test_a_plugin_that_is_slower_than_a_request_is_waited_for_by_the_next(
     assert len((tmp_path / "started").read_text().split()) == 2
 
 
-async def test_a_plugin_that_never_ends_is_killed_and_told(
-    kubeconfig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_plugin_that_never_ends_is_killed_and_told(kubeconfig: Path, tmp_path: Path) -> None:
     user = waiting_plugin(tmp_path)
     path = Rogue("http://127.0.0.1:1").kubeconfig(kubeconfig, **user)
-    async with anyio.create_task_group() as tasks:
-        credentials = Credentials(str(path), tasks, load_timeout=2.0)
-        with anyio.fail_after(PATIENCE), pytest.raises(SettingsError, match="no answer within 2 s"):
-            await credentials.load()
+    with anyio.fail_after(PATIENCE), pytest.raises(SettingsError, match="no answer within 2 s"):
+        async with Api.open(str(path), "ns", load_timeout=2.0):
+            pytest.fail("there are no credentials")
     (pid,) = (tmp_path / "started").read_text().split()
     await eventually(lambda: not exists(pid) and not any("waitpid" in it.name for it in threading.enumerate()))
     await anyio.wait_all_tasks_blocked()
@@ -1001,3 +999,39 @@ async def test_each_request_is_told_at_debug_without_what_it_carries(cluster: Cl
     ]
     assert "secret-value" not in str(logged)
     assert "selector" not in str(logged)
+
+
+# A creation that is only tried
+
+
+async def test_a_creation_that_is_tried_is_told_what_the_api_server_warns_of(kubeconfig: Path) -> None:
+    """As a Job was answered in a namespace under Pod Security `restricted` (Kubernetes 1.36)."""
+    words = 'would violate PodSecurity "restricted:latest": runAsNonRoot != true'
+    other = r"a back slash \ and more"
+
+    async def answer(request: Request, reply: Reply) -> None:
+        quoted = [text.replace("\\", r"\\").replace('"', r"\"") for text in (words, other)]
+        # The second stands twice in one header, with an agent and with a date.
+        lines = f'HTTP/1.1 201 Created\r\nWarning: 299 - "{quoted[0]}"\r\n'
+        date = "Thu, 26 Nov 2026 05:00:00 GMT"
+        lines += f'Warning: 299 host:1 "{quoted[1]}" "{date}", 199 - "third"\r\n'
+        await reply.raw(f"{lines}Content-Length: 2\r\nConnection: close\r\n\r\n{{}}".encode())
+
+    async with rogue(answer) as server, opened(server, kubeconfig, token="t") as api:
+        assert await try_create(api, JOBS, {"kind": "Job"}) == [words, other, "third"]
+    [asked] = server.asked
+    assert (asked.method, asked.path) == ("POST", "/apis/batch/v1/namespaces/ns/jobs")
+    assert asked.query == {"dryRun": "All", "fieldValidation": "Strict"}
+    assert json.loads(asked.body) == {"kind": "Job"}
+
+
+async def test_a_creation_that_is_tried_may_bring_no_warning_or_a_refusal(kubeconfig: Path) -> None:
+    async with rogue(well) as server, opened(server, kubeconfig, token="t") as api:
+        assert await try_create(api, JOBS, {}) == []
+
+    async def refuse(request: Request, reply: Reply) -> None:
+        await reply.whole(422, status(422, "Invalid", "no"))
+
+    async with rogue(refuse) as server, opened(server, kubeconfig, token="t") as api:
+        with pytest.raises(Invalid, match=r"^cannot create jobs.batch: no$"):
+            await try_create(api, JOBS, {})

@@ -53,7 +53,7 @@ class Served:
 
 
 async def followed(log: Log, answers: list[Answer]) -> Follower:
-    served, follower = Served(log, answers), Follower()
+    served, follower = Served(log, answers), Follower(pause=0.001)
     with tempfile.TemporaryDirectory() as directory:
         async with (
             rogue(served.answer) as server,

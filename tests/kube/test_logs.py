@@ -18,7 +18,7 @@ from k8s_builderd.fabric.objects import Pod
 from k8s_builderd.kube import logs
 from k8s_builderd.kube.api import PODS, Api
 from k8s_builderd.kube.background import background
-from k8s_builderd.kube.errors import ApiError
+from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, ApiError
 from k8s_builderd.kube.loglines import Batch, Position, Reader
 from k8s_builderd.kube.watch import Reflector
 from k8s_builderd.runs.observed import Observed
@@ -31,14 +31,19 @@ pytestmark = pytest.mark.anyio
 class Soon(Random):
     """Waits shortly, so that ten failures in a row are no minute."""
 
+    def __init__(self, seconds: float = 0.02) -> None:
+        super().__init__()
+        self._seconds = seconds
+
     def uniform(self, a: float, b: float) -> float:
-        return 0.02
+        return self._seconds
 
 
 class Follower:
     """One who follows a log: what has come, how many gaps were told, and the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, pause: float = 0.02) -> None:
+        self.pause = pause
         self.lines = b""
         self.gaps = 0
         self.refusals: list[str] = []
@@ -55,6 +60,7 @@ class Follower:
         after: Position | None = None,
         drain: float = logs.DRAIN_TIMEOUT,
         silence: float = logs.SILENCE,
+        refusal: float = FORBIDDEN_PATIENCE,
     ) -> None:
         await logs.follow(
             api,
@@ -68,7 +74,8 @@ class Follower:
             interrupted=lambda error: self.interruptions.append(error.kind),
             drain=drain,
             silence=silence,
-            rng=Soon(),
+            refusal=refusal,
+            rng=Soon(self.pause),
         )
         self.ended.set()
         self._pulse()
@@ -150,11 +157,9 @@ class Printer:
         if pipe >= 0:
             os.close(pipe)
 
-    def follow(
-        self, after: Position | None = None, drain: float = logs.DRAIN_TIMEOUT, silence: float = logs.SILENCE
-    ) -> Follower:
+    def follow(self, after: Position | None = None, **options: float) -> Follower:
         follower = Follower()
-        self._tasks.start_soon(follower.run, self._api, self.pod, self.observed, after, drain, silence)
+        self._tasks.start_soon(partial(follower.run, self._api, self.pod, self.observed, after, **options))
         return follower
 
     async def fault(self, **rule: Any) -> None:
@@ -296,7 +301,7 @@ async def test_a_log_that_is_refused_is_told_once_and_asked_for_again(printer: P
     """An API server that has just started answers 403 for a moment, and a Role can be mended."""
     said = await printer.say(numbered(0, 10))
     await printer.fault(times=None, action={"do": "status", "code": code})
-    follower = printer.follow()
+    follower = printer.follow(refusal=0.3)
     await follower.until(lambda: follower.refusals)
     assert "cannot get pods/log" in follower.refusals[0]
     await printer.poke()
@@ -933,7 +938,7 @@ async def test_a_line_begins_the_time_of_a_silence_anew(kubeconfig: Path, monkey
 async def test_what_is_on_its_way_is_waited_for(kubeconfig: Path) -> None:
     """A look has seen a line that the stream brings a moment later: it is well, and is kept."""
     served, container = Silent(3, 2), Running()
-    async with following(kubeconfig, served, container, silence=0.05) as follower:
+    async with following(kubeconfig, served, container, drain=3.0, silence=0.05) as follower:
         await follower.until(b"line 2\n")
         await served.looked(1)
         await served.streams[0].chunk(stamped(3))

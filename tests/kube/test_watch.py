@@ -14,6 +14,7 @@ import pytest
 import structlog
 
 from k8s_builderd.kube.api import SECRETS, Api
+from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE
 from k8s_builderd.kube.objects import ObjectOnly
 from k8s_builderd.kube.watch import MAX_EVENT, Applied, Deleted, Reflector
 from tests.embedded.cluster import PATIENCE, Cluster, eventually, secret
@@ -44,7 +45,9 @@ class Soon(Random):
 class Watched:
     """A reflector at work, and what it has told."""
 
-    def __init__(self, api: Api, silence: float = 130.0, interval: float = 0.0) -> None:
+    def __init__(
+        self, api: Api, silence: float = 130.0, interval: float = 0.0, refusal: float = FORBIDDEN_PATIENCE
+    ) -> None:
         self.told: list[tuple[str, str, str]] = []
         self.restarts: list[tuple[str, str]] = []
         self.asked: list[Request] = []
@@ -58,6 +61,7 @@ class Watched:
             self._saw,
             silence=silence,
             interval=interval,
+            refusal=refusal,
             restarted=lambda *restart: self.restarts.append(restart),
             rng=self.rng,
         )
@@ -424,11 +428,10 @@ def event(kind: str, body: Any) -> bytes:
 async def scripted(
     kubeconfig: Path,
     answer: Callable[[Request, Reply], Awaitable[None]],
-    silence: float = 130.0,
-    interval: float = 0.0,
+    **options: float,
 ) -> AsyncIterator[Watched]:
     async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "ns") as api:
-        watched = Watched(api, silence, interval)
+        watched = Watched(api, **options)
         watched.asked = server.asked
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watched.reflector.run)
@@ -882,9 +885,7 @@ async def test_watches_that_deliver_and_close_at_once_are_opened_at_most_so_ofte
 
 @pytest.mark.parametrize("code", [401, 403])
 @pytest.mark.parametrize("verb", ["list", "watch"])
-async def test_a_refusal_is_no_matter_of_the_role_before_it_has_lasted(
-    kubeconfig: Path, monkeypatch: pytest.MonkeyPatch, verb: str, code: int
-) -> None:
+async def test_a_refusal_is_no_matter_of_the_role_before_it_has_lasted(kubeconfig: Path, verb: str, code: int) -> None:
     """An API server that has just started gives one for a moment; a Role that is lacking stays so."""
     well = False
     message = 'secrets is forbidden: User "x" cannot list resource "secrets" in API group "" in the namespace "ns"'
@@ -898,8 +899,7 @@ async def test_a_refusal_is_no_matter_of_the_role_before_it_has_lasted(
         else:
             await reply.whole(200, listing(10))
 
-    monkeypatch.setattr("k8s_builderd.kube.errors.FORBIDDEN_PATIENCE", math.inf)
-    async with scripted(kubeconfig, answer) as watched:
+    async with scripted(kubeconfig, answer, refusal=math.inf) as watched:
         told: set[str] = set()
 
         def refused_often() -> bool:
@@ -910,7 +910,7 @@ async def test_a_refusal_is_no_matter_of_the_role_before_it_has_lasted(
         told -= {"None", "secrets not listed yet"}
         assert told == {f"cannot {verb} secrets: the Kubernetes API refuses it for now, retrying"}
         assert not watched.reflector.synced or verb == "watch"
-        monkeypatch.setattr("k8s_builderd.kube.errors.FORBIDDEN_PATIENCE", 0.0)
+    async with scripted(kubeconfig, answer, refusal=0.0) as watched:
         role = "Check the service account's token" if code == 401 else "Check the Role"
         await watched.state(lambda: role in str(watched.reflector.error))
         well = True

@@ -179,6 +179,24 @@ def test_a_container_that_starts_before_the_api_accepts(tell: Tell, stopped: boo
     assert tell(story) == (["job_not_deleted"] * 2 + ["job_deleted"] if stopped else ["job_not_deleted"])
 
 
+@pytest.mark.parametrize("reason", [Reason.NOT_STARTED, Reason.CLIENT_GONE])
+def test_a_deletion_that_comes_to_nothing_while_its_job_is_looked_up(tell: Tell, reason: Reason) -> None:
+    async def story() -> None:
+        deleting = Deleting(Stub(get=[JOB], delete=[None]), reason=reason)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(deleting.carry_out)
+            await anyio.sleep(0.005)
+            if reason is Reason.NOT_STARTED:
+                deleting.run.found(Applied(RUNNING))
+            else:
+                deleting.run.withdraw()
+        assert deleting.over is False
+        assert deleting.deletion.accepted_at is None
+        assert deleting.api.asked == [f"get {NAME}"]
+
+    assert tell(story) == []
+
+
 def test_nothing_is_there_and_nothing_comes_late(tell: Tell) -> None:
     async def story() -> None:
         deleting = Deleting(Stub(get=[GONE]))

@@ -15,6 +15,7 @@ from k8s_builderd.gateway.protocol import Request
 from k8s_builderd.gateway.stages import run
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.owner import OwnPod
+from k8s_builderd.podtemplate import PodTemplates
 from k8s_builderd.runs.attend import Runs
 from k8s_builderd.runs.store import Store
 from k8s_builderd.settings import Settings
@@ -70,6 +71,7 @@ class Daemon:
                 async with anyio.create_task_group() as self._tasks:
                     metrics = Metrics()
                     self.store = Store(api, self.settings, metrics)
+                    self._templates = PodTemplates(self.settings)
                     self._runs = Runs(api, self.store, self.settings, metrics)
                     async with self.store.open():
                         self.listening = True
@@ -89,7 +91,7 @@ class Daemon:
         request: Any = _request(connection.client)
         try:
             if len(self._served) >= self.settings.max_connections:
-                run.knocked(request, self._runs)
+                run.knocked(request, "more connections than there may be", runs=self._runs)
                 return  # the `run` is to come again
             self._served.append(connection)
             connection.give_sign()
@@ -109,7 +111,7 @@ class Daemon:
 
     async def _call(self, request: Request, connection: Any) -> int:
         try:
-            return await run.serve(request, connection, self.settings, self._runs)
+            return await run.serve(request, connection, self.settings, self._runs, self._templates.current)
         except SettingsError as error:
             text = str(error)
         except BuilderError as error:

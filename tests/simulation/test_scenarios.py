@@ -2,6 +2,7 @@
 
 import pytest
 
+from k8s_builderd.fabric.template import PodTemplate
 from k8s_builderd.kube.errors import ApiError
 from tests.simulation.api import Fault
 from tests.simulation.cluster import Program
@@ -443,7 +444,7 @@ def test_a_deaf_chaincode_with_a_grace_of_the_templates_own(world: World) -> Non
     """The peer comes back as another process; the old chaincode ignores SIGTERM for 30 s."""
     template = {"spec": {"terminationGracePeriodSeconds": 30}}
     world.cluster.image.program = Program(obeys=False, ends_with_stream=False)
-    site = launched(world, settings={"pod_template": template})
+    site = launched(world, settings={"pod_template": PodTemplate(template)})
     world.wait = 35.0
     world.end_peer(site, gracefully=False)
     world.start_peer(site)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from k8s_builderd.fabric.template import PodTemplate
 from tests.simulation.cluster import Program
 from tests.simulation.stories import over
 from tests.simulation.world import World
@@ -12,7 +13,7 @@ def test_a_job_is_replaced_whose_pod_no_watch_has_told_of(world: World, late: fl
     """The chaincode ignores SIGTERM and the end of its stream, and the Job is gone at once."""
     world.cluster.image.program = Program(obeys=False, ends_with_stream=False)
     template = {"spec": {"terminationGracePeriodSeconds": grace}}
-    site = world.site(settings={"pod_template": template})
+    site = world.site(settings={"pod_template": PodTemplate(template)})
     assert site.daemon is not None
     world.wait = grace + 5.0
     world.advance(1)

@@ -78,6 +78,23 @@ def test_a_container_that_never_ends_is_not_waited_for_for_ever(world: World) ->
     over(world)
 
 
+@pytest.mark.parametrize("seconds", [3, 20])
+def test_an_api_server_that_is_away_for_longer_than_a_launch_may_take(world: World, seconds: int) -> None:
+    """It is away when the daemon starts; the launch that was given up meanwhile leaves nothing."""
+    site = world.site(start_timeout=f"{seconds}s", faults=[Fault("*", "*", "refused", times=10**6)])
+    assert site.daemon is not None
+    assert world.request(site, patience=60).container is None
+    last = world.clients[0].words[-1][1]
+    assert "timed out waiting for the condition" in last
+    assert "cannot list jobs.batch: the Kubernetes API does not answer" in last
+    world.sim.call(site.daemon.api.heal)
+    world.advance(30)
+    assert not world.cluster.objects["jobs"]
+    assert not world.cluster.containers
+    assert world.works(site) == 1
+    over(world)
+
+
 @pytest.mark.parametrize("status", ["401", "403"])
 @pytest.mark.parametrize(
     ("verb", "plural", "lacking"),

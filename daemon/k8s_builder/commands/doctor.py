@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -103,6 +103,7 @@ def _rooms(
     image: str,
 ) -> Iterator[Result]:
     environment = environ if peer_env is None else read_environment(peer_env.read().decode("utf-8", "replace"))
+    autostart = programs.starts_daemon(folder or programs.DEFAULT, environment)
     settings: Settings | None = None
     try:
         settings = Settings.load(environ)
@@ -112,7 +113,7 @@ def _rooms(
     if "daemon" in only:
         namespace = None if settings is None else settings.namespace
         asking = partial(ask, patience=daemon.PATIENCE)
-        yield from daemon.check(path, namespace, version("k8s-builderd"), asking)
+        yield from daemon.check(path, namespace, version("k8s-builderd"), asking, autostart=autostart)
     if "cluster" in only:
         if settings is None:
             yield skipped("api", "the settings cannot be used")
@@ -121,9 +122,8 @@ def _rooms(
     if "programs" in only:
         yield from _programs(folder, environment)
     if "core-yaml" in only:
-        yield from _core_yaml(
-            core_yaml, environment, folder or programs.DEFAULT, settings, certain=peer_env is not None
-        )
+        config = partial(PeerConfig, environment=environment, certain=peer_env is not None)
+        yield from _core_yaml(core_yaml, config, folder or programs.DEFAULT, settings, autostart=autostart)
 
 
 def _cluster(settings: Settings, image: str, peer: Mapping[str, str]) -> Iterator[Result]:
@@ -148,11 +148,11 @@ def _programs(folder: Path | None, environment: Mapping[str, str]) -> Iterator[R
 
 def _core_yaml(
     core_yaml: BinaryIO | None,
-    environment: Mapping[str, str],
+    config: Callable[[Mapping[str, Any]], PeerConfig],
     folder: Path,
     settings: Settings | None,
     *,
-    certain: bool,
+    autostart: bool,
 ) -> Iterator[Result]:
     if core_yaml is None:
         yield skipped("core-yaml", "no --core-yaml is given")
@@ -163,7 +163,7 @@ def _core_yaml(
         yield failure("core-yaml", f"{core_yaml.name}: {error}", "Correct the file")
         return
     yield ok("core-yaml", f"{core_yaml.name} is read")
-    yield from coreyaml.check(PeerConfig(document, environment, certain=certain), folder, settings)
+    yield from coreyaml.check(config(document), folder, settings, autostart=autostart)
 
 
 def line(result: Result) -> str:

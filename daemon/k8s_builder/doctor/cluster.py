@@ -32,19 +32,19 @@ async def check(settings: Settings, launch: Launch, *, patience: float = PATIENC
     """Return what there is to say of the API server and the namespace of the Jobs.
 
     :param launch: what is tried.
-    :param patience: seconds that one request may take.
+    :param patience: seconds that one request may take; a check may take twice as long, and all run at once.
     """
     try:
         async with Api.open(
             settings.kubeconfig, settings.namespace, patience=patience, load_timeout=LOAD_TIMEOUT
         ) as api:
-            return await _all(api, launch)
+            return await _all(api, launch, patience)
     except SettingsError as error:
         remedy = "Run this in the sidecar (kubectl exec POD -c k8s-builderd), or set KUBECONFIG_PATH"
         return [failure("api", str(error), remedy)]
 
 
-async def _all(api: Api, launch: Launch) -> list[Result]:
+async def _all(api: Api, launch: Launch, patience: float) -> list[Result]:
     first, server = await reachable(api)
     if server is None:
         return [first, skipped("permission", "the API server cannot be asked")]
@@ -56,7 +56,9 @@ async def _all(api: Api, launch: Launch) -> list[Result]:
     found: list[list[Result]] = [[] for _ in checks]
 
     async def ask(number: int, name: str, look: Check) -> None:
-        found[number] = await _told(api, name, look)
+        found[number] = [failure(name, "the API server takes too long to answer", "See the API server; try again")]
+        with anyio.move_on_after(2 * patience):
+            found[number] = await _told(api, name, look)
 
     async with anyio.create_task_group() as tasks:
         for number, (name, look) in enumerate(checks):

@@ -18,8 +18,10 @@ from k8s_builderd.settings import FORWARDED, PEER_ID, Settings, launch_settings
 
 PROPAGATED = (
     "CORE_PEER_ID",
+    "FABRIC_K8S_BUILDER_AUTOSTART",
     "FABRIC_K8S_BUILDER_CONNECT_TIMEOUT",
     "FABRIC_K8S_BUILDER_DEBUG",
+    "FABRIC_K8S_BUILDER_LOG_FILE",
     "FABRIC_K8S_BUILDER_NAMESPACE",
     "FABRIC_K8S_BUILDER_NODE_ROLE",
     "FABRIC_K8S_BUILDER_OBJECT_NAME_PREFIX",
@@ -50,11 +52,12 @@ class Builder(Struct, frozen=True):
     propagated: tuple[str, ...]
 
 
-def check(config: PeerConfig, folder: Path, settings: Settings | None) -> Iterator[Result]:
+def check(config: PeerConfig, folder: Path, settings: Settings | None, *, autostart: bool = False) -> Iterator[Result]:
     """Check what k8s-builderd needs of the peer's configuration.
 
     :param folder: where the programs are in the peer's container.
     :param settings: those of the daemon, as far as they are known here.
+    :param autostart: whether the programs start the daemon, which then has what they are given.
     """
     yield environment(config)
     found = config.get(BUILDERS)
@@ -63,7 +66,7 @@ def check(config: PeerConfig, folder: Path, settings: Settings | None) -> Iterat
     except ValueError as error:
         yield failure("builder", f"{BUILDERS} cannot be used: {error}", _ADD)
     else:
-        yield from _builder(config, found, builders, folder, settings)
+        yield from _builder(config, found, builders, folder, settings, autostart=autostart)
     yield docker(config)
     yield address(config)
     yield listen_address(config)
@@ -123,7 +126,13 @@ def ours(builders: list[Builder], folder: Path) -> Builder | None:
 
 
 def _builder(
-    config: PeerConfig, found: Found | None, builders: list[Builder], folder: Path, settings: Settings | None
+    config: PeerConfig,
+    found: Found | None,
+    builders: list[Builder],
+    folder: Path,
+    settings: Settings | None,
+    *,
+    autostart: bool,
 ) -> Iterator[Result]:
     builder = ours(builders, folder)
     if builder is None:
@@ -139,6 +148,8 @@ def _builder(
         remedy = f"Change its path to {folder} and keep its name; if the programs are at that path, give --programs"
         yield warning("go-builder" if Path(builder.path) == GO_BUILDER else "builder", seen, remedy)
     yield from propagated(config, builder, settings)
+    if autostart:
+        yield for_daemon(builder)
     yield order(builders, builder)
 
 
@@ -146,9 +157,13 @@ def propagated(config: PeerConfig, builder: Builder, settings: Settings | None) 
     """Return which variables the peer hides from the programs."""
     missing = [name for name in PROPAGATED if name not in builder.propagated]
     remedy = "Have propagateEnvironment list all names of deploy/core.yaml"
-    if PEER_ID in missing and (settings is None or PEER_ID not in settings.environment):
-        seen = f"propagateEnvironment of {builder.name} does not list CORE_PEER_ID, which each launch needs"
-        yield failure("propagate", seen, f"{remedy}, or set CORE_PEER_ID on the daemon")
+    if settings is None or PEER_ID not in settings.environment:
+        if PEER_ID in missing:
+            seen = f"propagateEnvironment of {builder.name} does not list CORE_PEER_ID, which each launch needs"
+            yield failure("propagate", seen, f"{remedy}, or set CORE_PEER_ID on the daemon")
+        elif config.certain and not config.environment.get(PEER_ID):
+            seen = "the peer's environment has no CORE_PEER_ID, and its core.yaml does not reach the programs"
+            yield failure("propagate", seen, "Set CORE_PEER_ID on the peer, even if peer.id is in core.yaml")
     hidden = [name for name in missing if name != PEER_ID and config.environment.get(name)]
     if hidden and config.certain:
         seen = (
@@ -162,6 +177,19 @@ def propagated(config: PeerConfig, builder: Builder, settings: Settings | None) 
         yield warning("propagate", seen, remedy)
     if not missing:
         yield ok("propagate", f"propagateEnvironment of {builder.name} is complete")
+
+
+def for_daemon(builder: Builder) -> Result:
+    """Return whether a daemon that the programs start finds the API server."""
+    in_pod = {"KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"}
+    if in_pod <= set(builder.propagated) or "KUBECONFIG_PATH" in builder.propagated:
+        return ok(
+            "propagate", f"propagateEnvironment of {builder.name} lets a daemon that the programs start find the API"
+        )
+    seen = f"the programs start the daemon, and propagateEnvironment of {builder.name} hides the API server from it"
+    return failure(
+        "propagate", seen, "Add KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT, or KUBECONFIG_PATH, to it"
+    )
 
 
 def order(builders: list[Builder], builder: Builder) -> Result:

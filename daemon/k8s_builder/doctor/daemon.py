@@ -16,13 +16,14 @@ Ask = Callable[[str], dict[str, Any]]
 """Ask the daemon at a socket for its status (docs/operations.md, `status --json`)."""
 
 
-def check(path: Path, namespace: str | None, version: str, ask: Ask) -> Iterator[Result]:
+def check(path: Path, namespace: str | None, version: str, ask: Ask, *, autostart: bool = False) -> Iterator[Result]:
     """Check the socket, who may write to it, and whether a daemon of our version answers and is ready.
 
     :param namespace: that of this command's settings; None where they cannot be used.
     :param version: ours.
+    :param autostart: whether the programs start the daemon where there is none.
     """
-    found = _file(path)
+    found = _file(path, autostart=autostart)
     yield found
     if found.status != "ok":
         yield skipped("daemon", "there is no socket to ask")
@@ -43,10 +44,12 @@ def check(path: Path, namespace: str | None, version: str, ask: Ask) -> Iterator
         )
 
 
-def _file(path: Path) -> Result:
+def _file(path: Path, *, autostart: bool) -> Result:
     try:
         found = path.stat()
     except FileNotFoundError:
+        if autostart:
+            return skipped("socket", f"{path} does not exist: the programs start the daemon with their next call")
         remedy = "Start k8s-builderd, or check FABRIC_K8S_BUILDER_SOCKET and that the socket's volume is mounted here"
         return failure("socket", f"{path} does not exist", remedy)
     except OSError as error:

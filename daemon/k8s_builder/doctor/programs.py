@@ -10,6 +10,7 @@ from pathlib import Path
 from k8s_builder.doctor.result import Result, failure, ok, skipped, warning
 from k8s_builder.programs import NAMES, NotInstalled, same_version
 from k8s_builder.programs import check as check_python
+from k8s_builderd.golang import parse_bool
 
 DEFAULT = Path("/opt/k8s-builder")
 """Where the image has them, and the sidecar's pod."""
@@ -47,6 +48,15 @@ def check(
         return
     failures = [found for name in NAMES if (found := _called(folder / "bin" / name, environment, patience))]
     yield from failures or [ok("call", f"{', '.join(NAMES)} run")]
+
+
+def starts_daemon(folder: Path, environment: Mapping[str, str]) -> bool:
+    """Return whether the programs start a daemon of their own where none answers (docs/operations.md)."""
+    try:
+        wanted = parse_bool(environment.get("FABRIC_K8S_BUILDER_AUTOSTART") or "")
+    except ValueError:
+        return os.access(folder / "bin" / "k8s-builderd", os.X_OK)
+    return wanted
 
 
 def _fault(program: Path) -> Result | None:

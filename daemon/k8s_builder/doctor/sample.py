@@ -60,7 +60,7 @@ def launch(settings: Settings, image: str, forwarded: Mapping[str, str]) -> Laun
         token=b"0" * 32,
         cursor="",
     )
-    plan = make_plan(request, settings, None)
+    plan = make_plan(request, settings, None, settings.pod_template)
     job = manifests.job(plan, None)
     template = job["spec"]["template"]
     metadata = {**template["metadata"], "name": plan.job_name, "namespace": plan.namespace}

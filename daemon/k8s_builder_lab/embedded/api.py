@@ -14,6 +14,7 @@ from k8s_builder_lab.embedded import (
     admission,
     asked,
     faults,
+    fields,
     newevents,
     podstatus,
     selectors,
@@ -189,7 +190,8 @@ class Api:
 
     async def _access_review(self, request: web.Request) -> web.StreamResponse:
         spec = await self._asked_in_review(request, ACCESS_REVIEWS)
-        return _reviewed(ACCESS_REVIEWS, spec, self.rights.access_review(spec))
+        told = {name: {key: it for key, it in attributes.items() if it} for name, attributes in spec.items()}
+        return _reviewed(ACCESS_REVIEWS, told, self.rights.access_review(spec))
 
     async def _who(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         user = {"username": USER, "groups": ["system:authenticated"]}
@@ -243,6 +245,7 @@ class Api:
     async def _create(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         body = await asked.body(request)
         namespace, dry_run = request.match_info["namespace"], asked.dry_run(request)
+        fields.check(resource, body, strict=request.query.get("fieldValidation") == "Strict")
         if resource is PODS:
             pod = self._store.create(resource, namespace, body, dry_run=True)
             if why := admission.refusal(self._store, self._environment, namespace, pod):

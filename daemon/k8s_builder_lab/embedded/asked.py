@@ -32,7 +32,7 @@ def dry_run(request: web.Request) -> bool:
         raise ApiError(
             422,
             "Invalid",
-            f'CreateOptions.meta.k8s.io "" is invalid: dryRun: Unsupported value: "{given}": supported values: "All"',
+            f'CreateOptions.meta.k8s.io "" is invalid: dryRun: Unsupported value: ["{given}"]: supported values: "All"',
         )
     return "dryRun" in request.query
 

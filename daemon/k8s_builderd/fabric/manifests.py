@@ -218,11 +218,17 @@ def _merge(ours: Any, theirs: Any, field: str = "") -> Any:
         for key, value in theirs.items():
             merged[key] = _merge(ours[key], value, key) if key in ours else value
         return merged
-    # By the name of the field alone it could be a label.
-    if field in _MERGED_BY and isinstance(ours, list) and isinstance(theirs, list):
-        by = _MERGED_BY[field]
+    by = _MERGED_BY.get(field, "")
+    if _are_named(ours, by) and _are_named(theirs, by):
         items = {item[by]: item for item in ours}
         for item in theirs:
             items[item[by]] = _merge(items[item[by]], item) if item[by] in items else item
         return list(items.values())
     return theirs
+
+
+def _are_named(items: Any, by: str) -> bool:
+    """Say whether this is a list whose items have that field; by the name of the list alone it could be a label."""
+    return isinstance(items, list) and all(
+        isinstance(item, Mapping) and isinstance(item.get(by), str) for item in items
+    )

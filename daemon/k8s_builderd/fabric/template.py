@@ -1,18 +1,21 @@
-"""Checks the operator's pod template, which `manifests` lays over the one of a launch. Pure.
+"""Reads the operator's pod template, which `manifests` lays over the one of a launch. Pure.
 
-What the daemon works by cannot be set in it: what a launch is known by, what the chaincode finds its peer with, and
-that a Job's pod is not restarted.
+It has `metadata` and `spec` for all chaincode, and `chaincodes`, sections with the same two for those whose label
+matches. What the daemon works by cannot be set in it: what a launch is known by, what the chaincode finds its peer
+with, and that a Job's pod is not restarted.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import Any, Self
 
 import msgspec
 from msgspec import Struct
 
-from k8s_builderd.fabric import names
+from k8s_builderd.fabric import document, names
 from k8s_builderd.fabric.manifests import CERTS, CERTS_PATH, CONTAINER
+from k8s_builderd.kube.quantity import parse_quantity
 
 LABELS = frozenset(
     {
@@ -88,10 +91,19 @@ class _Named(Struct):
     name: str
 
 
+class _EmptyDir(Struct, rename="camel"):
+    size_limit: str | float | None = None
+
+
+class _Volume(Struct, rename="camel"):
+    name: str
+    empty_dir: _EmptyDir | None = None
+
+
 class _PodSpec(Struct, rename="camel"):
     containers: list[_Container] = []
     init_containers: list[_Container] | None = None
-    volumes: list[_Named] = []
+    volumes: list[_Volume] = []
     image_pull_secrets: list[_Named] | None = None
     node_selector: dict[str, str] | None = None
     tolerations: list[dict[str, Any]] | None = None
@@ -108,21 +120,115 @@ class _Metadata(Struct):
     annotations: dict[str, str] | None = None
 
 
-class _PodTemplate(Struct):
+class _Layer(Struct, forbid_unknown_fields=True):
     metadata: _Metadata = msgspec.field(default_factory=_Metadata)
     spec: _PodSpec = msgspec.field(default_factory=_PodSpec)
 
 
-def fault(template: Mapping[str, Any]) -> str | None:
-    """Return the path of the first field of a pod template that cannot be used, and why; None if all can."""
+class _Section(_Layer, forbid_unknown_fields=True, kw_only=True):
+    label: str
+
+
+class _File(_Layer, forbid_unknown_fields=True):
+    chaincodes: list[_Section] = []
+
+
+class TemplateError(ValueError):
+    """A template cannot be used; the text begins with the path of the field, where it is about one."""
+
+
+class Section(Struct, frozen=True):
+    """What is laid over the pods of those chaincodes whose label matches."""
+
+    label: str
+    """A label, or a glob with `*` for any characters and `?` for one."""
+    layer: Mapping[str, Any]
+    """`metadata`, `spec` or both."""
+    path: str = ""
+    """Where it is in the file, such as `chaincodes[0]`."""
+
+    def matches(self, label: str) -> bool:
+        """Say whether a chaincode has this section."""
+        return fnmatchcase(label, self.label)
+
+    @property
+    def example(self) -> str:
+        """A label that matches."""
+        return self.label.replace("*", "x").replace("?", "x")
+
+    @property
+    def precision(self) -> tuple[bool, int, int]:
+        """Grow with how much of a label it says: a whole one above all, then by its characters that are no wildcards.
+
+        Of two with as many, the one with more `?` says more.
+        """
+        wild = self.label.count("*") + self.label.count("?")
+        return not wild, len(self.label) - wild, self.label.count("?")
+
+
+class PodTemplate(Struct, frozen=True):
+    """A template that can be used."""
+
+    common: Mapping[str, Any] = {}
+    """`metadata`, `spec` or both, for all chaincode."""
+    sections: tuple[Section, ...] = ()
+    """From the least to the most precise; of two that are as precise, in the order of the file."""
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Read a file, JSON or YAML.
+
+        :raises TemplateError: if it cannot be used.
+        """
+        try:
+            found = document.decode(content)
+        except ValueError as error:
+            raise TemplateError(str(error)) from None
+        if not isinstance(found, dict):
+            raise TemplateError("it must be an object with metadata and spec, and chaincodes for sections")
+        if fault := _fault(found):
+            raise TemplateError(fault)
+        sections = [
+            Section(part["label"], _without(part, "label"), f"chaincodes[{number}]")
+            for number, part in enumerate(found.get("chaincodes", ()))
+        ]
+        return cls(_without(found, "chaincodes"), tuple(sorted(sections, key=lambda it: it.precision)))
+
+    def layers(self, label: str) -> tuple[Mapping[str, Any], ...]:
+        """Return what is laid over the pod of a chaincode with this label, in this order."""
+        found = [self.common, *(section.layer for section in self.sections if section.matches(label))]
+        return tuple(layer for layer in found if layer)
+
+
+def _without(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key != name}
+
+
+def _fault(template: Mapping[str, Any]) -> str | None:
+    """Return the path of the first field of a template that cannot be used, and why; None if all can."""
     try:
-        known = msgspec.convert(template, _PodTemplate)
+        known = msgspec.convert(template, _File)
     except msgspec.ValidationError as error:
         return _told(str(error))
-    return next(_not_ours_to_give(known), None)
+    for found in _of_layer(known):
+        return found
+    seen: set[str] = set()
+    for number, section in enumerate(known.chaincodes):
+        path = f"chaincodes[{number}]"
+        if not section.label or names.label_value_fault(Section(section.label, {}).example):
+            return (
+                f"{path}.label must be a chaincode's label, in which * stands for any characters and ? for one; no"
+                f" label is like {section.label!a}"
+            )
+        if section.label in seen:
+            return f"{path}.label must not stand twice; it is {section.label!a}"
+        seen.add(section.label)
+        for found in _of_layer(section):
+            return f"{path}.{found}"
+    return None
 
 
-def _not_ours_to_give(template: _PodTemplate) -> Iterator[str]:
+def _of_layer(template: _Layer) -> Iterator[str]:
     for part, given, ours in (
         ("labels", template.metadata.labels, LABELS),
         ("annotations", template.metadata.annotations, ANNOTATIONS),
@@ -141,11 +247,15 @@ def _not_ours_to_give(template: _PodTemplate) -> Iterator[str]:
     for index, volume in enumerate(spec.volumes):
         if volume.name == CERTS:
             yield f"spec.volumes[{index}].name cannot be {CERTS}: that volume holds the peer's certificates"
+        if volume.empty_dir is not None and volume.empty_dir.size_limit is not None:
+            yield from _no_quantity(volume.empty_dir.size_limit, f"spec.volumes[{index}].emptyDir.sizeLimit")
     for index, container in enumerate(spec.init_containers or ()):
+        yield from _no_quantities(container, f"spec.initContainers[{index}]")
         if container.name == CONTAINER:
             yield f"spec.initContainers[{index}].name cannot be {CONTAINER}: that is the chaincode's own container"
     for index, container in enumerate(spec.containers):
         path = f"spec.containers[{index}]"
+        yield from _no_quantities(container, path)
         if container.name != CONTAINER:
             continue
         if container.image is not None:
@@ -158,9 +268,27 @@ def _not_ours_to_give(template: _PodTemplate) -> Iterator[str]:
                 yield f"{path}.volumeMounts[{number}].mountPath cannot be {CERTS_PATH}: the certificates are there"
 
 
+def _no_quantities(container: _Container, path: str) -> Iterator[str]:
+    # The API server refuses these without saying which field it is about.
+    resources = container.resources or _Resources()
+    for kind, quantities in (("requests", resources.requests), ("limits", resources.limits)):
+        for name, quantity in (quantities or {}).items():
+            yield from _no_quantity(quantity, f"{path}.resources.{kind}[{name}]")
+
+
+def _no_quantity(value: str | float, path: str) -> Iterator[str]:
+    try:
+        parse_quantity(str(value))
+    except ValueError as error:
+        yield f"{path} {error}"
+
+
 def _told(error: str) -> str:
     """Return msgspec's words with the path first, written as in the file, and with JSON's names for the types."""
     words, _, path = error.partition(" - at `$.")
+    if unknown := re.fullmatch("Object contains unknown field `(.*)`", words):
+        place = f"{path.rstrip('`')}.{unknown[1]}".lstrip(".")
+        return f"{place}: unknown field; there are metadata and spec, and chaincodes for sections, which have a label"
     words = words.replace("Object missing required field", "expected an object with the field")
     words = re.sub(r"`(\w+(?: \| \w+)*)`", lambda types: _kinds(types[1]), words)
     return f"{path.rstrip('`')}: {words[0].lower()}{words[1:]}"

@@ -20,6 +20,7 @@ from k8s_builderd.gateway.connection import Connection
 from k8s_builderd.gateway.instance import addresses, held
 from k8s_builderd.gateway.protocol import Request
 from k8s_builderd.metrics import Metrics
+from k8s_builderd.runs.attend import cannot_continue
 from k8s_builderd.settings import Settings
 
 BACKLOG = 1024
@@ -64,11 +65,12 @@ class Listener:
         stages: Mapping[str, Serve],
         metrics: Metrics,
         *,
-        knocked: Callable[[Request], object],
+        knocked: Callable[[Request, str], bool],
     ) -> None:
         """Prepare to listen.
 
-        :param knocked: is told of a `run` that is turned away to come again: only token and cursor are in its request.
+        :param knocked: is told of a `run` that is turned away to come again, and why; returns whether that is news to
+            its client. Only token and cursor are in its request.
         """
         self.open = False
         self.connections = 0
@@ -143,11 +145,20 @@ class Listener:
         except _Full as full:
             self._metrics.rejected("connections")
             if connection.stage == "run":
-                await self._note_knock(connection)
+                await self._knock(connection, str(full))
             await self._turn_away(connection, str(full))
             return
+        except _NotAllowed as error:
+            self._metrics.rejected("uid")
+            for_good = True
+            if connection.stage == "run":
+                # If an earlier daemon has served it, its chaincode may be running, and no setting of ours ends that.
+                knock = await self._knock(connection, str(error), tell=True)
+                for_good = knock is not None and not knock.cursor
+            await self._turn_away(connection, str(error), for_good=for_good)
+            return
         except ProtocolError as error:
-            self._metrics.rejected("uid" if isinstance(error, _NotAllowed) else "protocol")
+            self._metrics.rejected("protocol")
             await self._turn_away(connection, str(error), for_good=True)
             return
         with bound_contextvars(stage=request.stage, client_pid=request.pid, uid=connection.credentials.uid):
@@ -167,13 +178,21 @@ class Listener:
         connection.give_sign()
         return await connection.read_request()
 
-    async def _note_knock(self, connection: Connection) -> None:
-        """Learn whose `run` this is before it is turned away: a chaincode whose client knocks is nobody's orphan."""
+    async def _knock(self, connection: Connection, why: str, *, tell: bool = False) -> Request | None:
+        """Learn whose `run` this is before it is turned away: a chaincode whose client knocks is nobody's orphan.
+
+        :param tell: whether a `run` that an earlier daemon has served is told why it has to come again.
+        :returns: its token and cursor; None where it did not say.
+        """
+        request = None
         with anyio.move_on_after(self._settings.request_timeout):
             try:
-                self._knocked(await connection.read_claim())
+                request = await connection.read_claim()
+                if self._knocked(request, why) and tell and request.cursor:
+                    await connection.say(cannot_continue(why))
             except ProtocolError as error:
                 _log.warning("claim_unreadable", reason=str(error))
+        return request
 
     async def _serve(self, request: Request, connection: Connection) -> int:
         category = None

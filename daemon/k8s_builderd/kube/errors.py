@@ -140,11 +140,16 @@ class Refusals:
     Only refusals in a row count: after a time without an answer the API server may have started anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = FORBIDDEN_PATIENCE) -> None:
+        """Begin.
+
+        :param patience: seconds for which a refusal proves nothing.
+        """
+        self._patience = patience
         self._since: float | None = None
 
     def last(self, error: ApiError, now: float) -> bool:
-        """Take in how an attempt has failed, and say whether it has been refused for `FORBIDDEN_PATIENCE`.
+        """Take in how an attempt has failed, and say whether it has been refused for longer than that.
 
         :param now: by `anyio.current_time()`.
         """
@@ -152,7 +157,7 @@ class Refusals:
             self._since = None
         elif self._since is None:
             self._since = now
-        return self._since is not None and now > self._since + FORBIDDEN_PATIENCE
+        return self._since is not None and now > self._since + self._patience
 
     def words(self, error: ApiError, now: float) -> str:
         """Take in how an attempt has failed, and return what to tell of it: no remedy for what may pass by itself."""

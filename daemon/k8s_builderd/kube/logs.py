@@ -12,7 +12,7 @@ import structlog
 from k8s_builderd.backoff import delays
 from k8s_builderd.kube.api import PODS, Api
 from k8s_builderd.kube.background import background
-from k8s_builderd.kube.errors import ApiError, Invalid, NotFound, Refusals, Silent, Unreachable
+from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, ApiError, Invalid, NotFound, Refusals, Silent, Unreachable
 from k8s_builderd.kube.loglines import Batch, Position, Reader
 from k8s_builderd.kube.objects import ObjectOnly
 
@@ -90,6 +90,7 @@ async def follow(
     prefix: bytes = b"",
     drain: float = DRAIN_TIMEOUT,
     silence: float = SILENCE,
+    refusal: float = FORBIDDEN_PATIENCE,
     rng: Random | None = None,
 ) -> None:
     """Pass on every line after a position, until the container has ended and all of its log has come.
@@ -110,12 +111,13 @@ async def follow(
     :param drain: seconds from the container's end, from an API server's return, or from the last line that came, in
         which the rest has to come.
     :param silence: seconds without a line after which it is asked for the first time whether there is more.
+    :param refusal: seconds of refusals after which `refused` is told.
     :raises LogIncomplete: if the API server does not give the rest in that time.
     """
     passage = _Passage(api, pod, name, container, after, deliver, gap, prefix=prefix, drain=drain, silence=silence)
     pauses = delays(PAUSE, LONGEST_PAUSE, rng)
     give_up: float | None = None
-    refusals = Refusals()
+    refusals = Refusals(refusal)
     reported = False
     while True:
         ended = container.ended
@@ -151,7 +153,7 @@ async def follow(
                 raise LogIncomplete("every answer was cut short")
         if passage.position != before:
             give_up = None
-            refusals, reported = Refusals(), False
+            refusals, reported = Refusals(refusal), False
         if container.ended and not ended:
             pauses = delays(AT_END, LONGEST_PAUSE, rng)
             continue  # what the rest is, shows only now

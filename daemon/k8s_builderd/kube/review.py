@@ -1,6 +1,6 @@
 """What a person asks of an API server and its namespace, before anything is launched there.
 
-The daemon itself asks none of this. What it has no right to look at comes back as `Forbidden`.
+The daemon itself asks none of this but `try_create`. What it has no right to look at comes back as `Forbidden`.
 """
 
 import re

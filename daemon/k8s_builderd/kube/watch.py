@@ -15,7 +15,7 @@ import structlog
 
 from k8s_builderd.backoff import delays
 from k8s_builderd.kube.api import Api, Resource, identity
-from k8s_builderd.kube.errors import ApiError, Expired, Refusals, Silent, error_for_status
+from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, ApiError, Expired, Refusals, Silent, error_for_status
 from k8s_builderd.kube.objects import Meta, ObjectOnly, RawWatchEvent, Status
 
 MAX_EVENT = 8 * 1024 * 1024
@@ -83,6 +83,7 @@ class Reflector(Generic[T]):
         *,
         silence: float = 130.0,
         interval: float = WATCH_INTERVAL,
+        refusal: float = FORBIDDEN_PATIENCE,
         restarted: Restarted = unnoticed,
         rng: Random | None = None,
     ) -> None:
@@ -90,6 +91,7 @@ class Reflector(Generic[T]):
 
         :param silence: seconds without a byte after which a watch counts as dead; two bookmarks' worth.
         :param interval: seconds between the beginnings of two watches at least.
+        :param refusal: seconds for which a refusal proves nothing.
         :param restarted: is told of each new beginning: why is `closed`, `silent`, `crashed`, or `ApiError.kind`.
         """
         self.objects: dict[str, T] = {}
@@ -105,7 +107,8 @@ class Reflector(Generic[T]):
         self._interval = interval
         self._restarted = restarted
         self._not_before = 0.0
-        self._refusals = Refusals()
+        self._refusal = refusal
+        self._refusals = Refusals(refusal)
         self._rng = rng or Random()  # noqa: S311 - spreads load, keeps no secret
         self._gone: dict[str, str] = {}
         self._untold: set[str] = set()
@@ -210,7 +213,7 @@ class Reflector(Generic[T]):
         self._not_before = anyio.current_time() + self._interval
         quiet = True
         async with self._api.watch(self._resource, query) as chunks:
-            self._refusals = Refusals()
+            self._refusals = Refusals(self._refusal)
             self._synced()
             lines = _lines(chunks)
             while True:

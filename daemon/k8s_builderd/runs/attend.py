@@ -16,7 +16,7 @@ from k8s_builderd.runs import launch
 from k8s_builderd.runs.beside import beside
 from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import DROPPED, Cursor
-from k8s_builderd.runs.launch import QUIET, Launch, LaunchFailed, OtherInstance, TimedOut, Vanished
+from k8s_builderd.runs.launch import QUIET, Launch, LaunchFailed, OtherInstance, TimedOut, Unseen, Vanished
 from k8s_builderd.runs.predecessors import Yielded, launched_again, make_way, reuse
 from k8s_builderd.runs.record import Claim, Deletion, Reason, Run, State
 from k8s_builderd.runs.store import Store
@@ -40,7 +40,7 @@ class Stopped(Exception):
 
 def _ends_nothing(failure: Exception, run: Run, cursor: Cursor | None) -> bool:
     """Say whether a `run` comes back after this error, because its chaincode is running, or may be."""
-    if isinstance(failure, OtherInstance):
+    if isinstance(failure, OtherInstance | Unseen):
         return True
     if isinstance(failure, ApiError) and cursor is not None and cursor.job and run.state is State.CREATING:
         return True  # its client knows of a Job that the API does not let us see
@@ -160,7 +160,7 @@ class Runs:
         if _ends_nothing(failure, run, cursor) and claim.revoked is None:
             if self.knocked(run.token_sha256, str(failure)):
                 _log.error("launch_interrupted", job=run.job_name, reason=str(failure))
-                await connection.say(cannot_continue(failure))
+                await connection.say(cannot_continue(str(failure)))
             raise ClientGone from failure
         if isinstance(failure, BuilderError | ClientGone):
             if over and not isinstance(failure, ClientGone | Vanished):
@@ -203,7 +203,9 @@ class Runs:
         while True:
             try:
                 return await steps.to_end(self._owner, cursor, deadline)
-            except BuilderError:
+            except BuilderError as error:
+                if steps.unseen:
+                    raise Unseen(str(error)) from error
                 if not steps.unstarted or not run.state.may_run or run.observed.started:
                     raise
                 deletion = self._store.delete(run, Reason.NOT_STARTED)
@@ -283,6 +285,6 @@ async def _tell_of_stop(claim: Claim, connection: Connection) -> None:
     await connection.say(f"Stopping the chaincode because {claim.stopped_by} ran k8s-builder stop")
 
 
-def cannot_continue(why: Exception) -> str:
+def cannot_continue(why: str) -> str:
     """Return what the `run` of a chaincode that is running, or may be, is told before it comes again."""
     return f"k8s-builderd cannot continue this launch: {why}. The chaincode keeps running; retrying"

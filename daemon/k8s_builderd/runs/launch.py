@@ -80,6 +80,10 @@ class OtherInstance(BuilderError):
     """Raised when the Job of a run belongs to another instance: this daemon does not watch it."""
 
 
+class Unseen(LaunchFailed):
+    """Raised in a launch that has failed, when the API does not let us see whether its container runs after all."""
+
+
 class Audience(Protocol):
     """Who is told how the launch goes: the connection of one `run`."""
 
@@ -97,6 +101,8 @@ class Launch:
         """Prepare; `to_end` takes the steps, in the order in which they stand here."""
         self.unstarted = False
         """Whether the API, asked last of all, has shown that the container has not started."""
+        self.unseen = False
+        """Whether it has refused to show that, though there is a Job."""
         self._api = api
         self._store = store
         self._metrics = metrics
@@ -163,7 +169,7 @@ class Launch:
 
         Asked until it answers: that nothing is known of a Job that is there is no reason to end its launch.
         """
-        self.unstarted = False
+        self.unstarted = self.unseen = False
         pauses = delays(0.2, 5.0)
         refusals = Refusals()
         while self._run.state.may_run and not self._seen.started:
@@ -173,7 +179,10 @@ class Launch:
                 break
             except ApiError as error:
                 _log.warning("pod_unknown", job=self._plan.job_name, reason=str(error))
-                if not self._job_uid or refusals.last(error, anyio.current_time()):
+                if not self._job_uid:
+                    break
+                if refusals.last(error, anyio.current_time()):
+                    self.unseen = True
                     break
                 await self._tell_once("pod unknown", f"Waiting for the Kubernetes API: {error}")
                 with anyio.move_on_after(error.pause(next(pauses))):

@@ -42,10 +42,10 @@ async def delete_job(
     seen = run.observed
     logged = False
     while True:
-        if deletion.withdrawn or (deletion.reason is Reason.NOT_STARTED and seen.started):
+        if _came_to_nothing(run, deletion):
             return False
         try:
-            there = await _ask(api, run)
+            there = await _ask(api, run, deletion)
         except ApiError as error:
             deletion.last_error = str(error)
             _log.warning("job_not_deleted", job=run.job_name, reason=deletion.last_error)
@@ -55,8 +55,8 @@ async def delete_job(
         if there and not logged:
             logged = True
             _log.info("job_deleted", job=run.job_name, reason=deletion.reason)
-        if deletion.withdrawn:
-            return False  # too late, where there was a Job: its run is told by the watch
+        if deletion.withdrawn or (not there and _came_to_nothing(run, deletion)):
+            return False  # too late, where the Job was there: its run is told by the watch
         if not there and seen.pod is not None and not seen.ended and not seen.told_to_end and seen.pod.left_behind:
             deletion.orphaned_pod = seen.pod.metadata.name
             _log.warning("pod_without_job", job=run.job_name, pod=deletion.orphaned_pod)
@@ -68,8 +68,12 @@ async def delete_job(
         await anyio.sleep(next(pauses))
 
 
-async def _ask(api: Api, run: Run) -> bool:
-    """Ask the API to delete the Job; return whether there was one.
+def _came_to_nothing(run: Run, deletion: Deletion) -> bool:
+    return deletion.withdrawn or (deletion.reason is Reason.NOT_STARTED and run.observed.started)
+
+
+async def _ask(api: Api, run: Run, deletion: Deletion) -> bool:
+    """Ask the API to delete the Job, unless the deletion comes to nothing meanwhile; return whether it was deleted.
 
     :raises ApiError: if it does not.
     """
@@ -86,6 +90,8 @@ async def _ask(api: Api, run: Run) -> bool:
                 return False
             known = found
             run.found(Applied(found))
+            if _came_to_nothing(run, deletion):
+                return False
         await api.delete(JOBS, run.job_name, known.metadata.uid)
     except NotFound:
         if known is not None or seen.pod is not None:

@@ -77,6 +77,8 @@ class Store:
         self._by_key: dict[LaunchKey, Siblings] = {}
         self._objects: dict[str, dict[str, Job | Pod]] = {}
         """Every Job and pod that is there, by token and uid: what is known of a run before the run is."""
+        self.forgotten = 0
+        """How many runs are over and forgotten."""
         self._claims_count = False
         self._open = False
         self._tasks: TaskGroup
@@ -160,6 +162,7 @@ class Store:
     def _forget(self, run: Run) -> None:
         if self._by_token.get(run.token_sha256) is run:
             run.end_absence()
+            self.forgotten += 1
             del self._by_token[run.token_sha256]
             siblings = self._by_key[run.key]
             del siblings.runs[run.token_sha256]

@@ -1,6 +1,7 @@
 """`run`: makes the plan of a launch from its request, and attends the run."""
 
 import hashlib
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -9,6 +10,7 @@ from k8s_builderd.fabric import names
 from k8s_builderd.fabric.names import Token
 from k8s_builderd.fabric.package import CHAINCODE_FILE, IMAGE_FILE, decode_built_image, decode_chaincode
 from k8s_builderd.fabric.plan import Plan
+from k8s_builderd.fabric.template import PodTemplate
 from k8s_builderd.gateway.connection import Connection
 from k8s_builderd.gateway.protocol import Request
 from k8s_builderd.runs.attend import Runs, cannot_continue
@@ -18,22 +20,29 @@ from k8s_builderd.settings import Settings
 _log = structlog.get_logger("k8s_builderd.run")
 
 
-async def serve(request: Request, connection: Connection, settings: Settings, runs: Runs) -> int:
+async def serve(
+    request: Request,
+    connection: Connection,
+    settings: Settings,
+    runs: Runs,
+    template: Callable[[], Awaitable[PodTemplate]],
+) -> int:
     """Launch the chaincode, pass on its log, and return the exit code of `run` when it has ended.
 
+    :param template: returns the pod template as it is now.
     :raises BuilderError: if the request cannot be used or the chaincode does not run.
     :raises ClientGone: if the connection closed.
     """
     cursor = read_cursor(request)
     try:
-        plan = make_plan(request, settings, cursor)
+        plan = make_plan(request, settings, cursor, await template())
     except BuilderError as error:
         if cursor is None or not cursor.job:
             raise
         # An earlier daemon took this request, and its chaincode may be running: no word of ours ends that.
-        if knocked(request, runs, because=str(error)):
+        if knocked(request, str(error), runs=runs):
             _log.error("request_refused", reason=str(error))
-            await connection.say(cannot_continue(error))
+            await connection.say(cannot_continue(str(error)))
         raise ClientGone from error
     connection.debug = plan.settings.debug
     for name in settings.overridden(request.environment):
@@ -57,7 +66,7 @@ async def _warn(plan: Plan, connection: Connection) -> None:
         )
 
 
-def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Plan:
+def make_plan(request: Request, settings: Settings, cursor: Cursor | None, template: PodTemplate) -> Plan:
     """Check all of the request and return what to launch. Pure.
 
     :raises SettingsError: if an environment variable cannot be used.
@@ -84,13 +93,13 @@ def make_plan(request: Request, settings: Settings, cursor: Cursor | None) -> Pl
         security_profile=settings.security_profile,
         run_as_non_root=settings.run_as_non_root,
         pod=settings.pod,
-        template=(settings.pod_template,) if settings.pod_template else (),
+        template=template.layers(names.package_id(chaincode.chaincode_id).label),
         log_prefix=settings.log_prefix,
         takeovers=cursor.takeovers if cursor is not None else 0,
     )
 
 
-def knocked(request: Request, runs: Runs, because: str = "") -> bool:
+def knocked(request: Request, because: str, *, runs: Runs) -> bool:
     """Take note that the client of a run is there, though it is turned away for now.
 
     :param request: need not hold more than token and cursor.

@@ -28,6 +28,8 @@ class About(Struct, frozen=True, kw_only=True):
     now: datetime
     checks: dict[str, str | None]
     """What /readyz says: for each check what is wrong, or null."""
+    warnings: dict[str, str | None] = {}
+    """The same for what leaves the daemon ready."""
     connections: int
 
 

@@ -37,6 +37,11 @@ What a peer's own chart includes to get the sidecar. Each takes this chart's con
 {{- $mount := dict "name" "k8s-builder-pod-template" "mountPath" "/etc/k8s-builderd" "readOnly" true -}}
 {{- $_ := set $container "volumeMounts" (append $container.volumeMounts $mount) -}}
 {{- end -}}
+{{- if $context.Values.chaincode.sameNode -}}
+{{- $node := dict "fieldRef" (dict "fieldPath" "spec.nodeName") -}}
+{{- $env = append $env (dict "name" "FABRIC_K8S_BUILDER_NODE_NAME" "valueFrom" $node) -}}
+{{- $env = append $env (dict "name" "FABRIC_K8S_BUILDER_SAME_NODE" "value" "true") -}}
+{{- end -}}
 {{- range $name, $value := $context.Values.settings -}}
 {{- $env = append $env (dict "name" $name "value" $value) -}}
 {{- end -}}
