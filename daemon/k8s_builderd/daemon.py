@@ -21,19 +21,22 @@ from k8s_builderd.owner import OwnPod
 from k8s_builderd.podtemplate import PodTemplates
 from k8s_builderd.runs.attend import Runs
 from k8s_builderd.runs.category import Category
-from k8s_builderd.runs.record import Reason
+from k8s_builderd.runs.record import Reason, State
 from k8s_builderd.runs.store import Store
 from k8s_builderd.settings import Settings
+from k8s_builderd.systemd import ServiceManager
 
 _log = structlog.get_logger("k8s_builderd.daemon")
 
 
-async def serve(settings: Settings, peer: PeerProcess | None = None) -> None:
+async def serve(settings: Settings, peer: PeerProcess | None = None, manager: ServiceManager | None = None) -> None:
     """Run until SIGTERM or SIGINT; then let go of everything and delete nothing, because chaincode goes on.
 
     :param peer: if given, the daemon ends after it, too.
+    :param manager: is told how the daemon is, and may have made its socket.
     :raises SettingsError: if a setting cannot be used.
     """
+    manager = manager or ServiceManager()
     metrics = Metrics()
     metrics.describe_process()
     metrics.expect(Category, Reason)
@@ -66,6 +69,7 @@ async def serve(settings: Settings, peer: PeerProcess | None = None) -> None:
             },
             metrics,
             knocked=partial(run.knocked, runs=runs),
+            inherited=manager.listening,
         )
         checks: dict[str, health.Check] = {
             "socket": lambda: None if listener.open else "not open yet",
@@ -114,8 +118,19 @@ async def serve(settings: Settings, peer: PeerProcess | None = None) -> None:
                     return not listener.connections and not store.unfinished
 
                 tasks.start_soon(end_with_peer, peer, is_idle, patience, tasks.cancel_scope)
-            await own_pod.confirm(api, settings, runs.set_owner)
-            await anyio.sleep_forever()
+
+            def in_words() -> str:
+                wrong = [f"{name}: {fault}" for name, check in checks.items() if (fault := check())]
+                return f"{'; '.join(wrong) or 'ready'}; chaincodes running: {store.states[State.RUNNING]}"
+
+            await tasks.start(manager.reload_on_signal, templates.current)
+            manager.notify(READY=1)
+            tasks.start_soon(manager.keep_informed, in_words)
+            try:
+                await own_pod.confirm(api, settings, runs.set_owner)
+                await anyio.sleep_forever()
+            finally:
+                manager.notify(STOPPING=1)
 
 
 async def _end_on_signal(scope: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
