@@ -10,12 +10,14 @@ import anyio
 import structlog
 from anyio.abc import TaskStatus
 
-from k8s_builderd import health
+from k8s_builderd import health, memory
 from k8s_builderd.access import Access
 from k8s_builderd.autostart import AFTER_PEER, PeerProcess, end_with_peer
+from k8s_builderd.fabric.plan import Owner
 from k8s_builderd.gateway.listener import Listener
 from k8s_builderd.gateway.stages import build, detect, logs, release, run, status, stop
 from k8s_builderd.kube.api import Api
+from k8s_builderd.kube.events import Recorder
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.owner import OwnPod
 from k8s_builderd.podtemplate import PodTemplates
@@ -23,6 +25,7 @@ from k8s_builderd.runs.attend import Runs
 from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.record import Reason, State
 from k8s_builderd.runs.store import Store
+from k8s_builderd.runs.story import CONTROLLER, Story
 from k8s_builderd.settings import Settings
 from k8s_builderd.systemd import ServiceManager
 
@@ -52,7 +55,9 @@ async def serve(settings: Settings, peer: PeerProcess | None = None, manager: Se
         anyio.create_task_group() as tasks,
     ):
         await tasks.start(_end_on_signal, tasks.cancel_scope)
-        store = Store(api, settings, metrics)
+        recorder = Recorder(api, CONTROLLER, settings.pod_name or settings.instance)
+        story = Story(recorder.record if settings.events else None)
+        store = Store(api, settings, metrics, story)
         runs = Runs(api, store, settings, metrics)
         own_pod = OwnPod()
         templates = PodTemplates(settings)
@@ -105,9 +110,11 @@ async def serve(settings: Settings, peer: PeerProcess | None = None, manager: Se
         async with store.open():
             await tasks.start(listener.serve, api.server)
             await tasks.start(health.serve, settings.health_address, checks, warnings, metrics)
+            memory.settle()
             _log.info("daemon_started", namespace=settings.namespace, instance=settings.instance)
             tasks.start_soon(store.expire_orphans)
             tasks.start_soon(metrics.measure_lag)
+            tasks.start_soon(memory.tidy, lambda: store.forgotten, lambda: store.count)
             tasks.start_soon(templates.watch)
             tasks.start_soon(templates.try_out, api)
             tasks.start_soon(access.keep_asking, api, settings.access_interval)
@@ -118,16 +125,21 @@ async def serve(settings: Settings, peer: PeerProcess | None = None, manager: Se
                     return not listener.connections and not store.unfinished
 
                 tasks.start_soon(end_with_peer, peer, is_idle, patience, tasks.cancel_scope)
+            tasks.start_soon(recorder.run)
 
             def in_words() -> str:
                 wrong = [f"{name}: {fault}" for name, check in checks.items() if (fault := check())]
                 return f"{'; '.join(wrong) or 'ready'}; chaincodes running: {store.states[State.RUNNING]}"
 
+            def owner_known(owner: Owner | None) -> None:
+                story.set_owner(owner)
+                runs.set_owner(owner)
+
             await tasks.start(manager.reload_on_signal, templates.current)
             manager.notify(READY=1)
             tasks.start_soon(manager.keep_informed, in_words)
             try:
-                await own_pod.confirm(api, settings, runs.set_owner)
+                await own_pod.confirm(api, settings, owner_known)
                 await anyio.sleep_forever()
             finally:
                 manager.notify(STOPPING=1)

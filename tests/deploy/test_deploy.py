@@ -26,6 +26,7 @@ VERBS = {
     "try_create": ("create",),
     "get": ("get",),
     "delete": ("delete",),
+    "patch": ("patch",),
     "list": ("list",),
     "Reflector": ("list", "watch"),
 }
@@ -34,6 +35,7 @@ RESOURCES = {
     "PODS": ("", "pods"),
     "SECRETS": ("", "secrets"),
     "EVENTS": ("", "events"),
+    "NEW_EVENTS": ("events.k8s.io", "events"),
 }
 LOG = ("", "pods/log", "get")
 
