@@ -161,6 +161,17 @@ def test_the_statefulset_is_rendered(folder: Path) -> None:
     assert {it["kind"] for it in objects} == {"ServiceAccount", "Role", "RoleBinding", "StatefulSet"}
 
 
+def test_the_builder_of_hlf_operator_passes_on_what_it_sets(folder: Path) -> None:
+    with shell(folder, environment()) as opened:
+        follow(opened, blocks(PAGES / "hlf-operator.md"), set())
+    spec = json.loads((folder / "builder.json").read_text())["spec"]
+    (builder,) = spec["externalBuilders"]
+    assert {it["name"] for it in spec["env"]} <= set(builder["propagateEnvironment"])
+    assert {"CORE_PEER_ID", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"} <= set(
+        builder["propagateEnvironment"]
+    )
+
+
 # With a real API server
 
 
@@ -189,3 +200,34 @@ def test_the_statefulset_is_applied(cluster: dict[str, str], folder: Path) -> No
         printed = follow(opened, blocks(PAGES / "statefulset.md"), {"api"})
     assert "statefulset.apps/peer0-org1 created" in printed
     assert "serviceaccount/k8s-builderd" in printed
+
+
+@pytest.mark.parametrize(
+    ("page", "namespace", "account"),
+    [
+        ("kubernetes-test-network.md", "test-network", "default"),
+        ("fabric-operator.md", "test-network", "org2-peer1"),
+        ("hlf-operator.md", "default", "org1-peer0"),
+    ],
+)
+def test_a_page_gives_the_peer_the_rights_that_the_daemon_uses(
+    server: RealServer, cluster: dict[str, str], folder: Path, page: str, namespace: str, account: str
+) -> None:
+    role = yaml.safe_load((ROOT / "deploy/role/role.yaml").read_text())
+    asked = [
+        f"{verb} {resource}{f'.{group}' if group else ''}"
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    ]
+    who = f"--as=system:serviceaccount:{namespace}:{account} --namespace={namespace}"
+    with shell(folder, cluster) as opened:
+        fresh = f"kubectl create namespace {namespace} || true\n"
+        opened.run(f"{fresh}kubectl -n {namespace} delete rolebinding --all\n", PATIENCE)
+        question = "".join(
+            f"kubectl auth can-i {what.replace('pods/log', 'pods --subresource=log')} {who} || true\n" for what in asked
+        )
+        assert opened.run(question, PATIENCE).split() == ["no"] * len(asked)
+        follow(opened, [block for block in blocks(PAGES / page) if "api" in block.needs], {"api"})
+        assert opened.run(question, PATIENCE).split() == ["yes"] * len(asked)
