@@ -25,6 +25,7 @@ from k8s_builderd.kube.watch import Applied, Deleted, Reflector
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.runs.record import Absence, Claim, Deletion, Reason, Run, State
 from k8s_builderd.runs.stop import delete_job
+from k8s_builderd.runs.story import Story
 from k8s_builderd.settings import Settings
 
 AFTER_CRASH = 5.0
@@ -66,7 +67,9 @@ class Store:
     and would give one local process another's run.
     """
 
-    def __init__(self, api: Api, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, api: Api, settings: Settings, metrics: Metrics, story: Story | None = None) -> None:
+        self.story = story or Story()
+        """What becomes of the runs is told to it."""
         self._api = api
         self._settings = settings
         self._metrics = metrics
@@ -242,6 +245,7 @@ class Store:
         deletion = run.delete(reason)
         if deletion is not known:
             self._metrics.deleted(reason)
+            self.story.deleted(run, reason)
             self._begin(self._carry_out, run, deletion)
             self._ring(run)
         return deletion
