@@ -47,3 +47,8 @@ class _Middle(Random):  # noqa: S311
 def rates(arrivals: Counter[int], seconds: Sequence[float]) -> list[tuple[float, float]]:
     """Return the requests in each second, by the second."""
     return [(second, float(sum(arrivals[int(second * 10) + tenth] for tenth in range(10)))) for second in seconds]
+
+
+def most_on_return(arrivals: Counter[int], away: float = AWAY) -> int:
+    """Return the most requests in a tenth of a second since the API server is back."""
+    return max(number for tenth, number in arrivals.items() if tenth >= away * 10)
