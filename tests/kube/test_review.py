@@ -1,13 +1,11 @@
 """What is asked of an API server before anything is launched, and what odd answers mean."""
 
-import json
 import time
 from email.utils import formatdate
 from pathlib import Path
 
 import pytest
 
-from k8s_builderd.errors import SettingsError
 from k8s_builderd.kube import review
 from k8s_builderd.kube.api import JOBS, PODS, SECRETS, Api
 from k8s_builderd.kube.errors import Forbidden, Unavailable
@@ -52,20 +50,6 @@ async def test_a_page_of_a_proxy_is_no_api_server(kubeconfig: Path) -> None:
         for ask in (review.reach(api), review.exists(api, SECRETS, "s1"), review.names(api, SECRETS, "app=x")):
             with pytest.raises(Unavailable, match="not a valid Kubernetes API response"):
                 await ask
-
-
-async def test_credentials_that_do_not_come_are_not_waited_for(tmp_path: Path) -> None:
-    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "sleep", "args": ["600"]}
-    document = {
-        "current-context": "x",
-        "clusters": [{"name": "x", "cluster": {"server": "http://127.0.0.1:1"}}],
-        "users": [{"name": "x", "user": {"exec": {**plugin, "interactiveMode": "Never"}}}],
-        "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
-    }
-    (tmp_path / "kubeconfig").write_text(json.dumps(document))
-    with pytest.raises(SettingsError, match=r"no answer within 0\.3 s"):
-        async with Api.open(str(tmp_path / "kubeconfig"), "ns", load_timeout=0.3):
-            pytest.fail("there are no credentials")
 
 
 @pytest.mark.parametrize("right", RIGHTS, ids=str)

@@ -103,7 +103,8 @@ async def make_way(
             came_dropped=came_dropped,
             watch_error=store.watch_error or "",
         )
-        _log.debug("decided", job=run.job_name, others=[it.job for it in others], decision=str(decision))
+        known = {it.job: it.in_short for it in (me, *others)}
+        _log.debug("decided", job=run.job_name, known=known, decision=str(decision))
         if isinstance(decision, Create):
             return
         if isinstance(decision, Wait):
