@@ -169,6 +169,14 @@ def test_a_check_that_fails_is_told() -> None:
     assert table.about(document(about=about)).endswith(", not ready: pods: cannot watch pods: away")
 
 
+def test_a_warning_is_told_of_a_daemon_that_is_ready() -> None:
+    about = msgspec.structs.replace(ABOUT, warnings={"template": "spec.volumes[0].name cannot be certs", "other": None})
+    told = document(about=about)
+    assert table.about(told).endswith(", ready, template: spec.volumes[0].name cannot be certs")
+    del told["daemon"]["warnings"]  # as a daemon of before has it
+    assert table.about(told).endswith(", ready")
+
+
 def test_a_screen_is_drawn_over_and_never_larger_than_the_terminal() -> None:
     lines = [f"line {number} " + "x" * 200 for number in range(50)]
     drawn = screen(lines, 80, 24)

@@ -19,9 +19,9 @@ def build(tree: Path, destination: Path) -> Path:
     return destination / done.stdout.split()[-1]
 
 
-def context(destination: Path) -> Path:
-    """Copy what deploy/Containerfile.dockerignore lets into the image's build, and return where it is."""
-    patterns = (ROOT / "deploy/Containerfile.dockerignore").read_text().splitlines()
+def context(destination: Path, containerfile: str = "Containerfile") -> Path:
+    """Copy what the Containerfile's .dockerignore lets into the image's build, and return where it is."""
+    patterns = (ROOT / f"deploy/{containerfile}.dockerignore").read_text().splitlines()
     rules = [rule for rule in patterns if rule and not rule.startswith("#")]
     for file in sorted(ROOT.rglob("*")):
         relative = file.relative_to(ROOT)

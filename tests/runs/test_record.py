@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from k8s_builderd.errors import BuilderError
-from k8s_builderd.fabric.objects import Job, Meta, Pod
+from k8s_builderd.fabric.objects import Annotations, Job, Meta, Pod
 from k8s_builderd.kube.objects import (
     Condition,
     ContainerState,
@@ -84,6 +84,14 @@ async def test_what_is_found_may_have_come_any_way() -> None:
         assert state(run) is expected
 
 
+async def test_its_job_has_the_name_and_the_peer_that_an_earlier_daemon_gave_it() -> None:
+    run = new()
+    run.found(Applied(Job(Meta(name="hlf-older-prefix", uid="j", annotations=Annotations(peer="p1")))))
+    assert (run.job_name, run.peer) == ("hlf-older-prefix", "p1")
+    run.found(Applied(PENDING))  # what comes second does not name it anew
+    assert (run.job_name, run.peer) == ("hlf-older-prefix", "p1")
+
+
 async def test_a_pod_that_turns_up_after_its_job_has_gone() -> None:
     run = new()
     run.ask(plan())
@@ -93,6 +101,13 @@ async def test_a_pod_that_turns_up_after_its_job_has_gone() -> None:
     run.found(Applied(RUNNING))
     assert state(run) is State.RUNNING
     assert run.observed.ended_at is None
+
+
+async def test_an_exit_code_is_not_forgotten() -> None:
+    run = new()
+    for found in (PENDING, RUNNING, ENDED, pod(phase="Failed")):  # a node that is lost takes the statuses along
+        run.found(Applied(found))
+    assert run.observed.terminated == Terminated(exit_code=3)
 
 
 async def test_a_failed_job_says_nothing_of_a_pod_that_nobody_has_seen() -> None:

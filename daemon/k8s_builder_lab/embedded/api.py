@@ -15,6 +15,7 @@ from k8s_builder_lab.embedded import (
     asked,
     faults,
     fields,
+    newevents,
     podstatus,
     selectors,
     streams,
@@ -29,8 +30,10 @@ from k8s_builder_lab.embedded.logs import Reader
 from k8s_builder_lab.embedded.node import Node
 from k8s_builder_lab.embedded.objects import (
     ACCESS_REVIEWS,
+    EVENTS,
     JOBS,
     NAMESPACES,
+    NEW_EVENTS,
     PODS,
     RESOURCES,
     RULES_REVIEWS,
@@ -43,6 +46,7 @@ from k8s_builder_lab.embedded.rights import Rights, asked_for
 from k8s_builder_lab.embedded.status import (
     USER,
     ApiError,
+    already_exists,
     forbidden,
     method_not_allowed,
     not_found,
@@ -132,8 +136,12 @@ class Api:
                 web.get(f"{path}/{{name}}", self._handler(resource, self._get_around), allow_head=False),
             ]
         pod = f"{PODS.path}/namespaces/{{namespace}}/pods/{{name}}"
+        events = f"{NEW_EVENTS.path}/namespaces/{{namespace}}/events"
         return [
             *found,
+            web.post(events, self._handler(NEW_EVENTS, self._create_event)),
+            web.get(f"{events}/{{name}}", self._handler(NEW_EVENTS, self._get_event), allow_head=False),
+            web.patch(f"{events}/{{name}}", self._handler(NEW_EVENTS, self._patch_event)),
             web.get(f"{pod}/log", self._handler(PODS, self._log), allow_head=False),
             web.post(f"{pod}/eviction", self._handler(PODS, self._evict)),
         ]
@@ -211,7 +219,7 @@ class Api:
             self._authenticate(request)
             verb = asked.verb(request)
             name = await asked.name(request)
-            self.requests[f"{verb} {resource.plural}"] += 1
+            self.requests[f"{verb} {resource.qualified if resource is NEW_EVENTS else resource.plural}"] += 1
             if anyio.current_time() < self.unauthorized_until:
                 raise unauthorized()
             if anyio.current_time() < self.forbidden_until or not self._may(verb, resource):
@@ -285,9 +293,7 @@ class Api:
         return _answer(self._store.delete_namespace(request.match_info["name"]))
 
     async def _patch(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
-        if request.content_type != "application/merge-patch+json":
-            raise unsupported_media_type(request.content_type)
-        patch = await asked.body(request)
+        patch = await _merge_patch(request)
         namespace, name = asked.key(request)
         status = request.path.endswith("/status")
         before = self._store.get(resource, namespace, name)
@@ -305,6 +311,36 @@ class Api:
         changed = self._store.update(resource, namespace, name, change)
         assert changed is not None
         return _answer(changed)
+
+    async def _create_event(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+        namespace = request.match_info["namespace"]
+        event = validation.accept(NEW_EVENTS, await asked.body(request), namespace)
+        newevents.check(event)
+        if self._store.find(EVENTS, namespace, event["metadata"]["name"]) is not None:
+            raise already_exists(NEW_EVENTS, event["metadata"]["name"])
+        return _answer(newevents.from_core(self._store.create(EVENTS, namespace, newevents.to_core(event))), 201)
+
+    async def _get_event(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+        return _answer(newevents.from_core(self._event(request)))
+
+    async def _patch_event(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+        patch = await _merge_patch(request)
+        before = newevents.from_core(self._event(request))
+        after = {**asked.merge(before, patch), "metadata": before["metadata"]}
+        newevents.check_change(before, after)
+
+        def change(event: Object) -> None:
+            event.update(newevents.to_core(after))
+
+        changed = self._store.update(EVENTS, *asked.key(request), change)
+        assert changed is not None
+        return _answer(newevents.from_core(changed))
+
+    def _event(self, request: web.Request) -> Object:
+        found = self._store.find(EVENTS, *asked.key(request))
+        if found is None:
+            raise not_found(NEW_EVENTS, request.match_info["name"])
+        return found
 
     async def _evict(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         options = (await asked.body(request)).get("deleteOptions") or {}
@@ -439,6 +475,12 @@ class _Fault:
     def _reset(self) -> None:
         transport.reset(self._request)
         raise web.HTTPBadGateway  # nobody is there to read it
+
+
+async def _merge_patch(request: web.Request) -> Object:
+    if request.content_type != "application/merge-patch+json":
+        raise unsupported_media_type(request.content_type)
+    return await asked.body(request)
 
 
 def _metadata_of(obj: Object) -> Object:

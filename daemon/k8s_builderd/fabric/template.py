@@ -210,8 +210,6 @@ def _fault(template: Mapping[str, Any]) -> str | None:
         known = msgspec.convert(template, _File)
     except msgspec.ValidationError as error:
         return _told(str(error))
-    except RecursionError:
-        return "it is nested too deeply"
     for found in _of_layer(known):
         return found
     seen: set[str] = set()

@@ -34,6 +34,8 @@ UNACKNOWLEDGED = 30_000
 CLOSE_TIMEOUT = 2.0
 """Seconds that the connections may take to close when the daemon ends."""
 
+MERGE_PATCH = "application/merge-patch+json"
+
 _ERROR_BODY = 64 * 1024
 
 _log = structlog.get_logger("k8s_builderd.api")
@@ -100,6 +102,7 @@ ACCESS_REVIEWS = Resource(
     "selfsubjectaccessreviews.authorization.k8s.io",
     namespaced=False,
 )
+NEW_EVENTS = Resource("/apis/events.k8s.io/v1", "events", "events.events.k8s.io")
 NAMESPACES = Resource("/api/v1", "namespaces", "namespaces", namespaced=False)
 
 
@@ -125,6 +128,7 @@ class _Request(msgspec.Struct, frozen=True):
     query: Mapping[str, str] | None = None
     data: bytes | None = None
     accept: str = ""
+    content_type: str = ""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -234,6 +238,12 @@ class Api:
         answer = await self.request("POST", "create", resource, resource.path(self.namespace), query, body)
         return decoded(kind, answer.content, "create", resource)
 
+    async def patch(self, resource: Resource, kind: type[T], name: str, patch: Mapping[str, Any]) -> T:
+        """Change an object by a JSON Merge Patch (RFC 7386), and return it."""
+        path = resource.path(self.namespace, name)
+        answer = await self.request("PATCH", "patch", resource, path, body=patch, content_type=MERGE_PATCH)
+        return decoded(kind, answer.content, "patch", resource)
+
     async def delete(self, resource: Resource, name: str, uid: str) -> None:
         """Delete just the object with this uid; what it owns goes after it, in the background."""
         options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
@@ -268,16 +278,18 @@ class Api:
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         accept: str = "",
+        content_type: str = "application/json",
     ) -> Answer:
         """Send one request and return the whole of its answer.
 
         :param verb: RBAC's.
         :param body: is sent as JSON.
         :param accept: the media type wanted; empty for JSON.
+        :param content_type: the media type of the body.
         :raises ApiError: if it is refused, or there is no answer within the patience.
         """
         data = msgspec.json.encode(body) if body is not None else None
-        request = _Request(verb, resource.rbac, method, path, query, data, accept)
+        request = _Request(verb, resource.rbac, method, path, query, data, accept, content_type)
         asked = anyio.current_time()
         with self._telling(verb, resource.rbac):
             try:
@@ -367,7 +379,7 @@ class Api:
     async def _send_as(self, login: Login, request: _Request) -> aiohttp.ClientResponse:
         headers = await login.headers()
         if request.data is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = request.content_type
         if request.accept:
             headers["Accept"] = request.accept
         return await self._session.request(

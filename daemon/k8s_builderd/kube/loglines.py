@@ -6,7 +6,7 @@ several lines may share one. The order of the lines in the file never changes, w
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from hashlib import blake2b
 
@@ -23,8 +23,11 @@ DISORDER = timedelta(seconds=0.05)
 
 _OURS = (b"run [", b"detect [", b"build [", b"release [")
 _REMEMBERED = 512  # some 85 KB for each log that is followed; lines alike stand close together
+_LONGEST_KEY = 256  # bytes; a longer line is remembered by its hash
+_SECOND = len("2026-11-23T06:57:07")
 _REMEMBERED_WORDS = 64
 _LONGEST_TIMESTAMP = 40
+_FRACTION = re.compile(rb"(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)\Z")
 _TIMESTAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)\Z")
 
 
@@ -75,13 +78,13 @@ class Reader:
         self._prefix = prefix
         self._reported = set() if reported is None else reported
         self._latest = _time(after.at) + DISORDER if after else None
-        self._seen: dict[str, int] = {}
+        self._seen: dict[bytes, int] = {}
         self._rest = b""
+        self._second = b""  # of the newest timestamp
         # The line that is being read.
-        self._at = ""
+        self._last = b""  # its timestamp and its first piece
         self._in_line = False
         self._stamped = True
-        self._digest = ""
         self._alike = 0
         self._pieces = 0
         self._silent = 0
@@ -92,7 +95,9 @@ class Reader:
         out: list[bytes] = []
         size = 0
         for line in whole:
-            for text in self._line(line, ended=True):
+            # What nearly all lines are goes without a generator for each.
+            texts: Iterable[bytes] = self._whole(line) or self._line(line, ended=True)
+            for text in texts:
                 out.append(text)
                 size += len(text)
                 if size >= BATCH:
@@ -130,9 +135,39 @@ class Reader:
     @property
     def position(self) -> Position | None:
         """The place after everything that has been yielded so far."""
-        if not self._at:
+        if not self._last:
             return self._after
-        return Position(self._at, self._digest, self._alike, self._pieces if self._stamped else 0)
+        at = self._last.partition(b" ")[0].decode()
+        return Position(at, _hash(self._last), self._alike, self._pieces if self._stamped else 0)
+
+    def _whole(self, line: bytes) -> tuple[bytes] | None:
+        """Return a line as it may be passed on; None where there is more to it than that it is short and wanted."""
+        if not self.found or self._in_line or len(line) > PIECE:
+            return None
+        stamp, space, text = line.partition(b" ")
+        if not space or not self._is_time(stamp):
+            return None
+        self._stamped = True
+        self._silent = 0
+        self._remember(line)
+        return (_plain(self._prefix + text + b"\n"),)
+
+    def _is_time(self, stamp: bytes) -> bool:
+        if stamp[:_SECOND] == self._second:
+            return _FRACTION.match(stamp, _SECOND) is not None
+        if not _is_time(stamp):
+            return False
+        self._second = stamp[:_SECOND]
+        return True
+
+    def _remember(self, last: bytes) -> None:
+        """Take this for the newest line, and count those that are like it."""
+        self._last = last
+        key = last if len(last) <= _LONGEST_KEY else _hash(last).encode()
+        self._alike = self._seen.pop(key, 0) + 1
+        self._seen[key] = self._alike
+        if len(self._seen) > _REMEMBERED:
+            del self._seen[next(iter(self._seen))]
 
     def _line(self, data: bytes, *, ended: bool) -> Iterator[bytes]:
         """Yield the pieces of a line that may be passed on; without `ended`, keep what is not a whole piece yet."""
@@ -141,8 +176,8 @@ class Reader:
             self._in_line = True
             self._stamped = _is_time(stamp)
             if self._stamped:
-                self._at, data = stamp.decode(), text
-                self._identify(data[:PIECE])
+                data = text
+                self._identify(stamp, data[:PIECE])
             else:
                 # The kubelet's own words, such as that it cannot watch the file: no line of the log, so no position.
                 words = _hash(data[:PIECE])
@@ -165,25 +200,22 @@ class Reader:
                 )
             self._silent = 0 if self.found else _WHOLE
 
-    def _identify(self, first: bytes) -> None:
-        self._digest = _hash(self._at.encode() + b" " + first)
-        self._alike = self._seen.pop(self._digest, 0) + 1
-        self._seen[self._digest] = self._alike
-        if len(self._seen) > _REMEMBERED:
-            del self._seen[next(iter(self._seen))]
+    def _identify(self, stamp: bytes, first: bytes) -> None:
+        self._remember(stamp + b" " + first)
         after = self._after
         if self.found or after is None or self._latest is None:
             self._silent = 0
             return
         self._silent = _WHOLE
-        if (self._at, self._digest, self._alike) == (after.at, after.digest, after.alike):
+        at = stamp.decode()
+        if at == after.at and (_hash(self._last), self._alike) == (after.digest, after.alike):
             self.found = True
             self._silent = after.pieces or _WHOLE
         else:
-            at = _time(self._at)
-            self.beside = self.beside or at >= self._latest - DISORDER
-            self._preceded = self._preceded or self._precedes(at)
-            self.passed_by = self.passed_by or at > self._latest
+            time = _time(at)
+            self.beside = self.beside or time >= self._latest - DISORDER
+            self._preceded = self._preceded or self._precedes(time)
+            self.passed_by = self.passed_by or time > self._latest
 
 
 _WHOLE = 1 << 62

@@ -7,10 +7,12 @@ or after that finds the whole of it. Where any of this fails, the whole of it is
 """
 
 import importlib
+import os
 import sys
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +25,7 @@ def load() -> tuple[Any, Any]:
 
     :raises ImportError: if kubernetes_asyncio is not installed.
     """
+    _have_a_home()
     if not _imported():
         try:
             # Its layout is its own affair, and may be another one in the next version.
@@ -32,6 +35,14 @@ def load() -> tuple[Any, Any]:
             for name in _imported():
                 del sys.modules[name]
     return _both()
+
+
+def _have_a_home() -> None:
+    """Set HOME for a user that the system does not know: without it kubernetes_asyncio cannot be imported at all."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"  # noqa: TID251 - not a setting; what container runtimes do in this case
 
 
 def _both() -> tuple[Any, Any]:

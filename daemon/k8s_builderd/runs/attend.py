@@ -166,6 +166,8 @@ class Runs:
             if over and not isinstance(failure, ClientGone | Vanished):
                 outcome = "yielded" if isinstance(failure, Yielded) else "failed"
                 self._metrics.launched(outcome, failure.category)
+                if outcome == "failed":
+                    self._store.story.failed(run, failure)
             raise failure
         # A mistake of ours ends no chaincode: its `run` comes back, and goes on where it was.
         run.has_problem("internal error in k8s-builderd: see launch_crashed in its log")

@@ -31,6 +31,7 @@ from k8s_builderd.runs.cursor import Cursor
 from k8s_builderd.runs.diagnosis import Diagnosis, degraded, diagnose, stage
 from k8s_builderd.runs.record import Run
 from k8s_builderd.runs.store import Store
+from k8s_builderd.runs.story import CONTROLLER
 from k8s_builderd.runs.verdict import TAIL, left_behind, verdict
 
 EVENTS_FIRST, EVENTS_CAP = 0.4, 5.0
@@ -159,6 +160,7 @@ class Launch:
         if (started_at := self._seen.started_at) is not None and not self._had_started:
             self._had_started = True
             self._metrics.launched("started")
+            self._store.story.running(self._run)
             if self._run.made is not None:  # else the request came to an earlier daemon
                 self._metrics.running(started_at - self._run.since)
 
@@ -202,6 +204,7 @@ class Launch:
         try:
             job = await self._patiently(lambda: self._api.create(JOBS, Job, body))
             self._metrics.job_created(anyio.current_time() - self._run.since)
+            self._store.story.launched(self._plan, job)
             _log.info("job_created", job=self._plan.job_name)
         except AlreadyExists:
             job = await self._patiently(lambda: self._api.get(JOBS, Job, self._plan.job_name))
@@ -363,7 +366,8 @@ class Launch:
         async with anyio.create_task_group() as tasks:
             for uid in uids:
                 tasks.start_soon(look, uid)
-        return [event for uid in uids for event in found.get(uid, ())]
+        # What the daemon itself has said of a Job is no news to it, and is no word of the cluster's.
+        return [it for uid in uids for it in found.get(uid, ()) if it.reporting_component != CONTROLLER]
 
     # The log and the end
 
@@ -452,6 +456,7 @@ class Launch:
     async def _tell_degraded(self, diagnosis: Diagnosis) -> None:
         self._run.has_problem(diagnosis.text)
         if self._run.tells(diagnosis.cause):
+            self._store.story.degraded(self._run, diagnosis.category, diagnosis.text)
             _log.warning("chaincode_degraded", category=diagnosis.category, reason=diagnosis.text)
             await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {diagnosis.text}")
 
@@ -478,6 +483,7 @@ class Launch:
         else:
             self._metrics.launched("failed", how.category)
         self._run.has_problem(how.text)
+        self._store.story.ended(self._run, how)
         _log.info("chaincode_ended", code=how.code, category=how.category, reason=how.text)
         await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {how.text}")
         return how.code
