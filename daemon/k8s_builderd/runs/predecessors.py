@@ -19,7 +19,7 @@ from k8s_builderd.runs.decide import (
     decide,
     is_dropped,
 )
-from k8s_builderd.runs.launch import Audience, LaunchFailed, TimedOut
+from k8s_builderd.runs.failures import Audience, LaunchFailed, TimedOut
 from k8s_builderd.runs.record import Reason, Run
 from k8s_builderd.runs.store import Siblings, Store
 
