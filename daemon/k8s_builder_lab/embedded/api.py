@@ -30,7 +30,6 @@ from k8s_builder_lab.embedded.logs import Reader
 from k8s_builder_lab.embedded.node import Node
 from k8s_builder_lab.embedded.objects import (
     ACCESS_REVIEWS,
-    EVENTS,
     JOBS,
     NAMESPACES,
     NEW_EVENTS,
@@ -46,7 +45,6 @@ from k8s_builder_lab.embedded.rights import Rights, asked_for
 from k8s_builder_lab.embedded.status import (
     USER,
     ApiError,
-    already_exists,
     forbidden,
     method_not_allowed,
     not_found,
@@ -313,34 +311,14 @@ class Api:
         return _answer(changed)
 
     async def _create_event(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
-        namespace = request.match_info["namespace"]
-        event = validation.accept(NEW_EVENTS, await asked.body(request), namespace)
-        newevents.check(event)
-        if self._store.find(EVENTS, namespace, event["metadata"]["name"]) is not None:
-            raise already_exists(NEW_EVENTS, event["metadata"]["name"])
-        return _answer(newevents.from_core(self._store.create(EVENTS, namespace, newevents.to_core(event))), 201)
+        body = await asked.body(request)
+        return _answer(newevents.create(self._store, request.match_info["namespace"], body), 201)
 
     async def _get_event(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
-        return _answer(newevents.from_core(self._event(request)))
+        return _answer(newevents.get(self._store, *asked.key(request)))
 
     async def _patch_event(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
-        patch = await _merge_patch(request)
-        before = newevents.from_core(self._event(request))
-        after = {**asked.merge(before, patch), "metadata": before["metadata"]}
-        newevents.check_change(before, after)
-
-        def change(event: Object) -> None:
-            event.update(newevents.to_core(after))
-
-        changed = self._store.update(EVENTS, *asked.key(request), change)
-        assert changed is not None
-        return _answer(newevents.from_core(changed))
-
-    def _event(self, request: web.Request) -> Object:
-        found = self._store.find(EVENTS, *asked.key(request))
-        if found is None:
-            raise not_found(NEW_EVENTS, request.match_info["name"])
-        return found
+        return _answer(newevents.patch(self._store, *asked.key(request), await _merge_patch(request)))
 
     async def _evict(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
         options = (await asked.body(request)).get("deleteOptions") or {}

@@ -297,12 +297,24 @@ class Api:
                     async with response:
                         content = await response.read()
             except (aiohttp.ClientError, OSError) as error:
-                self._observe(verb, resource.rbac, NO_ANSWER, anyio.current_time() - asked)
+                self._asked(request, NO_ANSWER, anyio.current_time() - asked)
                 raise _unreachable(error, verb, resource.rbac) from error
-            self._observe(verb, resource.rbac, str(response.status), anyio.current_time() - asked)
+            self._asked(request, str(response.status), anyio.current_time() - asked)
             if response.status >= HTTPStatus.MULTIPLE_CHOICES:
                 raise _refusal(response, content, verb, resource.rbac)
         return Answer(content, response.headers, tuple(response.headers.getall("Warning", ())))
+
+    def _asked(self, request: _Request, code: str, seconds: float | None) -> None:
+        """Tell of a request whose answer is there. Neither its body nor its query is told."""
+        self._observe(request.verb, request.resource, code, seconds)
+        _log.debug(
+            "api_request",
+            verb=request.verb,
+            resource=request.resource,
+            path=request.path,
+            code=code,
+            ms=round(seconds * 1000, 1) if seconds is not None else None,
+        )
 
     @contextmanager
     def _telling(self, verb: str, what: str) -> Iterator[None]:
@@ -329,6 +341,7 @@ class Api:
         :param head: seconds that may pass before it begins.
         :param silence: seconds that may pass between two pieces of it.
         """
+        request = _Request(verb, what, "GET", path, query)
         asked = anyio.current_time()
 
         def seconds() -> float | None:
@@ -337,11 +350,11 @@ class Api:
         with self._telling(verb, what):
             try:
                 with anyio.fail_after(head):
-                    response = await self._send(_Request(verb, what, "GET", path, query))
+                    response = await self._send(request)
             except (aiohttp.ClientError, OSError) as error:
-                self._observe(verb, what, NO_ANSWER, seconds())
+                self._asked(request, NO_ANSWER, seconds())
                 raise _unreachable(error, verb, what) from error
-            self._observe(verb, what, str(response.status), seconds())
+            self._asked(request, str(response.status), seconds())
             if response.status >= HTTPStatus.MULTIPLE_CHOICES:
                 raise await self._refused_stream(response, verb, what)
         try:
@@ -372,7 +385,7 @@ class Api:
                 return response
             code = str(response.status)
             _leave(response)
-        self._observe(request.verb, request.resource, code, anyio.current_time() - asked)
+        self._asked(request, code, anyio.current_time() - asked)
         return await self._send_as(await self._credentials.renewed(login), request)
 
     async def _send_as(self, login: Login, request: _Request) -> aiohttp.ClientResponse:
