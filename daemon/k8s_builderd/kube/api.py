@@ -5,6 +5,7 @@ end. Whatever the other side does or leaves undone, every wait here has an end, 
 and for those of a followed log, the first included. Whoever reads these sees to their end.
 """
 
+import os
 import re
 import socket
 import sys
@@ -474,8 +475,21 @@ async def _beginning(content: aiohttp.StreamReader, size: int) -> bytes:
 
 
 def _unreachable(error: Exception, verb: str, rbac: str) -> Unreachable:
-    words = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-    return Unreachable(f"the Kubernetes API does not answer ({words})", verb=verb, resource=rbac)
+    return Unreachable(f"the Kubernetes API does not answer ({_why(error)})", verb=verb, resource=rbac)
+
+
+def _why(error: Exception) -> str:
+    # aiohttp's own words show an SSLContext, or a class of its parser.
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"{error.host}:{error.port}: {error.certificate_error}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number, words = error.os_error.errno, error.os_error.strerror
+        return f"{error.host}:{error.port}: {os.strerror(number) if number and number > 0 else words or error.os_error}"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the answer broke off"
+    return str(error) or type(error).__name__
 
 
 def _refusal(response: aiohttp.ClientResponse, content: bytes, verb: str, rbac: str) -> ApiError:
