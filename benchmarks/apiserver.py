@@ -20,7 +20,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,30 @@ LINE = b"invoke 0123456789abcdef0123456789abcdef on channel mychannel took 12.34
 PIECE = 64 * 1024
 LONGEST_FOLLOW = 1.0
 """Seconds by which a kubelet ends a followed log later than its container, at most."""
+
+
+DISCOVERY: dict[str, Object] = {
+    "/api": {"kind": "APIVersions", "versions": ["v1"]},
+    "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": []},
+    "/api/v1": {
+        "kind": "APIResourceList",
+        "groupVersion": "v1",
+        "resources": [
+            {"name": "pods", "singularName": "", "namespaced": True, "kind": "Pod", "verbs": ["get", "list"]},
+            {"name": "pods/log", "singularName": "", "namespaced": True, "kind": "Pod", "verbs": ["get"]},
+        ],
+    },
+}
+"""What kubectl asks for first."""
+
+
+def answering(document: Object) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """Return what answers with this."""
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.json_response(document)
+
+    return answer
 
 
 def stamp(ns: int) -> str:
@@ -121,6 +145,8 @@ class Server:
             app.router.add_get(collection + "/{name}", self.get)
             app.router.add_delete(collection + "/{name}", self.delete)
         app.router.add_get("/api/v1/namespaces/default/{resource:pods}/{name}/log", self.log)
+        for path, document in DISCOVERY.items():
+            app.router.add_get(path, answering(document))
         app.router.add_get("/control/asked", self.tell_asked)
         app.router.add_get("/control/times", self.tell_times)
         app.router.add_post("/control/end/{name}", self.end)
@@ -171,7 +197,10 @@ class Server:
         self.change("ADDED", resource, item)
         template = item["spec"]["template"]
         pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
             "metadata": {
+                "namespace": "default",
                 "name": f"{name}-x",
                 "uid": f"pods-{name}",
                 "creationTimestamp": now(),

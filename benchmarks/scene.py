@@ -45,6 +45,12 @@ def request(image: str, label: str, *, token: str = "") -> bytes:
     )
 
 
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU seconds that a process has taken, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
 class Run:
     """The connection of one `run`: what came over it, and when."""
 
@@ -125,8 +131,7 @@ class Daemon:
     @property
     def cpu(self) -> float:
         """The CPU seconds that it has taken, user and system."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        return cpu_seconds(self.process.pid)
 
     @property
     def resident(self) -> float:

@@ -106,6 +106,12 @@ async def serve(settings: Settings, peer: PeerProcess | None = None, manager: Se
         metrics.gauge("connections", "Connections open", lambda: listener.connections)
         metrics.gauge("connections_limit", "Connections that may be open", lambda: listener.most)
         metrics.gauge("tasks", "Tasks of the event loop", lambda: len(asyncio.all_tasks()))
+        metrics.gauges(
+            "warning",
+            "1 while /readyz warns",
+            "check",
+            lambda: {name: bool(check()) for name, check in warnings.items()},
+        )
         metrics.gauge("ready", "1 when /readyz says ok", lambda: not any(check() for check in checks.values()))
         async with store.open():
             await tasks.start(listener.serve, api.server)

@@ -1,12 +1,15 @@
-"""events.k8s.io/v1: the newer form of an Event. It is the same object as the core one, under other names. Pure.
+"""events.k8s.io/v1: the newer form of an Event. It is the same object as the core one, under other names.
 
 What is refused, and in which words, is as a real API server was seen to answer.
 """
 
 import re
 
+from k8s_builder_lab.embedded import validation
+from k8s_builder_lab.embedded.asked import merge
 from k8s_builder_lab.embedded.objects import EVENTS, NEW_EVENTS, Object
-from k8s_builder_lab.embedded.status import Cause, invalid
+from k8s_builder_lab.embedded.status import Cause, already_exists, invalid, not_found
+from k8s_builder_lab.embedded.store import Store
 
 NOTE_LIMIT = 1024
 NAME_LIMIT = 128
@@ -28,6 +31,42 @@ _NAME_PART_RULE = (
     "'([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')"
 )
 _IMMUTABLE = ("reportingController", "reportingInstance", "action", "reason", "regarding", "related", "note", "type")
+
+
+def create(store: Store, namespace: str, body: Object) -> Object:
+    """Check and store an event and return it.
+
+    :raises ApiError: as `Store.create` does
+    """
+    event = validation.accept(NEW_EVENTS, body, namespace)
+    check(event)
+    if store.find(EVENTS, namespace, event["metadata"]["name"]) is not None:
+        raise already_exists(NEW_EVENTS, event["metadata"]["name"])
+    return from_core(store.create(EVENTS, namespace, to_core(event)))
+
+
+def get(store: Store, namespace: str, name: str) -> Object:
+    """Return an event.
+
+    :raises ApiError: 404
+    """
+    found = store.find(EVENTS, namespace, name)
+    if found is None:
+        raise not_found(NEW_EVENTS, name)
+    return from_core(found)
+
+
+def patch(store: Store, namespace: str, name: str, changes: Object) -> Object:
+    """Change an event by a JSON Merge Patch and return it.
+
+    :raises ApiError: 404; 422, more than its series is changed
+    """
+    before = get(store, namespace, name)
+    after = {**merge(before, changes), "metadata": before["metadata"]}
+    check_change(before, after)
+    changed = store.update(EVENTS, namespace, name, lambda event: event.update(to_core(after)))
+    assert changed is not None
+    return from_core(changed)
 
 
 def to_core(event: Object) -> Object:

@@ -6,9 +6,10 @@ several lines may share one. The order of the lines in the file never changes, w
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from hashlib import blake2b
+from itertools import islice
 
 from msgspec import Struct
 
@@ -22,7 +23,7 @@ DISORDER = timedelta(seconds=0.05)
 """By how much a line's timestamp may be later than that of the next; 4.7 ms were measured."""
 
 _OURS = (b"run [", b"detect [", b"build [", b"release [")
-_REMEMBERED = 512  # some 85 KB for each log that is followed; lines alike stand close together
+_REMEMBERED = 512  # up to twice as many: some 200 KB for a busy log; lines alike stand close together
 _LONGEST_KEY = 256  # bytes; a longer line is remembered by its hash
 _SECOND = len("2026-11-23T06:57:07")
 _REMEMBERED_WORDS = 64
@@ -96,13 +97,18 @@ class Reader:
         size = 0
         for line in whole:
             # What nearly all lines are goes without a generator for each.
-            texts: Iterable[bytes] = self._whole(line) or self._line(line, ended=True)
-            for text in texts:
+            if (plain := self._whole(line)) is not None:
+                out.append(plain)
+                size += len(plain)
+            for text in () if plain is not None else self._line(line, ended=True):
                 out.append(text)
                 size += len(text)
                 if size >= BATCH:
                     yield Batch(b"".join(out), self.position)
                     out, size = [], 0
+            if size >= BATCH:
+                yield Batch(b"".join(out), self.position)
+                out, size = [], 0
         self._rest = rest
         if len(rest) > PIECE + _LONGEST_TIMESTAMP + 1:
             out += self._line(rest, ended=False)
@@ -140,25 +146,22 @@ class Reader:
         at = self._last.partition(b" ")[0].decode()
         return Position(at, _hash(self._last), self._alike, self._pieces if self._stamped else 0)
 
-    def _whole(self, line: bytes) -> tuple[bytes] | None:
+    def _whole(self, line: bytes) -> bytes | None:
         """Return a line as it may be passed on; None where there is more to it than that it is short and wanted."""
         if not self.found or self._in_line or len(line) > PIECE:
             return None
         stamp, space, text = line.partition(b" ")
-        if not space or not self._is_time(stamp):
+        if not space:
             return None
+        if stamp[:_SECOND] != self._second or _FRACTION.match(stamp, _SECOND) is None:
+            if not _is_time(stamp):
+                return None
+            self._second = stamp[:_SECOND]
         self._stamped = True
         self._silent = 0
         self._remember(line)
-        return (_plain(self._prefix + text + b"\n"),)
-
-    def _is_time(self, stamp: bytes) -> bool:
-        if stamp[:_SECOND] == self._second:
-            return _FRACTION.match(stamp, _SECOND) is not None
-        if not _is_time(stamp):
-            return False
-        self._second = stamp[:_SECOND]
-        return True
+        text = self._prefix + text + b"\n"
+        return b"| " + text if text.startswith(_OURS) else text
 
     def _remember(self, last: bytes) -> None:
         """Take this for the newest line, and count those that are like it."""
@@ -166,8 +169,10 @@ class Reader:
         key = last if len(last) <= _LONGEST_KEY else _hash(last).encode()
         self._alike = self._seen.pop(key, 0) + 1
         self._seen[key] = self._alike
-        if len(self._seen) > _REMEMBERED:
-            del self._seen[next(iter(self._seen))]
+        if len(self._seen) > 2 * _REMEMBERED:
+            # Half of them at once: to find the oldest, Python passes all that were deleted before it.
+            for old in [*islice(self._seen, _REMEMBERED)]:
+                del self._seen[old]
 
     def _line(self, data: bytes, *, ended: bool) -> Iterator[bytes]:
         """Yield the pieces of a line that may be passed on; without `ended`, keep what is not a whole piece yet."""

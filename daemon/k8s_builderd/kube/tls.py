@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
-READ = 256 * 1024
+READ = 64 * 1024
 """Bytes that one connection may read before another's turn."""
 
 HIGH_WATER, LOW_WATER = 64 * 1024, 16 * 1024

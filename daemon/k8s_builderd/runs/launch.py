@@ -8,7 +8,7 @@ connection broke, goes the same way as a new one; it only finds more of it done.
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import anyio
 import structlog
@@ -29,6 +29,7 @@ from k8s_builderd.runs.beside import beside
 from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import Cursor
 from k8s_builderd.runs.diagnosis import Diagnosis, degraded, diagnose, stage
+from k8s_builderd.runs.failures import Audience, LaunchFailed, OtherInstance, TimedOut, Vanished
 from k8s_builderd.runs.record import Run
 from k8s_builderd.runs.store import Store
 from k8s_builderd.runs.story import CONTROLLER
@@ -49,49 +50,6 @@ UNREADY_AFTER = 30.0
 _log = structlog.get_logger("k8s_builderd.launch")
 
 T = TypeVar("T")
-
-
-class LaunchFailed(BuilderError):
-    """Raised when the chaincode does not run and will not; the text says what to change."""
-
-    def __init__(self, text: str, category: Category | None = None) -> None:
-        """Take the line, and its category where it has one."""
-        super().__init__(text)
-        self.category: str | None = category
-
-
-class TimedOut(LaunchFailed):
-    """Raised when the container did not run within START_TIMEOUT."""
-
-    def __init__(self, plan: Plan, why: str, category: Category | None = None) -> None:
-        """Take what has held the launch up, as far as it is known; the rest is in the Go builder's words."""
-        super().__init__(
-            f"error waiting for chaincode job {plan.namespace}/{plan.job_name} to start for chaincode ID"
-            f" {plan.chaincode.chaincode_id}: timed out waiting for the condition" + (f"; {why}" if why else ""),
-            category,
-        )
-
-
-class Vanished(LaunchFailed):
-    """Raised when the cursor's Job is no longer there; the chaincode is not launched a second time."""
-
-
-class OtherInstance(BuilderError):
-    """Raised when the Job of a run belongs to another instance: this daemon does not watch it."""
-
-
-class Unseen(LaunchFailed):
-    """Raised in a launch that has failed, when the API does not let us see whether its container runs after all."""
-
-
-class Audience(Protocol):
-    """Who is told how the launch goes: the connection of one `run`."""
-
-    async def say(self, text: str) -> None:
-        """Tell one line of the builder's own."""
-
-    async def log(self, cursor: str, lines: bytes = b"") -> None:
-        """Pass on lines of the chaincode, and the cursor after them."""
 
 
 class Launch:
