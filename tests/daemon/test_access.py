@@ -3,6 +3,8 @@
 Each is played with the watches open, as a real API server leaves them; none of it ends a chaincode.
 """
 
+import re
+
 import anyio
 import pytest
 
@@ -64,7 +66,7 @@ async def test_a_revoked_token_is_told_although_the_watches_are_open(scene: Scen
     text = await becomes(scene, daemon, "/readyz", 503)
     assert "[+]jobs ok" in text
     assert "[+]pods ok" in text
-    assert "[-]access failed: cannot create selfsubjectrulesreviews" in text
+    assert re.search(r"\[-]access failed: cannot \w+ \S+: Unauthorized", text)
     assert "Check the service account's token" in text
     await daemon.line("access_lost")
     await ticks.go_on()
@@ -170,7 +172,7 @@ async def test_a_namespace_that_a_launch_has_found_gone_is_tried_until_it_is_bac
     code, said = await scene.said("run", await scene.package())
     assert code == 1
     assert 'namespaces "default" not found' in said[-1]
-    assert "[-]access failed: cannot create jobs.batch" in await becomes(scene, daemon, "/readyz", 503)
+    assert 'namespaces "default" not found' in await becomes(scene, daemon, "/readyz", 503)
     asked = (await scene.state())["requests"].get("create secrets", 0)
     await scene.asked("create secrets", asked + 3)
     assert (await scene.health(daemon, "/readyz"))[0] == 503
