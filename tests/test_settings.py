@@ -447,3 +447,12 @@ async def test_the_daemon_ends_with_one_line_and_1_for_a_bad_setting() -> None:
         f"k8s-builderd: The {PREFIX}SOCKET_MODE environment variable must be an octal file mode such as 0660; it is"
         " 'rw'\n"
     )
+
+
+def test_pods_of_the_same_name_in_two_namespaces_are_two_hosts() -> None:
+    """Both may have their chaincode in a third one, where no pod owns the Jobs: neither's are the other's orphans."""
+    org1, again, org2 = (
+        Settings.load({"FABRIC_K8S_BUILDER_POD_NAMESPACE": namespace}).host for namespace in ("org1", "org1", "org2")
+    )
+    assert org1 == again
+    assert org1 != org2

@@ -96,12 +96,13 @@ class Settings(Struct, frozen=True):
         launch_settings(
             {**read.environ, PEER_ID: "checked for each run"}
         )  # a mistake is told at start, not at a launch
+        pod_namespace = read("POD_NAMESPACE", _service_account_namespace(), _namespace)
         return cls(
             environment={name: read.environ[name] for name in FORWARDED if read.environ.get(name)},
             kubeconfig=read.environ.get("KUBECONFIG_PATH", ""),
             namespace=read("NAMESPACE", _service_account_namespace() or "default", _namespace),
             instance=read("INSTANCE", _host_name(), _kubernetes_label_value),
-            host=_host_id(),
+            host=_host_id(pod_namespace),
             socket=read("SOCKET", Path(DEFAULT_SOCKET), _socket_path),
             socket_mode=read("SOCKET_MODE", 0o660, _mode),
             allowed_uids=read("ALLOWED_UIDS", None, _uids),
@@ -114,7 +115,7 @@ class Settings(Struct, frozen=True):
             pod=_pod_settings(read),
             pod_name=read("POD_NAME", "", str),
             pod_uid=read("POD_UID", "", str),
-            pod_namespace=read("POD_NAMESPACE", _service_account_namespace(), _namespace),
+            pod_namespace=pod_namespace,
             pod_template=read("POD_TEMPLATE", PodTemplate(), _pod_template),
             pod_template_file=read("POD_TEMPLATE", None, Path),
             max_connections=read("MAX_CONNECTIONS", 4096, _positive),
@@ -368,14 +369,15 @@ def _host_name() -> str:
     return re.sub("[^-A-Za-z0-9_.]", "-", socket.gethostname())[:63].strip("-_.") or "k8s-builderd"
 
 
-def _host_id() -> str:
+def _host_id(pod_namespace: str) -> str:
     # machine-id(5): a hash with a name of ours in it, never the id itself. In a container there is none; its host name
-    # is its own, too.
+    # is its own, but a pod of another namespace may have the same.
     try:
         machine = _MACHINE_ID_FILE.read_text().strip()
     except OSError:
         machine = ""
-    return hashlib.sha256(f"k8s-builderd {machine or socket.gethostname()}".encode()).hexdigest()[:16]
+    host = f"k8s-builderd {machine or socket.gethostname()} {pod_namespace}".strip()
+    return hashlib.sha256(host.encode()).hexdigest()[:16]
 
 
 def _service_account_namespace() -> str:
