@@ -115,6 +115,7 @@ TAKEN: list[tuple[str, str, str, Any]] = [
     ("ORPHAN_GRACE", "1.5h", "orphan_grace", 5400.0),
     ("WATCH_SILENCE", "2m", "watch_silence", 120.0),
     ("ACCESS_INTERVAL", "30s", "access_interval", 30.0),
+    ("EVENTS", "false", "events", False),
 ]
 
 

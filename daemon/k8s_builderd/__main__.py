@@ -7,9 +7,14 @@ import anyio
 import click
 import msgspec
 
-from k8s_builderd import autostart, daemon, logconf
+from k8s_builderd import logconf  # first: it knows how structlog is to be imported
+
+# isort: split
+from k8s_builderd import autostart, daemon
 from k8s_builderd.errors import BuilderError
+from k8s_builderd.kube import tls
 from k8s_builderd.settings import Settings
+from k8s_builderd.systemd import ServiceManager
 
 
 @click.command()
@@ -30,10 +35,16 @@ def main(
 
     All settings come from the environment; docs/configuration.md has them in one table.
     """
+    manager = ServiceManager()
     try:
+        manager = ServiceManager.from_environment()
         settings = Settings.load()
         logconf.configure(settings.log_format, debug=settings.debug)
-        anyio.run(_serve_embedded, settings, images) if embedded else anyio.run(daemon.serve, settings, peer_process)
+        options = {"loop_factory": tls.Loop}
+        if embedded:
+            anyio.run(_serve_embedded, settings, images, backend_options=options)
+        else:
+            anyio.run(daemon.serve, settings, peer_process, manager, backend_options=options)
     except (BuilderError, BaseExceptionGroup) as error:
         told = _leaves(error)
         if not all(isinstance(leaf, BuilderError) for leaf in told):
@@ -42,6 +53,7 @@ def main(
             autostart.say_why(start_file, told)
         for leaf in told:
             click.echo(f"k8s-builderd: {leaf}", err=True)
+            manager.notify(STATUS=leaf)
         sys.exit(1)
 
 

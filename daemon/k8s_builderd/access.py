@@ -57,7 +57,8 @@ class Access:
             return self._login or self._namespace
         if len(self._rights) <= 1:
             return next(iter(self._rights.values()), None)
-        missing = "all rights" if len(self._rights) == len(NEEDED) else ", ".join(map(" ".join, self._rights))
+        named = [" ".join(right) for right in NEEDED if right in self._rights]
+        missing = "all rights" if len(named) == len(NEEDED) else ", ".join(named)
         return f"missing: {missing}. {ROLE_REMEDY}"
 
     def answered(self, verb: str, resource: str, error: ApiError | None) -> None:

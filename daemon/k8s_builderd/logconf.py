@@ -4,7 +4,15 @@ import logging
 import sys
 from typing import Any
 
-import structlog
+if "rich" in sys.modules:
+    import structlog
+else:
+    # structlog would import it for tracebacks that are not shown here, and it has 4 MB.
+    sys.modules["rich"] = None  # type: ignore[assignment] # which says that it is not to be imported
+    try:
+        import structlog
+    finally:
+        del sys.modules["rich"]
 
 
 def configure(log_format: str, *, debug: bool) -> None:

@@ -79,6 +79,8 @@ class Settings(Struct, frozen=True):
     orphan_grace: float = 60.0
     watch_silence: float = 130.0
     access_interval: float = 60.0
+    events: bool = True
+    """Whether Events on the Jobs tell what becomes of them."""
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> "Settings":
@@ -122,6 +124,7 @@ class Settings(Struct, frozen=True):
             orphan_grace=read("ORPHAN_GRACE", 60.0, _positive_duration),
             watch_silence=read("WATCH_SILENCE", 130.0, _positive_duration),
             access_interval=read("ACCESS_INTERVAL", 60.0, _positive_duration),
+            events=read("EVENTS", True, parse_bool),
         )
 
     def for_launch(self, forwarded: Mapping[str, str]) -> LaunchSettings:

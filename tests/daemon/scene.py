@@ -207,8 +207,13 @@ class Scene:
         await self.cluster.switch("PATCH", "environment", {"extraImages": {image: {"command": command}}})
         return Package(self.directory / f"package{self._packages}", label, image=image)
 
-    async def daemon(self, *arguments: str, ready: bool = True, **settings: str) -> Running:
-        """Start a daemon; `settings` are names without FABRIC_K8S_BUILDER_."""
+    async def daemon(
+        self, *arguments: str, ready: bool = True, program: list[str] | None = None, **settings: str
+    ) -> Running:
+        """Start a daemon; `settings` are names without FABRIC_K8S_BUILDER_.
+
+        :param program: a command to start instead, whose stdout is read as its stderr is.
+        """
         environment = {
             "PATH": os.environ["PATH"],
             "KUBECONFIG_PATH": str(self.kubeconfig),
@@ -225,7 +230,7 @@ class Scene:
             },
             **{name: value for name, value in settings.items() if name.startswith("CORE_")},
         }
-        daemon = await self._start([*DAEMON, *arguments], environment, daemon=True)
+        daemon = await self._start([*(program or DAEMON), *arguments], environment, daemon=True)
         if ready:
             await daemon.line("socket_open")
         return daemon
@@ -308,7 +313,7 @@ class Scene:
                 process = await anyio.open_process(
                     command,
                     stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
+                    stdout=writing if daemon else subprocess.DEVNULL,
                     stderr=writing,
                     env={**environment, **measured.ENVIRONMENT},
                 )

@@ -9,7 +9,7 @@ import pytest
 from k8s_builder_lab.embedded.objects import Object
 from tests.daemon.chaincodes import Ticking, assert_whole, kill
 from tests.daemon.scene import Package, Running, Scene, eventually
-from tests.daemon.test_health import becomes
+from tests.daemon.test_health import becomes, metric
 from tests.daemon.test_reuse import GOES_ON, HELD_UP
 from tests.daemon.test_status import status
 
@@ -130,11 +130,13 @@ async def test_a_mistake_keeps_the_last_good_one_and_is_told(
     assert event["reason"].startswith(f"{file.path}: {told}")
     assert await readyz(scene, daemon) == f"[!]template warning: {event['reason']}"
     assert (await status(scene))["daemon"]["warnings"] == {"template": event["reason"]}
+    assert await metric(scene, daemon, 'warning{check="template"}') == 1
     assert await launched(scene) == "1Gi"
     assert daemon.count("pod_template_wrong") == 1
     file.write(MEMORY.format("2Gi"))
     assert await launched(scene) == "2Gi"
     assert await readyz(scene, daemon) == "[+]template ok"
+    assert await metric(scene, daemon, 'warning{check="template"}') == 0
 
 
 async def test_a_mistake_is_told_before_a_launch(scene: Scene, file: File) -> None:

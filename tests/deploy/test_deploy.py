@@ -3,9 +3,6 @@
 import ast
 import importlib
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ VERBS = {
     "try_create": ("create",),
     "get": ("get",),
     "delete": ("delete",),
+    "patch": ("patch",),
     "list": ("list",),
     "Reflector": ("list", "watch"),
 }
@@ -37,6 +35,7 @@ RESOURCES = {
     "PODS": ("", "pods"),
     "SECRETS": ("", "secrets"),
     "EVENTS": ("", "events"),
+    "NEW_EVENTS": ("events.k8s.io", "events"),
 }
 LOG = ("", "pods/log", "get")
 
@@ -205,19 +204,3 @@ def test_the_image_is_built_in_stages_and_runs_as_nobody() -> None:
     sources = [Path(word) for _, words in instructions if _ == "COPY" for word in words.split()[:-1] if word[0] != "-"]
     for source in sources:
         assert source.is_absolute() or (ROOT / source).exists(), source
-
-
-def test_the_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
-    unit = (ROOT / "systemd" / "k8s-builderd.service").read_text()
-    assert "\nRuntimeDirectory=k8s-builder\n" in unit
-    assert Path(DEFAULT_SOCKET).parent == Path("/run/k8s-builder")
-    for setting in re.findall(r"^#   (FABRIC_\w+)=", unit, re.MULTILINE):
-        assert setting in (ROOT / "docs" / "configuration.md").read_text()
-    analyze = shutil.which("systemd-analyze")
-    if analyze is None:
-        pytest.skip("no systemd-analyze here")
-    file = tmp_path / "k8s-builderd.service"
-    # The program need not be installed where this test runs.
-    file.write_text(re.sub(r"^ExecStart=.*$", f"ExecStart={sys.executable}", unit, flags=re.MULTILINE))
-    found = subprocess.run([analyze, "verify", str(file)], capture_output=True, text=True, timeout=120)
-    assert (found.returncode, found.stderr) == (0, "")

@@ -135,8 +135,8 @@ async def test_a_check_that_is_not_answered_does_not_hold_up_the_others(cluster:
         results = await check(settings(kubeconfig), patience=patience)
         others = {each.status.value for each in results if each.check != "identity"}
     assert others == {"ok"}
-    [(status, seen, _)] = told(results, "identity")
-    assert (status, "no answer in time" in seen) == ("failure", True)
+    [(status, seen, remedy)] = told(results, "identity")
+    assert (status, "no answer in time" in seen, remedy) == ("failure", True, "See the API server; try again")
 
 
 async def test_a_check_of_many_slow_requests_is_ended(cluster: Cluster, kubeconfig: Path) -> None:
@@ -401,6 +401,7 @@ def test_a_refusal_of_the_dry_run_is_told_as_what_it_is(error: Any, status: str,
     assert (result.status.value, words in result.seen, bool(result.remedy)) == (status, True, status == "failure")
 
 
+BASELINE = 'would violate PodSecurity "baseline:latest": privileged (container "x" must not set it)'
 VIOLATION = 'would violate PodSecurity "restricted:latest": runAsNonRoot != true'
 
 
@@ -412,6 +413,7 @@ VIOLATION = 'would violate PodSecurity "restricted:latest": runAsNonRoot != true
         (None, [VIOLATION], "warning", "may refuse the pods"),
         ({}, [], "ok", "enforces: privileged"),
         ({"enforce": "baseline"}, [], "ok", "enforces: baseline"),
+        ({"enforce": "baseline"}, [BASELINE], "failure", "enforces baseline, and pods would be refused"),
         ({"enforce": "restricted"}, [VIOLATION], "failure", "enforces restricted, and pods would be refused"),
         ({"enforce": "unheard-of"}, [VIOLATION], "failure", "pods would be refused"),
         ({"enforce": "baseline", "warn": "restricted"}, [VIOLATION], "warning", "enforces baseline only"),
@@ -426,6 +428,8 @@ def test_the_level_of_the_namespace_decides(
     result = namespace.pod_security(full, warnings)
     assert (result.status.value, words in result.seen, result.seen) == (status, True, result.seen)
     assert bool(result.remedy) == (status in {"failure", "warning"})
+    # All profiles meet baseline: only the template can break it.
+    assert ("SECURITY_PROFILE" in result.remedy) == (bool(warnings) and warnings != [BASELINE])
 
 
 # Quota

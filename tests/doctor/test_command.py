@@ -37,6 +37,10 @@ def of(scene: Scene) -> dict[str, str]:
     return {"KUBECONFIG_PATH": str(scene.kubeconfig), "FABRIC_K8S_BUILDER_SOCKET": str(scene.socket)}
 
 
+def relative(path: Path) -> str:
+    return os.path.relpath(path)
+
+
 async def test_beside_a_daemon_that_is_well_all_is_well(tmp_path: Path) -> None:
     install(tmp_path / "builder", Path(sys.executable))
     core = (ROOT / "deploy" / "core.yaml").read_text().replace("/opt/k8s-builder", str(tmp_path / "builder"))
@@ -45,7 +49,8 @@ async def test_beside_a_daemon_that_is_well_all_is_well(tmp_path: Path) -> None:
         f"CORE_PEER_ID=peer0\nCORE_PEER_ADDRESS=peer0:7051\nCORE_LEDGER_PASSWORD=s3cret\nPATH={os.environ['PATH']}\n"
     )
     (tmp_path / "peer.env").write_text(variables)
-    arguments = ("--programs", str(tmp_path / "builder"), "--core-yaml", "-", "--peer-env", str(tmp_path / "peer.env"))
+    folder = relative(tmp_path / "builder")  # core.yaml has all of the path
+    arguments = ("--programs", folder, "--core-yaml", "-", "--peer-env", str(tmp_path / "peer.env"))
     async with open_scene(tmp_path) as scene:
         await scene.daemon(INSTANCE="peer0")
         environment = {**of(scene), "FABRIC_K8S_BUILDER_INSTANCE": "peer0"}

@@ -172,6 +172,14 @@ def _runs(pid: int) -> bool:
         return False
 
 
+def test_a_python_beside_the_programs_comes_first(looking: Path) -> None:
+    (looking / "python" / "bin").mkdir(parents=True)
+    python = script(looking / "python" / "bin" / "python3", f'exec {sys.executable} "$@"')
+    assert told(found(looking), "python")[0][1].startswith(f"{python} is Python 3.")
+    python.chmod(0o644)
+    assert not told(found(looking), "python")[0][1].startswith(f"{python} is")
+
+
 def test_a_python_with_a_space_in_its_path_is_found_by_a_shell(tmp_path: Path) -> None:
     (tmp_path / "a place").mkdir()
     python = script(tmp_path / "a place" / "python3", f'exec {sys.executable} "$@"')

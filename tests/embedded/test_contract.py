@@ -15,6 +15,9 @@ from .cluster import DIGEST, IMAGE, Cluster, certs, job, owner_reference, secret
 pytestmark = pytest.mark.anyio
 
 QUALIFIED = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an"
+EXAMPLES = (
+    "'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')"
+)
 VALUE = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start"
 
 
@@ -534,6 +537,110 @@ async def test_a_pods_status_can_be_set(api: Cluster) -> None:
     assert answer.body["status"]["reason"] == "Evicted"
     ignored = await api.patch("pods", "p1", {"status": {"reason": "Other"}})
     assert ignored.body["status"]["reason"] == "Evicted", "only the subresource writes the status"
+
+
+def new_event(api: Cluster, name: str, **fields: object) -> dict[str, object]:
+    job = {"kind": "Job", "apiVersion": "batch/v1", "namespace": api.namespace, "name": "j1", "uid": "u1"}
+    return {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {"name": name},
+        "eventTime": "2026-11-26T05:00:00.123456Z",
+        "reportingController": "k8s-builderd",
+        "reportingInstance": "peer0",
+        "action": "Launching",
+        "reason": "Launched",
+        "regarding": job,
+        "note": "a test launched",
+        "type": "Normal",
+        **fields,
+    }
+
+
+async def test_an_event_of_the_newer_group_is_a_core_event_as_well(api: Cluster) -> None:
+    path = f"/apis/events.k8s.io/v1/namespaces/{api.namespace}/events"
+    body = new_event(api, "e1")
+    created = await api.request("POST", path, body)
+    assert created.status == 201
+    assert created.body | body | {"metadata": created.body["metadata"]} == created.body
+    core = await api.get("events", "e1")
+    assert core["involvedObject"] == body["regarding"]
+    assert (core["message"], core["reportingComponent"], core["eventTime"]) == (
+        "a test launched",
+        "k8s-builderd",
+        "2026-11-26T05:00:00.123456Z",
+    )
+    assert (core["firstTimestamp"], core["lastTimestamp"], core["source"]) == (None, None, {})
+    assert (await api.list("events", fieldSelector="involvedObject.uid=u1"))["items"] != []
+    again = await api.request("POST", path, body)
+    message = 'events.events.k8s.io "e1" already exists'
+    assert again.body == status(409, "AlreadyExists", message, name="e1", group="events.k8s.io", kind="events")
+
+
+async def test_a_series_is_patched_and_nothing_else(api: Cluster) -> None:
+    path = f"/apis/events.k8s.io/v1/namespaces/{api.namespace}/events"
+    headers = {"Content-Type": "application/merge-patch+json"}
+    await api.request("POST", path, new_event(api, "e1"))
+    for count in (2, 7):
+        series = {"count": count, "lastObservedTime": f"2026-11-26T05:0{count}:00.000000Z"}
+        answer = await api.request("PATCH", f"{path}/e1", {"series": series}, headers=headers)
+        assert (answer.status, answer.body["series"]) == (200, series)
+        assert (await api.get("events", "e1"))["series"] == series
+        assert (await api.request("GET", f"{path}/e1")).body["series"] == series
+    for patch, field, message in (
+        ({"note": "other"}, "message", 'Invalid value: "other": field is immutable'),
+        ({"series": {**series, "count": 1}}, "series.count", SERIES),
+    ):
+        answer = await api.request("PATCH", f"{path}/e1", patch, headers=headers)
+        causes = [{"reason": "FieldValueInvalid", "message": message, "field": field}]
+        expected = f'Event "e1" is invalid: {field}: {message}'
+        assert answer.body == status(422, "Invalid", expected, name="e1", kind="Event", causes=causes)
+    missing = await api.request("PATCH", f"{path}/e2", {"series": series}, headers=headers)
+    message = 'events.events.k8s.io "e2" not found'
+    assert missing.body == status(404, "NotFound", message, name="e2", group="events.k8s.io", kind="events")
+    assert (await api.request("GET", f"{path}/e2")).body == missing.body
+
+
+SERIES = 'Invalid value: "": should be at least 2'
+
+
+@pytest.mark.parametrize(
+    ("fields", "causes"),
+    [
+        ({"eventTime": None}, [("eventTime", "Required value")]),
+        ({"reason": ""}, [("reason", "Required value")]),
+        ({"action": ""}, [("action", "Required value")]),
+        ({"reportingInstance": ""}, [("reportingInstance", "Required value")]),
+        ({"note": "ä" * 513}, [("message", 'Invalid value: "": can have at most 1024 characters')]),
+        ({"type": "Bad"}, [("type", 'Invalid value: "": has invalid value: Bad')]),
+        ({"deprecatedCount": 3}, [("count", 'Invalid value: "": needs to be unset')]),
+        ({"regarding": {}}, [("involvedObject.namespace", 'Invalid value: "": does not match event.namespace')]),
+        (
+            {"action": "x" * 129, "reason": "y" * 129},
+            [(field, 'Invalid value: "": can have at most 128 characters') for field in ("action", "reason")],
+        ),
+        (
+            {"reportingController": "a b"},
+            [("reportingController", f'Invalid value: "a b": {QUALIFIED} alphanumeric character (e.g. {EXAMPLES}')],
+        ),
+        (
+            {"reportingController": ""},
+            [
+                ("reportingController", "Required value"),
+                ("reportingController", 'Invalid value: "": name part must be non-empty'),
+                ("reportingController", f'Invalid value: "": {QUALIFIED} alphanumeric character (e.g. {EXAMPLES}'),
+            ],
+        ),
+        ({"series": {"count": 2}}, [("series.lastObservedTime", "Required value")]),
+    ],
+)
+async def test_an_event_of_the_newer_group_has_rules(
+    api: Cluster, fields: dict[str, object], causes: list[tuple[str, str]]
+) -> None:
+    path = f"/apis/events.k8s.io/v1/namespaces/{api.namespace}/events"
+    answer = await api.request("POST", path, new_event(api, "e1", **fields))
+    assert answer.status == 422
+    assert [(cause["field"], cause["message"]) for cause in answer.body["details"]["causes"]] == causes
 
 
 async def test_without_the_token_there_is_a_401(api: Cluster) -> None:

@@ -10,7 +10,14 @@ import structlog
 from k8s_builder_lab.embedded.images import Image
 from k8s_builder_lab.embedded.server import Options
 from k8s_builderd.kube.api import Api
+from k8s_builderd.kube.tls import Loop
 from tests.embedded.cluster import IMAGE, Cluster, embedded
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, object]]:
+    """Return the event loop that the daemon has."""
+    return "asyncio", {"loop_factory": Loop}
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -47,8 +47,9 @@ async def test_a_page_of_a_proxy_is_no_api_server(kubeconfig: Path) -> None:
         await reply.whole(200, b"<html>Sign in</html>")
 
     async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "ns") as api:
-        with pytest.raises(Unavailable, match="not a valid Kubernetes API response"):
-            await review.reach(api)
+        for ask in (review.reach(api), review.exists(api, SECRETS, "s1"), review.names(api, SECRETS, "app=x")):
+            with pytest.raises(Unavailable, match="not a valid Kubernetes API response"):
+                await ask
 
 
 @pytest.mark.parametrize("right", RIGHTS, ids=str)

@@ -222,3 +222,10 @@ class TestUnknownIsNotEnded:
         others = [ended(90.0, certain=False)]
         assert decide(ME, others, LATER, peer_patience=PATIENCE, watch_error=watch_error) == Look(OLD)
         assert decide(ME, [ended(90.0)], LATER, peer_patience=PATIENCE, watch_error=watch_error) == Create()
+
+
+def test_what_is_known_is_told_in_short() -> None:
+    known = Known(run="a" * 64, job="j", since=0.0, state=State.RUNNING)
+    assert known.in_short == "running"
+    more = replace(known, claimed=1.0, told=2.0, deleting=True, dropped=True, given_up=True)
+    assert more.in_short == "running, claimed, told to end, deleting, dropped, given up"

@@ -91,8 +91,8 @@ class World:
         before = structlog.get_config()
         structlog.configure(processors=[self._logged], cache_logger_on_first_use=False)
         self._undo.append(lambda: structlog.configure(**before))
-        for module in (backoff, watch):
-            self._replace(module, "Random", lambda: Random(self._seeds.random()))
+        self._replace(watch, "Random", lambda: Random(self._seeds.random()))
+        self._replace(backoff, "uniform", Random(self._seeds.random()).uniform)
         clock = _clock(self)
         for name, module in list(sys.modules.items()):
             if name.startswith("k8s_builderd.runs") and getattr(module, "datetime", None) is datetimes.datetime:

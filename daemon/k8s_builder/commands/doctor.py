@@ -80,6 +80,8 @@ def doctor(
     # What libraries and the daemon's modules log is no line of ours; all of it comes back as errors, too.
     logging.disable(logging.CRITICAL)
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    if folder is not None:
+        folder = Path(os.path.abspath(folder))  # noqa: PTH100 - core.yaml may name a link, which is not to be followed
     rooms = _rooms(environment, Path(path), only or ROOMS, core_yaml, peer_env, folder, image)
     found: list[Result] = []
     for result in rooms:

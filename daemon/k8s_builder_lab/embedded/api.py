@@ -15,14 +15,15 @@ from k8s_builder_lab.embedded import (
     asked,
     faults,
     fields,
+    newevents,
     podstatus,
     selectors,
     streams,
     surroundings,
-    transport,
     validation,
 )
 from k8s_builder_lab.embedded.environment import Environment
+from k8s_builder_lab.embedded.fault import Fault, subject
 from k8s_builder_lab.embedded.faults import Action, Faults, Verb
 from k8s_builder_lab.embedded.kubelet import Kubelet
 from k8s_builder_lab.embedded.logs import Reader
@@ -31,6 +32,7 @@ from k8s_builder_lab.embedded.objects import (
     ACCESS_REVIEWS,
     JOBS,
     NAMESPACES,
+    NEW_EVENTS,
     PODS,
     RESOURCES,
     RULES_REVIEWS,
@@ -132,8 +134,12 @@ class Api:
                 web.get(f"{path}/{{name}}", self._handler(resource, self._get_around), allow_head=False),
             ]
         pod = f"{PODS.path}/namespaces/{{namespace}}/pods/{{name}}"
+        events = f"{NEW_EVENTS.path}/namespaces/{{namespace}}/events"
         return [
             *found,
+            web.post(events, self._handler(NEW_EVENTS, self._create_event)),
+            web.get(f"{events}/{{name}}", self._handler(NEW_EVENTS, self._get_event), allow_head=False),
+            web.patch(f"{events}/{{name}}", self._handler(NEW_EVENTS, self._patch_event)),
             web.get(f"{pod}/log", self._handler(PODS, self._log), allow_head=False),
             web.post(f"{pod}/eviction", self._handler(PODS, self._evict)),
         ]
@@ -185,7 +191,7 @@ class Api:
         told = {name: {key: it for key, it in attributes.items() if it} for name, attributes in spec.items()}
         return _reviewed(ACCESS_REVIEWS, told, self.rights.access_review(spec))
 
-    async def _who(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+    async def _who(self, request: web.Request, resource: Resource, fault: Fault) -> web.StreamResponse:
         user = {"username": USER, "groups": ["system:authenticated"]}
         kind = {"kind": resource.kind, "apiVersion": resource.api_version}
         return _answer({**kind, "metadata": {}, "status": {"userInfo": user}}, 201)
@@ -205,18 +211,18 @@ class Api:
         return (await asked.body(request)).get("spec") or {}
 
     def _handler(
-        self, resource: Resource, work: Callable[[web.Request, Resource, "_Fault"], Awaitable[web.StreamResponse]]
+        self, resource: Resource, work: Callable[[web.Request, Resource, Fault], Awaitable[web.StreamResponse]]
     ) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             self._authenticate(request)
             verb = asked.verb(request)
             name = await asked.name(request)
-            self.requests[f"{verb} {resource.plural}"] += 1
+            self.requests[f"{verb} {resource.qualified if resource is NEW_EVENTS else resource.plural}"] += 1
             if anyio.current_time() < self.unauthorized_until:
                 raise unauthorized()
             if anyio.current_time() < self.forbidden_until or not self._may(verb, resource):
-                raise forbidden(verb, resource, *_subject(request, name))
-            fault = _Fault(request, resource, verb, name, *self._faults.take(verb, resource.plural, name))
+                raise forbidden(verb, resource, *subject(request, name))
+            fault = Fault(request, resource, verb, name, *self._faults.take(verb, resource.plural, name))
             await fault.before()
             response = await work(request, resource, fault)
             await fault.after()
@@ -230,11 +236,11 @@ class Api:
 
     # The verbs
 
-    async def _get(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+    async def _get(self, request: web.Request, resource: Resource, fault: Fault) -> web.StreamResponse:
         found = self._store.get(resource, *asked.key(request))
         return _answer(_metadata_of(found) if asked.only_metadata(request) else found)
 
-    async def _create(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+    async def _create(self, request: web.Request, resource: Resource, fault: Fault) -> web.StreamResponse:
         body = await asked.body(request)
         namespace, dry_run = request.match_info["namespace"], asked.dry_run(request)
         fields.check(resource, body, strict=request.query.get("fieldValidation") == "Strict")
@@ -250,14 +256,14 @@ class Api:
                 response.headers.add("Warning", f'299 - "{quoted}"')
         return response
 
-    async def _get_around(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+    async def _get_around(self, request: web.Request, resource: Resource, fault: Fault) -> web.StreamResponse:
         name = request.match_info["name"]
         for found in self._around(request, resource):
             if found["metadata"]["name"] == name:
                 return _answer(_metadata_of(found) if asked.only_metadata(request) else found)
         raise not_found(resource, name)
 
-    async def _list_around(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+    async def _list_around(self, request: web.Request, resource: Resource, fault: Fault) -> web.StreamResponse:
         if asked.is_watch(request):
             raise unsupported(f"a watch of {resource.plural}")
         query = request.query
@@ -268,7 +274,7 @@ class Api:
     def _around(self, request: web.Request, resource: Resource) -> list[Object]:
         return surroundings.every(resource, self._store, self._environment, request.match_info.get("namespace", ""))
 
-    async def _delete(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+    async def _delete(self, request: web.Request, resource: Resource, fault: Fault) -> web.StreamResponse:
         options = await asked.deletion(request, resource)
         namespace, name = asked.key(request)
         deleted = self._store.delete(
@@ -278,16 +284,14 @@ class Api:
             return _answer(deleted)
         return _answer(success(resource, name, deleted["metadata"]["uid"]))
 
-    async def _create_namespace(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+    async def _create_namespace(self, request: web.Request, resource: Resource, fault: Fault) -> web.StreamResponse:
         return _answer(self._store.create_namespace(await asked.name(request)), 201)
 
-    async def _delete_namespace(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+    async def _delete_namespace(self, request: web.Request, resource: Resource, fault: Fault) -> web.StreamResponse:
         return _answer(self._store.delete_namespace(request.match_info["name"]))
 
-    async def _patch(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
-        if request.content_type != "application/merge-patch+json":
-            raise unsupported_media_type(request.content_type)
-        patch = await asked.body(request)
+    async def _patch(self, request: web.Request, resource: Resource, fault: Fault) -> web.StreamResponse:
+        patch = await _merge_patch(request)
         namespace, name = asked.key(request)
         status = request.path.endswith("/status")
         before = self._store.get(resource, namespace, name)
@@ -306,7 +310,17 @@ class Api:
         assert changed is not None
         return _answer(changed)
 
-    async def _evict(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+    async def _create_event(self, request: web.Request, resource: Resource, fault: Fault) -> web.StreamResponse:
+        body = await asked.body(request)
+        return _answer(newevents.create(self._store, request.match_info["namespace"], body), 201)
+
+    async def _get_event(self, request: web.Request, resource: Resource, fault: Fault) -> web.StreamResponse:
+        return _answer(newevents.get(self._store, *asked.key(request)))
+
+    async def _patch_event(self, request: web.Request, resource: Resource, fault: Fault) -> web.StreamResponse:
+        return _answer(newevents.patch(self._store, *asked.key(request), await _merge_patch(request)))
+
+    async def _evict(self, request: web.Request, resource: Resource, fault: Fault) -> web.StreamResponse:
         options = (await asked.body(request)).get("deleteOptions") or {}
         namespace, name = asked.key(request)
         self._store.get(PODS, namespace, name)
@@ -319,7 +333,7 @@ class Api:
         self._store.delete(PODS, namespace, name, grace=options.get("gracePeriodSeconds"))
         return _answer({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}, 201)
 
-    async def _list_or_watch(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+    async def _list_or_watch(self, request: web.Request, resource: Resource, fault: Fault) -> web.StreamResponse:
         matches = selectors.parse(
             resource, request.query.get("labelSelector", ""), request.query.get("fieldSelector", "")
         )
@@ -370,7 +384,7 @@ class Api:
                 old = self._store.before(since, action.events) + old
             return await watch.send([], old, changes, max(since, self._store.revision), timeout)
 
-    async def _log(self, request: web.Request, resource: Resource, fault: "_Fault") -> web.StreamResponse:
+    async def _log(self, request: web.Request, resource: Resource, fault: Fault) -> web.StreamResponse:
         query = request.query
         for option in ("tailLines", "limitBytes", "stream", "previous"):
             if query.get(option, "false").lower() not in {"false", "", "0", "all"}:
@@ -391,54 +405,10 @@ class Api:
             reader.close()
 
 
-class _Fault:
-    """What one request meets."""
-
-    def __init__(
-        self,
-        request: web.Request,
-        resource: Resource,
-        verb: Verb,
-        name: str,
-        delay: float,
-        action: Action | None,
-    ) -> None:
-        self._request = request
-        self._resource = resource
-        self._verb = verb
-        self._name = name
-        self._delay = delay
-        self.action = action
-
-    async def before(self) -> None:
-        """Misbehave instead of doing the work, or do nothing."""
-        await anyio.sleep(self._delay)
-        match self.action:
-            case faults.Status(code=401, message=""):
-                raise unauthorized()
-            case faults.Status(code=403, message=""):
-                raise forbidden(self._verb, self._resource, *_subject(self._request, self._name))
-            case faults.Status(code=code, reason=reason, message=message, retry_after=retry_after):
-                reason = reason or faults.REASONS.get(code, "")
-                raise ApiError(code, reason, message or f"embedded fault {code}", retry_after=retry_after)
-            case faults.Gone():
-                raise ApiError(410, "Expired", "too old resource version: 1 (2)")
-            case faults.Reset(when="before"):
-                self._reset()
-            case faults.Hang(when="before"):
-                await anyio.sleep_forever()
-
-    async def after(self) -> None:
-        """Misbehave after the work was done, or do nothing."""
-        match self.action:
-            case faults.Reset(when="after"):
-                self._reset()
-            case faults.Hang(when="after"):
-                await anyio.sleep_forever()
-
-    def _reset(self) -> None:
-        transport.reset(self._request)
-        raise web.HTTPBadGateway  # nobody is there to read it
+async def _merge_patch(request: web.Request) -> Object:
+    if request.content_type != "application/merge-patch+json":
+        raise unsupported_media_type(request.content_type)
+    return await asked.body(request)
 
 
 def _metadata_of(obj: Object) -> Object:
@@ -452,12 +422,6 @@ def _list(resource: Resource, objects: list[Object], revision: int, *, only_meta
         kind, version = "PartialObjectMetadataList", "meta.k8s.io/v1"
         items = [{"metadata": item["metadata"]} for item in items]
     return {"kind": kind, "apiVersion": version, "metadata": {"resourceVersion": str(revision)}, "items": items}
-
-
-def _subject(request: web.Request, name: str) -> tuple[str, str]:
-    """Return the namespace and the name by which a 403 calls what a request is about."""
-    # What is to be created has no name yet; a namespace is in itself.
-    return request.match_info.get("namespace", name), "" if request.method == "POST" else name
 
 
 def _reviewed(resource: Resource, spec: Object, status: Object) -> web.Response:

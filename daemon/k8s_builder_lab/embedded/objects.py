@@ -47,6 +47,8 @@ JOBS = Resource("jobs", "Job", "batch")
 PODS = Resource("pods", "Pod")
 SECRETS = Resource("secrets", "Secret")
 EVENTS = Resource("events", "Event")
+NEW_EVENTS = Resource("events", "Event", "events.k8s.io")
+"""Events in the form of the newer group; they are kept as core ones."""
 NAMESPACES = Resource("namespaces", "Namespace", namespaced=False)
 NODES = Resource("nodes", "Node", namespaced=False)
 SERVICE_ACCOUNTS = Resource("serviceaccounts", "ServiceAccount")

@@ -5,7 +5,7 @@ A right is RBAC's verb and resource: `create jobs.batch`, `get pods/log`, `get n
 
 import msgspec
 
-from k8s_builder_lab.embedded.objects import NAMESPACES, RESOURCES, Object, Resource
+from k8s_builder_lab.embedded.objects import NAMESPACES, NEW_EVENTS, RESOURCES, Object, Resource
 
 VERBS = ("get", "list", "watch", "create", "update", "patch", "delete")
 
@@ -43,7 +43,7 @@ class Rights(msgspec.Struct, forbid_unknown_fields=True):
             return {**told, "nonResourceRules": [], "incomplete": True}
         rules = [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]
         if self.without:
-            named = [(each.group, each.plural, each.qualified) for each in (*RESOURCES, NAMESPACES)]
+            named = [(each.group, each.plural, each.qualified) for each in (*RESOURCES, NEW_EVENTS, NAMESPACES)]
             rules = [
                 {"verbs": verbs, "apiGroups": [group], "resources": [plural]}
                 for group, plural, qualified in (*named, ("", "pods/log", "pods/log"))

@@ -66,11 +66,13 @@ class Listener:
         metrics: Metrics,
         *,
         knocked: Callable[[Request, str], bool],
+        inherited: socket.socket | None = None,
     ) -> None:
         """Prepare to listen.
 
         :param knocked: is told of a `run` that is turned away to come again, and why; returns whether that is news to
             its client. Only token and cursor are in its request.
+        :param inherited: a socket that listens already; whoever made it decides its path and who may use it.
         """
         self.open = False
         self.connections = 0
@@ -80,6 +82,7 @@ class Listener:
         self._stages = stages
         self._metrics = metrics
         self._knocked = knocked
+        self._inherited = inherited
         self._served: set[Connection] = set()
 
     async def serve(self, api_server: str, *, task_status: TaskStatus[None]) -> None:
@@ -88,11 +91,12 @@ class Listener:
         :param api_server: which cluster it is where no other daemon of this host may have our instance.
         :raises SettingsError: if the socket cannot be made, or another daemon has it, or the instance.
         """
-        path = self._settings.socket
+        inherited = self._inherited
+        path = self._settings.socket if inherited is None else Path(inherited.getsockname())
         with (
             _locked(path, self._settings.socket_mode),
             held(await addresses(api_server), self._settings.namespace, self._settings.instance),
-            _bound(path, self._settings.socket_mode) as listening,
+            _bound(path, self._settings.socket_mode) if inherited is None else inherited as listening,
         ):
             self.open = True
             task_status.started()

@@ -5,6 +5,7 @@ end. Whatever the other side does or leaves undone, every wait here has an end, 
 and for those of a followed log, the first included. Whoever reads these sees to their end.
 """
 
+import os
 import re
 import socket
 import sys
@@ -32,6 +33,8 @@ UNACKNOWLEDGED = 30_000
 
 CLOSE_TIMEOUT = 2.0
 """Seconds that the connections may take to close when the daemon ends."""
+
+MERGE_PATCH = "application/merge-patch+json"
 
 _ERROR_BODY = 64 * 1024
 
@@ -99,6 +102,7 @@ ACCESS_REVIEWS = Resource(
     "selfsubjectaccessreviews.authorization.k8s.io",
     namespaced=False,
 )
+NEW_EVENTS = Resource("/apis/events.k8s.io/v1", "events", "events.events.k8s.io")
 NAMESPACES = Resource("/api/v1", "namespaces", "namespaces", namespaced=False)
 
 
@@ -124,6 +128,7 @@ class _Request(msgspec.Struct, frozen=True):
     query: Mapping[str, str] | None = None
     data: bytes | None = None
     accept: str = ""
+    content_type: str = ""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -233,6 +238,12 @@ class Api:
         answer = await self.request("POST", "create", resource, resource.path(self.namespace), query, body)
         return decoded(kind, answer.content, "create", resource)
 
+    async def patch(self, resource: Resource, kind: type[T], name: str, patch: Mapping[str, Any]) -> T:
+        """Change an object by a JSON Merge Patch (RFC 7386), and return it."""
+        path = resource.path(self.namespace, name)
+        answer = await self.request("PATCH", "patch", resource, path, body=patch, content_type=MERGE_PATCH)
+        return decoded(kind, answer.content, "patch", resource)
+
     async def delete(self, resource: Resource, name: str, uid: str) -> None:
         """Delete just the object with this uid; what it owns goes after it, in the background."""
         options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
@@ -267,16 +278,18 @@ class Api:
         query: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         accept: str = "",
+        content_type: str = "application/json",
     ) -> Answer:
         """Send one request and return the whole of its answer.
 
         :param verb: RBAC's.
         :param body: is sent as JSON.
         :param accept: the media type wanted; empty for JSON.
+        :param content_type: the media type of the body.
         :raises ApiError: if it is refused, or there is no answer within the patience.
         """
         data = msgspec.json.encode(body) if body is not None else None
-        request = _Request(verb, resource.rbac, method, path, query, data, accept)
+        request = _Request(verb, resource.rbac, method, path, query, data, accept, content_type)
         asked = anyio.current_time()
         with self._telling(verb, resource.rbac):
             try:
@@ -285,12 +298,24 @@ class Api:
                     async with response:
                         content = await response.read()
             except (aiohttp.ClientError, OSError) as error:
-                self._observe(verb, resource.rbac, NO_ANSWER, anyio.current_time() - asked)
+                self._asked(request, NO_ANSWER, anyio.current_time() - asked)
                 raise _unreachable(error, verb, resource.rbac) from error
-            self._observe(verb, resource.rbac, str(response.status), anyio.current_time() - asked)
+            self._asked(request, str(response.status), anyio.current_time() - asked)
             if response.status >= HTTPStatus.MULTIPLE_CHOICES:
                 raise _refusal(response, content, verb, resource.rbac)
         return Answer(content, response.headers, tuple(response.headers.getall("Warning", ())))
+
+    def _asked(self, request: _Request, code: str, seconds: float | None) -> None:
+        """Tell of a request whose answer is there. Neither its body nor its query is told."""
+        self._observe(request.verb, request.resource, code, seconds)
+        _log.debug(
+            "api_request",
+            verb=request.verb,
+            resource=request.resource,
+            path=request.path,
+            code=code,
+            ms=round(seconds * 1000, 1) if seconds is not None else None,
+        )
 
     @contextmanager
     def _telling(self, verb: str, what: str) -> Iterator[None]:
@@ -317,6 +342,7 @@ class Api:
         :param head: seconds that may pass before it begins.
         :param silence: seconds that may pass between two pieces of it.
         """
+        request = _Request(verb, what, "GET", path, query)
         asked = anyio.current_time()
 
         def seconds() -> float | None:
@@ -325,11 +351,11 @@ class Api:
         with self._telling(verb, what):
             try:
                 with anyio.fail_after(head):
-                    response = await self._send(_Request(verb, what, "GET", path, query))
+                    response = await self._send(request)
             except (aiohttp.ClientError, OSError) as error:
-                self._observe(verb, what, NO_ANSWER, seconds())
+                self._asked(request, NO_ANSWER, seconds())
                 raise _unreachable(error, verb, what) from error
-            self._observe(verb, what, str(response.status), seconds())
+            self._asked(request, str(response.status), seconds())
             if response.status >= HTTPStatus.MULTIPLE_CHOICES:
                 raise await self._refused_stream(response, verb, what)
         try:
@@ -360,13 +386,13 @@ class Api:
                 return response
             code = str(response.status)
             _leave(response)
-        self._observe(request.verb, request.resource, code, anyio.current_time() - asked)
+        self._asked(request, code, anyio.current_time() - asked)
         return await self._send_as(await self._credentials.renewed(login), request)
 
     async def _send_as(self, login: Login, request: _Request) -> aiohttp.ClientResponse:
         headers = await login.headers()
         if request.data is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = request.content_type
         if request.accept:
             headers["Accept"] = request.accept
         return await self._session.request(
@@ -449,8 +475,21 @@ async def _beginning(content: aiohttp.StreamReader, size: int) -> bytes:
 
 
 def _unreachable(error: Exception, verb: str, rbac: str) -> Unreachable:
-    words = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
-    return Unreachable(f"the Kubernetes API does not answer ({words})", verb=verb, resource=rbac)
+    return Unreachable(f"the Kubernetes API does not answer ({_why(error)})", verb=verb, resource=rbac)
+
+
+def _why(error: Exception) -> str:
+    # aiohttp's own words show an SSLContext, or a class of its parser.
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"{error.host}:{error.port}: {error.certificate_error}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number, words = error.os_error.errno, error.os_error.strerror
+        return f"{error.host}:{error.port}: {os.strerror(number) if number and number > 0 else words or error.os_error}"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the answer broke off"
+    return str(error) or type(error).__name__
 
 
 def _refusal(response: aiohttp.ClientResponse, content: bytes, verb: str, rbac: str) -> ApiError:

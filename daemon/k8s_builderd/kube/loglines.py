@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from hashlib import blake2b
+from itertools import islice
 
 from msgspec import Struct
 
@@ -22,9 +23,12 @@ DISORDER = timedelta(seconds=0.05)
 """By how much a line's timestamp may be later than that of the next; 4.7 ms were measured."""
 
 _OURS = (b"run [", b"detect [", b"build [", b"release [")
-_REMEMBERED = 512  # some 85 KB for each log that is followed; lines alike stand close together
+_REMEMBERED = 512  # up to twice as many: some 200 KB for a busy log; lines alike stand close together
+_LONGEST_KEY = 256  # bytes; a longer line is remembered by its hash
+_SECOND = len("2026-11-23T06:57:07")
 _REMEMBERED_WORDS = 64
 _LONGEST_TIMESTAMP = 40
+_FRACTION = re.compile(rb"(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)\Z")
 _TIMESTAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)\Z")
 
 
@@ -76,13 +80,13 @@ class Reader:
         self._prefix = prefix
         self._reported = set() if reported is None else reported
         self._latest = _time(after.at) + DISORDER if after else None
-        self._seen: dict[str, int] = {}
+        self._seen: dict[bytes, int] = {}
         self._rest = b""
+        self._second = b""  # of the newest timestamp
         # The line that is being read.
-        self._at = ""
+        self._last = b""  # its timestamp and its first piece
         self._in_line = False
         self._stamped = True
-        self._digest = ""
         self._alike = 0
         self._pieces = 0
         self._silent = 0
@@ -93,12 +97,19 @@ class Reader:
         out: list[bytes] = []
         size = 0
         for line in whole:
-            for text in self._line(line, ended=True):
+            # What nearly all lines are goes without a generator for each.
+            if (plain := self._whole(line)) is not None:
+                out.append(plain)
+                size += len(plain)
+            for text in () if plain is not None else self._line(line, ended=True):
                 out.append(text)
                 size += len(text)
                 if size >= BATCH:
                     yield Batch(b"".join(out), self.position)
                     out, size = [], 0
+            if size >= BATCH:
+                yield Batch(b"".join(out), self.position)
+                out, size = [], 0
         self._rest = rest
         if len(rest) > PIECE + _LONGEST_TIMESTAMP + 1:
             out += self._line(rest, ended=False)
@@ -140,9 +151,38 @@ class Reader:
     @property
     def position(self) -> Position | None:
         """The place after everything that has been yielded so far."""
-        if not self._at:
+        if not self._last:
             return self._after
-        return Position(self._at, self._digest, self._alike, self._pieces if self._stamped else 0)
+        at = self._last.partition(b" ")[0].decode()
+        return Position(at, _hash(self._last), self._alike, self._pieces if self._stamped else 0)
+
+    def _whole(self, line: bytes) -> bytes | None:
+        """Return a line as it may be passed on; None where there is more to it than that it is short and wanted."""
+        if not self.found or self._in_line or len(line) > PIECE:
+            return None
+        stamp, space, text = line.partition(b" ")
+        if not space:
+            return None
+        if stamp[:_SECOND] != self._second or _FRACTION.match(stamp, _SECOND) is None:
+            if not _is_time(stamp):
+                return None
+            self._second = stamp[:_SECOND]
+        self._stamped = True
+        self._silent = 0
+        self._remember(line)
+        text = self._prefix + text + b"\n"
+        return b"| " + text if text.startswith(_OURS) else text
+
+    def _remember(self, last: bytes) -> None:
+        """Take this for the newest line, and count those that are like it."""
+        self._last = last
+        key = last if len(last) <= _LONGEST_KEY else _hash(last).encode()
+        self._alike = self._seen.pop(key, 0) + 1
+        self._seen[key] = self._alike
+        if len(self._seen) > 2 * _REMEMBERED:
+            # Half of them at once: to find the oldest, Python passes all that were deleted before it.
+            for old in [*islice(self._seen, _REMEMBERED)]:
+                del self._seen[old]
 
     def _line(self, data: bytes, *, ended: bool) -> Iterator[bytes]:
         """Yield the pieces of a line that may be passed on; without `ended`, keep what is not a whole piece yet."""
@@ -151,8 +191,8 @@ class Reader:
             self._in_line = True
             self._stamped = _is_time(stamp)
             if self._stamped:
-                self._at, data = stamp.decode(), text
-                self._identify(data[:PIECE])
+                data = text
+                self._identify(stamp, data[:PIECE])
             else:
                 # The kubelet's own words, such as that it cannot watch the file: no line of the log, so no position.
                 words = _hash(data[:PIECE])
@@ -175,25 +215,22 @@ class Reader:
                 )
             self._silent = 0 if self.found else _WHOLE
 
-    def _identify(self, first: bytes) -> None:
-        self._digest = _hash(self._at.encode() + b" " + first)
-        self._alike = self._seen.pop(self._digest, 0) + 1
-        self._seen[self._digest] = self._alike
-        if len(self._seen) > _REMEMBERED:
-            del self._seen[next(iter(self._seen))]
+    def _identify(self, stamp: bytes, first: bytes) -> None:
+        self._remember(stamp + b" " + first)
         after = self._after
         if self.found or after is None or self._latest is None:
             self._silent = 0
             return
         self._silent = _WHOLE
-        if (self._at, self._digest, self._alike) == (after.at, after.digest, after.alike):
+        at = stamp.decode()
+        if at == after.at and (_hash(self._last), self._alike) == (after.digest, after.alike):
             self.found = True
             self._silent = after.pieces or _WHOLE
         else:
-            at = _time(self._at)
-            self.beside = self.beside or at >= self._latest - DISORDER
-            self._preceded = self._preceded or self._precedes(at)
-            self.passed_by = self.passed_by or at > self._latest
+            time = _time(at)
+            self.beside = self.beside or time >= self._latest - DISORDER
+            self._preceded = self._preceded or self._precedes(time)
+            self.passed_by = self.passed_by or time > self._latest
 
 
 _WHOLE = 1 << 62

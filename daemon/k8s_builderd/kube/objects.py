@@ -253,6 +253,7 @@ class Event(_Read, frozen=True):
     reason: str | None = None
     message: str | None = None
     involved_object: InvolvedObject | None = None
+    reporting_component: str | None = None
 
     @property
     def container(self) -> str:

@@ -12,11 +12,11 @@ from k8s_builderd.fabric.plan import Owner, Plan
 from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import ApiError
 from k8s_builderd.metrics import Metrics
-from k8s_builderd.runs import launch
 from k8s_builderd.runs.beside import beside
 from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import DROPPED, Cursor
-from k8s_builderd.runs.launch import QUIET, Launch, LaunchFailed, OtherInstance, TimedOut, Unseen, Vanished
+from k8s_builderd.runs.failures import Audience, LaunchFailed, OtherInstance, TimedOut, Unseen, Vanished
+from k8s_builderd.runs.launch import QUIET, Launch
 from k8s_builderd.runs.predecessors import Yielded, launched_again, make_way, reuse
 from k8s_builderd.runs.record import Claim, Deletion, Reason, Run, State
 from k8s_builderd.runs.store import Store
@@ -47,7 +47,7 @@ def _ends_nothing(failure: Exception, run: Run, cursor: Cursor | None) -> bool:
     return isinstance(failure, BuilderError) and run.state is State.RUNNING
 
 
-class Connection(launch.Audience, Protocol):
+class Connection(Audience, Protocol):
     """The connection of one `run`, as this room needs it."""
 
     @property
@@ -166,6 +166,8 @@ class Runs:
             if over and not isinstance(failure, ClientGone | Vanished):
                 outcome = "yielded" if isinstance(failure, Yielded) else "failed"
                 self._metrics.launched(outcome, failure.category)
+                if outcome == "failed":
+                    self._store.story.failed(run, failure)
             raise failure
         # A mistake of ours ends no chaincode: its `run` comes back, and goes on where it was.
         run.has_problem("internal error in k8s-builderd: see launch_crashed in its log")
@@ -227,7 +229,7 @@ class Runs:
         if cursor is None:
             await self._owner_known.wait()
 
-    async def stop(self, run: Run, who: str, audience: launch.Audience) -> int:
+    async def stop(self, run: Run, who: str, audience: Audience) -> int:
         """Stop a run for somebody who is not its client, and tell both.
 
         Its client goes on to the end of a chaincode that has started, for the rest of the log. One that has not is not
@@ -252,7 +254,7 @@ class Runs:
             return 0
         return await self._tell_stopped(self._store.delete(run, Reason.STOPPED), run, connection)
 
-    async def _tell_stopped(self, deletion: Deletion, run: Run, audience: launch.Audience) -> int:
+    async def _tell_stopped(self, deletion: Deletion, run: Run, audience: Audience) -> int:
         job = f"{self._settings.namespace}/{run.job_name}"
         with anyio.move_on_after(STOP_PATIENCE):
             await deletion.settled.wait()

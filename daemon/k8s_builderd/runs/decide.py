@@ -81,6 +81,18 @@ class Known(Struct, frozen=True, kw_only=True):
     given_up: bool = False
     dropped: bool = False
 
+    @property
+    def in_short(self) -> str:
+        """Return its state and what is about to change it, for a line of the log."""
+        marks = {
+            "claimed": self.claimed is not None,
+            "told to end": self.told is not None,
+            "deleting": self.deleting,
+            "dropped": self.dropped,
+            "given up": self.given_up,
+        }
+        return ", ".join([str(self.state), *(mark for mark, holds in marks.items() if holds)])
+
     @classmethod
     def of(cls, run: Run) -> "Known":
         """Return what is known of a run."""

@@ -8,7 +8,7 @@ connection broke, goes the same way as a new one; it only finds more of it done.
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import anyio
 import structlog
@@ -29,8 +29,10 @@ from k8s_builderd.runs.beside import beside
 from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import Cursor
 from k8s_builderd.runs.diagnosis import Diagnosis, degraded, diagnose, stage
+from k8s_builderd.runs.failures import Audience, LaunchFailed, OtherInstance, TimedOut, Vanished
 from k8s_builderd.runs.record import Run
 from k8s_builderd.runs.store import Store
+from k8s_builderd.runs.story import CONTROLLER
 from k8s_builderd.runs.verdict import TAIL, left_behind, verdict
 
 EVENTS_FIRST, EVENTS_CAP = 0.4, 5.0
@@ -48,49 +50,6 @@ UNREADY_AFTER = 30.0
 _log = structlog.get_logger("k8s_builderd.launch")
 
 T = TypeVar("T")
-
-
-class LaunchFailed(BuilderError):
-    """Raised when the chaincode does not run and will not; the text says what to change."""
-
-    def __init__(self, text: str, category: Category | None = None) -> None:
-        """Take the line, and its category where it has one."""
-        super().__init__(text)
-        self.category: str | None = category
-
-
-class TimedOut(LaunchFailed):
-    """Raised when the container did not run within START_TIMEOUT."""
-
-    def __init__(self, plan: Plan, why: str, category: Category | None = None) -> None:
-        """Take what has held the launch up, as far as it is known; the rest is in the Go builder's words."""
-        super().__init__(
-            f"error waiting for chaincode job {plan.namespace}/{plan.job_name} to start for chaincode ID"
-            f" {plan.chaincode.chaincode_id}: timed out waiting for the condition" + (f"; {why}" if why else ""),
-            category,
-        )
-
-
-class Vanished(LaunchFailed):
-    """Raised when the cursor's Job is no longer there; the chaincode is not launched a second time."""
-
-
-class OtherInstance(BuilderError):
-    """Raised when the Job of a run belongs to another instance: this daemon does not watch it."""
-
-
-class Unseen(LaunchFailed):
-    """Raised in a launch that has failed, when the API does not let us see whether its container runs after all."""
-
-
-class Audience(Protocol):
-    """Who is told how the launch goes: the connection of one `run`."""
-
-    async def say(self, text: str) -> None:
-        """Tell one line of the builder's own."""
-
-    async def log(self, cursor: str, lines: bytes = b"") -> None:
-        """Pass on lines of the chaincode, and the cursor after them."""
 
 
 class Launch:
@@ -159,6 +118,7 @@ class Launch:
         if (started_at := self._seen.started_at) is not None and not self._had_started:
             self._had_started = True
             self._metrics.launched("started")
+            self._store.story.running(self._run)
             if self._run.made is not None:  # else the request came to an earlier daemon
                 self._metrics.running(started_at - self._run.since)
 
@@ -202,6 +162,7 @@ class Launch:
         try:
             job = await self._patiently(lambda: self._api.create(JOBS, Job, body))
             self._metrics.job_created(anyio.current_time() - self._run.since)
+            self._store.story.launched(self._plan, job)
             _log.info("job_created", job=self._plan.job_name)
         except AlreadyExists:
             job = await self._patiently(lambda: self._api.get(JOBS, Job, self._plan.job_name))
@@ -363,7 +324,8 @@ class Launch:
         async with anyio.create_task_group() as tasks:
             for uid in uids:
                 tasks.start_soon(look, uid)
-        return [event for uid in uids for event in found.get(uid, ())]
+        # What the daemon itself has said of a Job is no news to it, and is no word of the cluster's.
+        return [it for uid in uids for it in found.get(uid, ()) if it.reporting_component != CONTROLLER]
 
     # The log and the end
 
@@ -452,6 +414,7 @@ class Launch:
     async def _tell_degraded(self, diagnosis: Diagnosis) -> None:
         self._run.has_problem(diagnosis.text)
         if self._run.tells(diagnosis.cause):
+            self._store.story.degraded(self._run, diagnosis.category, diagnosis.text)
             _log.warning("chaincode_degraded", category=diagnosis.category, reason=diagnosis.text)
             await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {diagnosis.text}")
 
@@ -478,6 +441,7 @@ class Launch:
         else:
             self._metrics.launched("failed", how.category)
         self._run.has_problem(how.text)
+        self._store.story.ended(self._run, how)
         _log.info("chaincode_ended", code=how.code, category=how.category, reason=how.text)
         await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {how.text}")
         return how.code

@@ -19,7 +19,7 @@ from k8s_builderd.runs.decide import (
     decide,
     is_dropped,
 )
-from k8s_builderd.runs.launch import Audience, LaunchFailed, TimedOut
+from k8s_builderd.runs.failures import Audience, LaunchFailed, TimedOut
 from k8s_builderd.runs.record import Reason, Run
 from k8s_builderd.runs.store import Siblings, Store
 
@@ -103,7 +103,8 @@ async def make_way(
             came_dropped=came_dropped,
             watch_error=store.watch_error or "",
         )
-        _log.debug("decided", job=run.job_name, others=[it.job for it in others], decision=str(decision))
+        known = {it.job: it.in_short for it in (me, *others)}
+        _log.debug("decided", job=run.job_name, known=known, decision=str(decision))
         if isinstance(decision, Create):
             return
         if isinstance(decision, Wait):

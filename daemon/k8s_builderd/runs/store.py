@@ -25,6 +25,7 @@ from k8s_builderd.kube.watch import Applied, Deleted, Reflector
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.runs.record import Absence, Claim, Deletion, Reason, Run, State
 from k8s_builderd.runs.stop import delete_job
+from k8s_builderd.runs.story import Story
 from k8s_builderd.settings import Settings
 
 AFTER_CRASH = 5.0
@@ -66,7 +67,9 @@ class Store:
     and would give one local process another's run.
     """
 
-    def __init__(self, api: Api, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, api: Api, settings: Settings, metrics: Metrics, story: Story | None = None) -> None:
+        self.story = story or Story()
+        """What becomes of the runs is told to it."""
         self._api = api
         self._settings = settings
         self._metrics = metrics
@@ -74,6 +77,8 @@ class Store:
         self._by_key: dict[LaunchKey, Siblings] = {}
         self._objects: dict[str, dict[str, Job | Pod]] = {}
         """Every Job and pod that is there, by token and uid: what is known of a run before the run is."""
+        self.forgotten = 0
+        """How many runs are over and forgotten."""
         self._claims_count = False
         self._open = False
         self._tasks: TaskGroup
@@ -157,6 +162,7 @@ class Store:
     def _forget(self, run: Run) -> None:
         if self._by_token.get(run.token_sha256) is run:
             run.end_absence()
+            self.forgotten += 1
             del self._by_token[run.token_sha256]
             siblings = self._by_key[run.key]
             del siblings.runs[run.token_sha256]
@@ -239,6 +245,7 @@ class Store:
         deletion = run.delete(reason)
         if deletion is not known:
             self._metrics.deleted(reason)
+            self.story.deleted(run, reason)
             self._begin(self._carry_out, run, deletion)
             self._ring(run)
         return deletion

@@ -1,0 +1,1 @@
+"""The tutorials of docs/, followed command by command."""
