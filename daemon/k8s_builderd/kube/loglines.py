@@ -143,7 +143,7 @@ class Reader:
     @property
     def astray(self) -> bool:
         """Say whether lines are held back that may be later than the position, which has not come by."""
-        return bool(self._at) and not (self.found or self.passed_by or self.preceded)
+        return bool(self._last) and not (self.found or self.passed_by or self.preceded)
 
     def _precedes(self, at: datetime) -> bool:
         return self._latest is not None and at < self._latest - 2 * DISORDER
