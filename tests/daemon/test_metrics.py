@@ -153,6 +153,15 @@ async def test_a_log_that_breaks_is_counted_with_the_reason(scene: Scene, daemon
     assert found["log_lines_total"] == 1
 
 
+async def test_an_end_of_a_log_that_is_lost_is_counted(scene: Scene, daemon: Running) -> None:
+    await scene.fault(verb="log", times=1, action={"do": "cut", "bytes": 40, "reset": True})
+    await scene.fault(verb="log", times=None, action={"do": "status", "code": 404})
+    run = await scene.call("run", await scene.package(script="echo hello; echo world; exit 3"))
+    await run.line("The end of the chaincode's log is missing")
+    assert await run.wait() == 1
+    assert (await metrics(scene, daemon)).value("log_interruptions_total", reason="lost") == 1
+
+
 async def test_calls_that_are_turned_away_are_counted_with_the_reason(scene: Scene) -> None:
     daemon = await scene.daemon(MAX_CONNECTIONS="1", REQUEST_TIMEOUT="1s")
     run = await scene.call("run", await scene.package(script="echo up; sleep 3600"))

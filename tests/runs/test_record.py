@@ -85,8 +85,10 @@ async def test_what_is_found_may_have_come_any_way() -> None:
 
 
 async def test_its_job_has_the_name_and_the_peer_that_an_earlier_daemon_gave_it() -> None:
+    job = Job(Meta(name="hlf-older-prefix", uid="j", annotations=Annotations(peer="p1")))
+    assert (Run.of(job).job_name, Run.of(job).peer) == ("hlf-older-prefix", "p1")
     run = new()
-    run.found(Applied(Job(Meta(name="hlf-older-prefix", uid="j", annotations=Annotations(peer="p1")))))
+    run.found(Applied(job))
     assert (run.job_name, run.peer) == ("hlf-older-prefix", "p1")
     run.found(Applied(PENDING))  # what comes second does not name it anew
     assert (run.job_name, run.peer) == ("hlf-older-prefix", "p1")
