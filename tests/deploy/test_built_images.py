@@ -19,6 +19,7 @@ from tests.deploy.wheel import ROOT
 yaml: Any = importlib.import_module("yaml")  # kubernetes_asyncio brings it, without type stubs
 
 BASE = os.environ.get("K8S_BUILDER_IMAGE_BASE", "")
+CHROOT = shutil.which("chroot") or "/usr/sbin/chroot"
 BUILDER = "opt/hyperledger/k8s_builder"
 NO_KUBERNETES = "k8s-builderd: Not in a Kubernetes pod (Service host/port is not set.)"
 
@@ -100,7 +101,7 @@ def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
 def run(root: Path, uid: int, *command: str) -> tuple[int, str]:
     """Run a program of an image as a user, with an empty environment."""
     done = subprocess.run(
-        ["chroot", f"--userspec={uid}:{uid}", str(root), *command], capture_output=True, text=True, env={}, check=False
+        [CHROOT, f"--userspec={uid}:{uid}", str(root), *command], capture_output=True, text=True, env={}, check=False
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -20,7 +20,7 @@ from k8s_builderd.kube.review import Quota, Server
 from k8s_builderd.kube.rights import RIGHTS
 from k8s_builderd.settings import Settings
 from tests.doctor.results import told
-from tests.embedded.cluster import Cluster, embedded, job, secret
+from tests.embedded.cluster import PATIENCE, Cluster, embedded, job, secret
 from tests.kube.rogue import Reply, Request, rogue
 
 pytestmark = pytest.mark.anyio
@@ -129,10 +129,14 @@ async def test_an_api_server_that_says_nothing_is_not_waited_for(tmp_path: Path)
 
 async def test_a_check_that_is_not_answered_does_not_hold_up_the_others(cluster: Cluster, kubeconfig: Path) -> None:
     await cluster.switch("POST", "faults", {"resource": "selfsubjectreviews", "times": None, "action": {"do": "hang"}})
-    results = await check(settings(kubeconfig), patience=0.5)
+    patience, others = 0.25, {""}
+    while others != {"ok"} and patience < PATIENCE:  # a slow machine needs longer for the answers that come
+        patience *= 2
+        results = await check(settings(kubeconfig), patience=patience)
+        others = {each.status.value for each in results if each.check != "identity"}
+    assert others == {"ok"}
     [(status, seen, remedy)] = told(results, "identity")
     assert (status, "no answer in time" in seen, remedy) == ("failure", True, "See the API server; try again")
-    assert {each.status.value for each in results if each.check != "identity"} == {"ok"}
 
 
 async def test_a_check_of_many_slow_requests_is_ended(cluster: Cluster, kubeconfig: Path) -> None:

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 class Soon(Random):
     """Waits shortly, so that ten failures in a row are no minute."""
 
-    def __init__(self, seconds: float = 0.02) -> None:
+    def __init__(self, seconds: float = 0.005) -> None:
         super().__init__()
         self._seconds = seconds
 
@@ -42,7 +42,7 @@ class Soon(Random):
 class Follower:
     """One who follows a log: what has come, how many gaps were told, and the end."""
 
-    def __init__(self, pause: float = 0.02) -> None:
+    def __init__(self, pause: float = 0.005) -> None:
         self.pause = pause
         self.lines = b""
         self.gaps = 0
@@ -471,10 +471,13 @@ async def test_a_slow_reader_gets_everything_in_the_end(printer: Printer) -> Non
     assert await follower.end() == said
 
 
-async def test_a_followed_stream_that_stays_open_and_silent_does_not_outlive_the_container(printer: Printer) -> None:
-    """Not even its head comes. The rest does: so nothing was interrupted."""
+async def test_a_followed_stream_that_stays_open_and_silent_does_not_outlive_the_container(
+    printer: Printer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even its head comes. The rest does: so nothing was interrupted, and no clock has ended the stream."""
+    monkeypatch.setattr(logs, "ON_ITS_WAY", 10 * PATIENCE)
     await printer.fault(action={"do": "hang"})
-    follower = printer.follow(drain=6.0)
+    follower = printer.follow(drain=30 * PATIENCE)
     await printer.met(1)
     said = await printer.say(numbered(0, 10))
     printer.close()
@@ -528,6 +531,21 @@ class Running(Ended):
 
 def stamped(*numbers: int) -> bytes:
     return b"".join(b"2026-11-23T06:57:%02d.000000000Z line %d\n" % (number, number) for number in numbers)
+
+
+@asynccontextmanager
+async def following(
+    kubeconfig: Path, served: Any, container: Running, patience: float = 10.0, **options: Any
+) -> AsyncIterator[Follower]:
+    async with (
+        rogue(served.answer) as server,
+        Api.open(str(server.kubeconfig(kubeconfig)), "default", patience=patience) as api,
+    ):
+        follower = options.pop("follower", None) or Follower()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(follower.run, api, "pod", container, **options))
+            yield follower
+            tasks.cancel_scope.cancel()
 
 
 WORDS = b"failed to create fsnotify watcher: too many open files"
@@ -695,6 +713,76 @@ async def test_what_is_asked_for_is_asked_in_the_apis_words(kubeconfig: Path) ->
     assert second.gaps == 0
 
 
+# Lines that come right after a rotation
+
+RIGHT_AFTER = b"2026-11-23T06:57:02.010000000Z line 3\n"
+
+
+class Rotated:
+    """A log whose only lines were read, and whose file is then rotated away: at first the next one is empty.
+
+    Its new line is 10 ms later than the last one, so its time does not tell that anything was thrown away.
+    """
+
+    def __init__(self) -> None:
+        self.followed = 0
+
+    async def answer(self, request: Request, reply: Reply) -> None:
+        if "follow" not in request.query:
+            await reply.chunked(*([RIGHT_AFTER] if self.followed > 1 else []))
+            return
+        self.followed += 1
+        if self.followed == 1:
+            await reply.chunked(stamped(1, 2))
+            return
+        await reply.chunked(RIGHT_AFTER, end=False)
+        await anyio.sleep_forever()
+
+
+async def test_a_line_that_comes_right_after_a_rotation_does_not_wait_for_a_later_one(kubeconfig: Path) -> None:
+    """The chaincode that printed it may say no more for days."""
+    async with following(kubeconfig, Rotated(), Running()) as follower:
+        await follower.until(b"line 3\n")
+    assert (follower.lines, follower.gaps) == (b"line 1\nline 2\nline 3\n", 1)
+    assert follower.interruptions == []
+
+
+async def test_a_stream_that_is_dead_is_left_where_the_log_holds_a_line_right_after_a_rotation(
+    kubeconfig: Path,
+) -> None:
+    class Dead(Rotated):
+        async def answer(self, request: Request, reply: Reply) -> None:
+            if "follow" in request.query and self.followed:
+                self.followed += 1
+                await anyio.sleep_forever()
+            else:
+                await super().answer(request, reply)
+
+    async with following(kubeconfig, Dead(), Running(), drain=3.0, silence=0.05) as follower:
+        await follower.until(b"line 3\n")
+    assert (follower.lines, follower.gaps) == (b"line 1\nline 2\nline 3\n", 1)
+    assert follower.interruptions[0] == "silent"
+
+
+@pytest.mark.parametrize(
+    ("rest", "comes"),
+    [(b"", b""), (b"2026-11-23T06:57:02.010000000Z panic", b"panic\n")],
+    ids=["nothing", "half a line"],
+)
+async def test_a_rotation_right_before_the_end_is_a_gap_and_takes_no_last_words_away(
+    kubeconfig: Path, rest: bytes, comes: bytes
+) -> None:
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.chunked(*([rest] if rest else []))
+
+    [*_, batch] = Reader().feed(stamped(1, 2))
+    async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "default") as api:
+        follower = Follower()
+        with anyio.fail_after(PATIENCE):
+            await follower.run(api, "pod", Ended(), batch.position)
+    assert (follower.lines, follower.gaps) == (comes, 1)
+
+
 # Streams that fall silent
 
 
@@ -740,21 +828,6 @@ class Silent:
             self.looks.append(anyio.current_time())
             self.pulse()
             await reply.chunked(stamped(*range(1, self.there + 1)))
-
-
-@asynccontextmanager
-async def following(
-    kubeconfig: Path, served: Any, container: Running, patience: float = 10.0, **options: Any
-) -> AsyncIterator[Follower]:
-    async with (
-        rogue(served.answer) as server,
-        Api.open(str(server.kubeconfig(kubeconfig)), "default", patience=patience) as api,
-    ):
-        follower = options.pop("follower", None) or Follower()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(partial(follower.run, api, "pod", container, **options))
-            yield follower
-            tasks.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("brought", [0, 2], ids=["no head", "some lines"])

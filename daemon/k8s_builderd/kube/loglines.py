@@ -60,9 +60,10 @@ class Reader:
     """Reads one response of the log endpoint (`timestamps=true`), from its first byte on.
 
     `found` says whether the position to resume after has come by; `passed_by` that it will not, because a line that
-    is clearly later has come: it was thrown away; `beside` that lines of about its time have come, so that it may have
-    been; `preceded` that it was not, because a line that is clearly earlier has come, and what is thrown away is the
-    beginning. Otherwise nothing is known.
+    is clearly later has come: it was thrown away; `astray` that only lines of about its time have come, which are held
+    back, so that it may have been; `beside` that one of these is no earlier, so that it is likely; `preceded` that it
+    was not, because a line that is clearly earlier has come, and what is thrown away is the beginning. Otherwise
+    nothing is known.
     """
 
     def __init__(self, after: Position | None = None, *, reported: set[str] | None = None, prefix: bytes = b"") -> None:
@@ -115,8 +116,12 @@ class Reader:
         if out:
             yield Batch(b"".join(out), self.position)
 
-    def end(self) -> Iterator[Batch]:
-        """Take what is left as a line of its own: the container has ended, its log has no more."""
+    def end(self, *, gone: bool = False) -> Iterator[Batch]:
+        """Take what is left as a line of its own: the container has ended, its log has no more.
+
+        :param gone: whether the position was thrown away, so that what is left comes after it.
+        """
+        self.found = self.found or gone
         if self._rest or self._pieces:
             out = list(self._line(self._rest, ended=True))
             self._rest = b""
@@ -134,6 +139,11 @@ class Reader:
         stamp, _, _ = self._rest.partition(b" ")
         begun = not self._in_line and _is_time(stamp)
         return self._preceded or (begun and self._precedes(_time(stamp.decode())))
+
+    @property
+    def astray(self) -> bool:
+        """Say whether lines are held back that may be later than the position, which has not come by."""
+        return bool(self._last) and not (self.found or self.passed_by or self.preceded)
 
     def _precedes(self, at: datetime) -> bool:
         return self._latest is not None and at < self._latest - 2 * DISORDER

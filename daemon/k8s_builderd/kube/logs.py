@@ -39,6 +39,13 @@ Between the API server and a kubelet a connection can die without a word, and th
 request, and where nothing is new the stream stays as it is: a thousand idle containers ask 1.5 times a second together.
 """
 
+ASTRAY = 1.0
+"""Seconds for the next piece of a followed stream whose lines are held back, because the place to go on has not come.
+
+Where a rotation has thrown that place away, it never comes, and nothing that is printed within 50 ms of it tells so: a
+chaincode that then says no more would have its last lines held back. An answer that ends is what tells.
+"""
+
 PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two attempts to read on."""
 
@@ -202,9 +209,12 @@ class _Passage:
         self._gap = gap
         self._prefix = prefix
         self._reported: set[str] = set()
+        self._kept_up = False
+        """Whether the last followed stream went on from the position to a clean end, and nothing has failed since."""
         self._shown: tuple[bool, tuple[int, bytes]] | None = None
         self._barren = 0
-        self._missed = False
+        self._astray = 0
+        """How many answers in a row have come to their end astray."""
         self._patience = drain / 3
         self._on_its_way = min(ON_ITS_WAY, self._patience)
         self._silence = silence
@@ -225,13 +235,13 @@ class _Passage:
             reader = await self._read(self.position, follow=True)
         else:
             reader = await self._read(before, follow=False)
-            missed, self._missed = self._missed, reader.beside and not reader.found and not reader.preceded
-            if reader.passed_by or (missed and self._missed):
+            self._astray = self._astray + 1 if reader.astray else 0
+            if reader.passed_by or self._astray >= (PROOF if reader.beside else DOUBTFUL_PROOF):
                 # A rotation throws away the beginning of a log: the position is gone, and perhaps what came after it.
-                reader = await self._read(before, follow=not ended, everything=True)
-            elif self._missed:
+                reader = await self._read(before, follow=False, everything=True)
+            elif reader.astray:
                 return False  # thrown away, or the answer was cut just before it: the next one tells
-            elif not ended:
+            if not ended:
                 reader = await self._read(self.position, follow=True)
         if not ended or self.position != before:
             self._shown = None
@@ -252,7 +262,11 @@ class _Passage:
         whole = reader.found and self.position is not None and reader.tail == (0, b"")
         if self._barren < (PROOF if whole else DOUBTFUL_PROOF):
             return False
-        for batch in reader.end():
+        gone = not reader.found
+        if gone and not self._kept_up:
+            # The newest file has nothing, or half a line: what was before it may have been thrown away unread.
+            await self._gap()
+        for batch in reader.end(gone=gone):
             await self._pass_on(batch)
         return True
 
@@ -265,7 +279,9 @@ class _Passage:
                     tasks.start_soon(self._supervise, stream)
                 answer = self._api.log(self._pod, self._query(after, follow=follow))
                 chunks = await stream.receive(lambda: stack.enter_async_context(answer))
-                while not reader.passed_by and (chunk := await stream.receive(lambda: anext(chunks, b""))):
+                while not reader.passed_by and (
+                    chunk := await stream.receive(lambda: anext(chunks, b""), astray=follow and reader.astray)
+                ):
                     for batch in reader.feed(chunk):
                         if everything:
                             await self._gap()
@@ -273,11 +289,15 @@ class _Passage:
                         await self._pass_on(batch)
         except _Enough as enough:
             self.broken = enough.more
+            self._kept_up = not enough.more
             return reader
-        except Unreachable:
-            self.broken = self.broken or follow
+        except ApiError as error:
+            self.broken = self.broken or (follow and isinstance(error, Unreachable))
+            self._kept_up = False
             raise
         self.broken = False
+        if follow:
+            self._kept_up = reader.found
         return reader
 
     def _query(self, after: Position | None, *, follow: bool) -> dict[str, str]:
@@ -339,11 +359,13 @@ class _Passage:
         except ApiError as error:
             _log.info("log_interrupted", pod=self._pod, reason=str(error))
             return None
+        if reader.astray:
+            return True
         return False if reader.found else None
 
 
 class _Enough(Exception):
-    """Raised where a stream that is well is left, because the container has ended and the rest is to be had faster."""
+    """Raised where a stream that is well is left, because what it may bring is to be had faster, or for sure."""
 
     def __init__(self, more: bool) -> None:
         """Take whether there is a rest."""
@@ -368,23 +390,27 @@ class _Stream:
         self._left = False
         self._enough: _Enough | None = None
 
-    async def receive(self, piece: Callable[[], Awaitable[T]]) -> T:
+    async def receive(self, piece: Callable[[], Awaitable[T]], *, astray: bool = False) -> T:
         """Wait for a piece.
 
+        :param astray: whether lines are held back, so that another answer is asked for where none comes soon.
         :raises Unreachable: if it takes too long, or the stream was left.
-        :raises _Enough: if it was left for good.
+        :raises _Enough: if it was left for good, or stays astray.
         """
         if self._enough is not None:
             raise self._enough
         self._waits += 1
         self.since = anyio.current_time()
-        with anyio.CancelScope(deadline=self.since + self._patience) as self._waiting:
+        patience = min(self._patience, ASTRAY) if astray else self._patience
+        with anyio.CancelScope(deadline=self.since + patience) as self._waiting:
             try:
                 return await piece()
             finally:
                 self.since, self._waiting = math.inf, None
         if self._enough is not None:
             raise self._enough
+        if astray and not self._left:
+            raise _Enough(more=True)
         kind = Silent if self._left else Unreachable
         raise kind(self._why, verb="get", resource="pods/log")
 
