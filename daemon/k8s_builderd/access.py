@@ -147,7 +147,9 @@ class Access:
             return
         ends = found.status.phase == "Terminating"
         self._namespace = (
-            f"the namespace {api.namespace} is being deleted. {NamespaceTerminating.remedy}" if ends else ""
+            f"the namespace {api.namespace} is being deleted: create it again, with the daemon's Role and RoleBinding"
+            if ends
+            else ""
         )
 
     async def _try_namespace(self, api: Api) -> None:

@@ -143,7 +143,7 @@ async def test_a_namespace_that_is_deleted_is_told_although_the_watches_are_open
     ticks = await Ticks.start(scene, daemon)
     await scene.cluster.switch("PATCH", "components", {"kube-controller-manager": False})
     assert (await scene.cluster.request("DELETE", "/api/v1/namespaces/default")).status == 200
-    await says(scene, daemon, "[-]access failed: the namespace default is being deleted")
+    await says(scene, daemon, "[-]access failed: the namespace default is being deleted: create it again")
     await ticks.go_on()
     await scene.cluster.switch("PATCH", "components", {"kube-controller-manager": True})
     await says(scene, daemon, "[-]access failed: the namespace default does not exist")
