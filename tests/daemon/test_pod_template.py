@@ -110,6 +110,8 @@ async def test_a_configmaps_swap_is_a_change(scene: Scene, tmp_path: Path) -> No
         ("spec: {restartPolicy: Always}", "spec.restartPolicy cannot be set"),
         ("spec: [", "line 1, column 8: "),
         ("", "it is empty"),
+        ("spec: {hostNetwork: !!bool maybe}", "line 1, column 21: the value does not fit !!bool"),
+        (r'metadata: {annotations: {mood: "\ud83d\ude00"}}', "line 1, column 32: half of a surrogate pair"),
         (MEMORY.format("3GB"), "spec.containers[0].resources.limits[memory] must be a Kubernetes quantity"),
         (None, "it cannot be read: No such file or directory"),
     ],

@@ -7,6 +7,8 @@ import pytest
 
 from k8s_builderd.fabric.document import decode
 
+BILLIONS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
+
 
 @pytest.mark.parametrize(
     ("text", "value"),
@@ -65,7 +67,17 @@ def test_what_is_read(text: str, value: Any) -> None:
         ("a: !!python/name:os.system", "line 1, column 4: could not determine a constructor for the tag"),
         ("a: !!timestamp 2026-11-26", "line 1, column 4: could not determine a constructor for the tag"),
         ("a: 1\n---\na: 2", "line 2, column 1: expected a single document in the stream, but found another document"),
-        ("a: !!int x", "invalid literal for int"),
+        ("a: !!int x", "line 1, column 4: the value does not fit !!int"),
+        ("a: !!int ''", "line 1, column 4: the value does not fit !!int"),
+        ("a: !!bool maybe", "line 1, column 4: the value does not fit !!bool"),
+        ("a:\n- !!float ''", "line 2, column 3: the value does not fit !!float"),
+        ("a: 1.0e999", "line 1, column 4: the value does not fit !!float"),  # JSON has no infinity
+        ("a: " + "9" * 5000, "line 1, column 4: the value does not fit !!int"),
+        ("a: {!!str [a]: b}", "line 1, column 5: a key must be a string: put it in quotes"),
+        # YAML takes each half for a character. In JSON there are only pairs.
+        (r'a: "\ud83d\ude00"', "line 1, column 4: half of a surrogate pair is no text"),
+        (r'"\ud800": a', "line 1, column 1: half of a surrogate pair is no text"),
+        (BILLIONS, "line 1, column 10: with its aliases it has more than 1000000 values"),
         ("a: \0", "unacceptable character #x0000: special characters are not allowed"),
         ("a:\n\t- b", "line 2, column 1: found character '\\t' that cannot start any token"),
         # What begins as JSON is told in JSON's words.
