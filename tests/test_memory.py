@@ -17,11 +17,23 @@ from k8s_builderd.memory import ENOUGH, Tidying
         ([(ENOUGH - 1, 0), (ENOUGH - 1, 0)], [False, False]),
         ([(ENOUGH, 0), (ENOUGH, 0), (ENOUGH, 0)], [False, True, False]),
         ([(ENOUGH, 0), (ENOUGH + 1, 0), (ENOUGH + 1, 0)], [False, False, True]),
+        ([(9 * ENOUGH, 0), (10 * ENOUGH - 1, 0), (10 * ENOUGH, 0), (11 * ENOUGH, 0)], [False, False, True, False]),
+        ([(9_000, 1000), (10_000, 1000), (19_999, 1000), (20_000, 1000)], [False, True, False, True]),
         ([(999, 1000), (999, 1000), (1000, 1000), (1000, 1000)], [False, False, False, True]),
         ([(500, 1000), (500, 1000), (500, 400)], [False, False, True]),
         ([(200, 0), (200, 0), (300, 0), (300, 0)], [False, True, False, True]),
     ],
-    ids=["nothing ended", "few", "enough", "still ending", "as many as go on", "fewer go on", "again"],
+    ids=[
+        "nothing ended",
+        "few",
+        "enough",
+        "still ending",
+        "always ending",
+        "always many",
+        "as many as go on",
+        "fewer go on",
+        "again",
+    ],
 )
 def test_when_everything_is_collected(looks: list[tuple[int, int]], due: list[bool]) -> None:
     tidying = Tidying()

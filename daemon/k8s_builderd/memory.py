@@ -23,6 +23,9 @@ INTERVAL = 30.0
 ENOUGH = 100
 """Ended launches after which all objects are looked at, where no more go on than these."""
 
+WHILE_BUSY = 10
+"""So many times as many, if launches never cease to end: what a chaincode leaves that fails again and again adds up."""
+
 
 def settle() -> None:
     """Take what is there now for what stays, and set the thresholds."""
@@ -39,9 +42,9 @@ class Tidying:
         self._collected = self._last = ended
 
     def due(self, ended: int, alive: int) -> bool:
-        """Say whether it is: as many have ended as go on, and none has since the last look."""
+        """Say whether it is: as many have ended as go on, and none has since the last look, or ten times as many."""
         quiet, self._last = ended == self._last, ended
-        if not quiet or ended - self._collected < max(ENOUGH, alive):
+        if ended - self._collected < max(ENOUGH, alive) * (1 if quiet else WHILE_BUSY):
             return False
         self._collected = ended
         return True
