@@ -163,23 +163,28 @@ class Autostart:
     # The log
 
     def _open_log(self) -> int:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
         if self._log_file:
-            return os.open(self._log_file, flags | os.O_CREAT, 0o640)
-        # Non-blocking, because a pipe that nobody reads any more would keep us; the daemon's writes block as any.
+            return _open_for_daemon(self._log_file, os.O_CREAT)
         try:
-            log = os.open(_STDOUT_OF_CONTAINER, flags | os.O_NONBLOCK)
+            log = _open_for_daemon(_STDOUT_OF_CONTAINER)
             if not os.path.samestat(os.fstat(log), os.stat(os.devnull)):
-                os.set_blocking(log, True)
                 return log
             os.close(log)
         except OSError:
             pass
         self._log_file = self._socket_path + b".log"
-        return os.open(self._log_file, flags | os.O_CREAT | os.O_NOFOLLOW, 0o640)
+        return _open_for_daemon(self._log_file, os.O_CREAT | os.O_NOFOLLOW)
 
     def _log_name(self) -> str:
         return os.fsdecode(self._log_file) if self._log_file else "this container's standard output"
+
+
+def _open_for_daemon(log: bytes, flags: int = 0) -> int:
+    # Non-blocking, because a pipe that nobody reads would keep us for ever; the daemon's writes block as any.
+    flags |= os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    descriptor = os.open(log, flags, 0o640)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def _read(lock: int) -> "tuple[bytes, float, int, str]":

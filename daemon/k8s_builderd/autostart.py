@@ -36,8 +36,10 @@ class PeerProcess:
         """Say whether it still runs; a process that got its pid later is another one."""
         try:
             fields = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError):
             return False
+        except OSError:  # such as no file descriptor left for us: it says nothing of the peer
+            return True
         return fields[19].decode() == self._start and fields[0] not in (b"Z", b"X")
 
     async def ended(self) -> None:

@@ -5,6 +5,8 @@ The starting itself is tested with a daemon, in tests/daemon/test_autostart.py.
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 
 from k8s_builder_client import autostart, place
 from k8s_builder_client.call import Call, CallError
+from tests.embedded.cluster import PATIENCE
 
 UID = os.geteuid()
 
@@ -150,3 +153,44 @@ def test_where_none_is_installed_the_socket_is_where_it_always_was(tmp_path: Pat
     (tmp_path / "k8s-builderd").touch(0o755)
     call = Call("run", [b"a", b"b"], {b"FABRIC_K8S_BUILDER_SOCKET": b"/s"}, os.fsencode(tmp_path))
     assert call.socket_path == b"/s"
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["unread", "read"])
+def test_a_log_that_is_a_pipe_keeps_nobody(tmp_path: Path, read: bool) -> None:
+    """To open a pipe waits for a reader, and while a program waits, it holds the lock of all."""
+    os.mkfifo(tmp_path / "log")
+    script = (
+        "import os, sys; from k8s_builder_client.autostart import Autostart\n"
+        "folder = os.fsencode(sys.argv[1])\n"
+        "log = Autostart(b'/none', folder + b'/socket', folder + b'/log', {})._open_log()\n"
+        "print(os.get_blocking(log))"
+    )
+    reader = os.open(tmp_path / "log", os.O_RDONLY | os.O_NONBLOCK) if read else -1
+    try:
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    finally:
+        if read:
+            os.close(reader)
+    if read:
+        assert done.stdout == "True\n", done.stderr
+    else:
+        assert "OSError: [Errno 6] No such device or address" in done.stderr
+
+
+# The peer's process
+
+
+def test_that_it_cannot_be_looked_at_does_not_say_that_the_peer_has_ended() -> None:
+    """A daemon without a file descriptor left would end with its peer's chaincode attended."""
+    script = (
+        "import os, resource; from k8s_builder_client import autostart\n"
+        "from k8s_builderd.autostart import PeerProcess\n"
+        "peer = PeerProcess(autostart._identity(os.getppid()).decode())\n"
+        "other = PeerProcess(f'{peer.pid}/1')\n"
+        "before = peer.is_alive, other.is_alive\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "print(*before, peer.is_alive)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False True\n"
