@@ -25,7 +25,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 class _Loader(yaml.SafeLoader):  # type: ignore[misc] # it comes without types
     """Knows no other types than JSON's."""
 
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002 - as it is there
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Construct what a node stands for; a value that does not fit its tag is told with its place."""
         try:
             found = super().construct_object(node, deep)
