@@ -10,7 +10,7 @@ import pytest
 from k8s_builder_lab.embedded.images import Image
 from k8s_builder_lab.embedded.server import Options
 
-from .cluster import IMAGE, Cluster, embedded
+from .cluster import IMAGE, Cluster, embedded, eventually
 from .realserver import STRANGER, TOKEN, RealServer, real_server
 
 OPTIONS = Options(
@@ -70,6 +70,14 @@ async def restricted(api: Cluster) -> Cluster:
     labels = {"metadata": {"labels": RESTRICTED}}
     answer = await api.request("PATCH", f"/api/v1/namespaces/{api.namespace}", labels, headers=headers)
     assert answer.status == 200, answer.data
+    # The admission of a real API server learns of a label by a watch of its own, a moment later.
+    spec = {"containers": [{"name": "chaincode", "image": "localhost/x"}]}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}, "spec": spec}
+
+    async def refuses() -> bool:
+        return (await api.request("POST", api.path("pods"), pod, params={"dryRun": "All"})).status == 403
+
+    await eventually(refuses)
     return api
 
 

@@ -208,6 +208,25 @@ def test_nothing_is_there_and_nothing_comes_late(tell: Tell) -> None:
     assert tell(story) == []
 
 
+def test_a_job_that_comes_late_is_deleted_though_its_chaincode_has_ended_already(tell: Tell) -> None:
+    """With it goes the Secret, which has the key."""
+
+    async def story() -> None:
+        deleting = Deleting(Stub(get=[GONE], delete=[None]))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(deleting.carry_out)
+            await anyio.sleep(LATE / 2)
+            deleting.run.found(Applied(ENDED))
+            deleting.run.found(Applied(JOB))
+            await anyio.sleep(1)
+            assert deleting.over is None
+            deleting.run.found(Deleted(JOB))
+        assert deleting.over
+        assert deleting.api.asked == [f"get {NAME}", f"delete {NAME} j"]
+
+    assert tell(story) == ["job_deleted"]
+
+
 def test_whether_something_has_come_cannot_be_told_without_a_watch(tell: Tell) -> None:
     async def story() -> None:
         deleting = Deleting(Stub(get=[GONE]))

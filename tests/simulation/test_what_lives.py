@@ -3,6 +3,7 @@
 import pytest
 
 from k8s_builderd.fabric.manifests import CONTAINER
+from k8s_builderd.fabric.names import TOKEN_ANNOTATION
 from k8s_builderd.fabric.objects import Job, Pod
 from k8s_builderd.kube.watch import Applied, Deleted
 from k8s_builderd.runs.observed import Observed
@@ -137,6 +138,26 @@ def test_a_pod_that_loses_its_label(world: World) -> None:
     world.advance(400)
     lives(world, site)
     assert len(world.logged("pod_lost_label")) == 1
+    world.sim.call(container.exit, 3)
+    world.advance(30)
+    assert world.clients[0].code == 1
+    assert len(world.clients[0].lines) == len(container.lines)
+    over(world)
+
+
+@pytest.mark.parametrize("value", ["5e" * 32, ""], ids=["another run", "no run"])
+@pytest.mark.parametrize("kind", ["jobs", "pods"])
+def test_an_annotation_that_somebody_overwrites(world: World, kind: str, value: str) -> None:
+    """The one that says whose a Job or pod is. It has been seen before, and its `run` is there."""
+    world.cluster.image.program = Program(prints_every=10_000)
+    site = launched(world)
+    container = world.cluster.containers[0]
+    item = next(it for name, it in world.cluster.objects[kind].items() if container.name.startswith(name))
+    annotations = {**item["metadata"]["annotations"], TOKEN_ANNOTATION: value}
+    changed = {**item, "metadata": {**item["metadata"], "annotations": annotations}}
+    world.sim.call(lambda: world.cluster.update(kind, changed))
+    world.advance(400)
+    lives(world, site)
     world.sim.call(container.exit, 3)
     world.advance(30)
     assert world.clients[0].code == 1

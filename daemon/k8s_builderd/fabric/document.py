@@ -4,7 +4,10 @@ YAML is read as Kubernetes' tools read it (YAML 1.1: `yes` and `on` are truth va
 mistakes: a key that stands twice or is no string, a date, `1:30` as a number, a tag.
 """
 
+import math
 import re
+from collections.abc import Iterator
+from itertools import count
 from typing import Any, ClassVar
 
 import msgspec
@@ -13,9 +16,25 @@ import yaml
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
 
+MOST_NODES = 1_000_000
+"""Nodes of a document, with each alias counted as what it stands for: a few lines of aliases can stand for billions."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc] # it comes without types
     """Knows no other types than JSON's."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Construct what a node stands for; a value that does not fit its tag is told with its place."""
+        try:
+            found = super().construct_object(node, deep)
+        except (ValueError, LookupError):  # such as for `!!int x` and `!!bool maybe`
+            found = math.inf
+        if isinstance(found, float) and math.isinf(found):
+            tag = node.tag.removeprefix(_TAG)
+            raise yaml.MarkedYAMLError(problem=f"the value does not fit !!{tag}", problem_mark=node.start_mark)
+        return found
 
     yaml_constructors: ClassVar[dict[Any, Any]] = {
         **{_TAG + name: yaml.SafeLoader.yaml_constructors[_TAG + name] for name in _PLAIN},
@@ -62,8 +81,8 @@ def decode(content: bytes) -> Any:
         raise ValueError(where + (f"{error.context}, {what}" if what.startswith("but ") else what)) from None
     except yaml.YAMLError as error:
         raise ValueError(str(error).partition("\n")[0]) from None
-    except (RecursionError, ValueError) as error:
-        raise ValueError("it is nested too deeply" if isinstance(error, RecursionError) else str(error)) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _yaml(text: str) -> Any:
@@ -72,28 +91,37 @@ def _yaml(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             raise ValueError("it is empty")
-        _check(node, ())
+        _check(node, (), count(1))
         return loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def _check(node: yaml.Node, above: tuple[yaml.Node, ...]) -> None:
-    """Check the keys of a node and of all below it.
+def _check(node: yaml.Node, above: tuple[yaml.Node, ...], numbers: Iterator[int]) -> None:
+    """Check the keys of a node and of all below it, and that JSON can say its text.
 
-    :raises yaml.MarkedYAMLError: if a key is no string or stands twice, or an anchor is within itself.
+    :param numbers: counts the nodes.
+    :raises yaml.MarkedYAMLError: if a key is no string or stands twice, an anchor is within itself, there are too many
+        nodes, or there is half of a surrogate pair.
     """
     if node in above:
         raise yaml.MarkedYAMLError(problem="an anchor holds itself", problem_mark=node.start_mark)
+    if next(numbers) > MOST_NODES:
+        raise yaml.MarkedYAMLError(
+            problem=f"with its aliases it has more than {MOST_NODES} values", problem_mark=node.start_mark
+        )
     below = (*above, node)
-    if isinstance(node, yaml.SequenceNode):
+    if isinstance(node, yaml.ScalarNode):
+        if _SURROGATE.search(node.value):
+            raise yaml.MarkedYAMLError(problem="half of a surrogate pair is no text", problem_mark=node.start_mark)
+    elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _check(item, below)
+            _check(item, below, numbers)
     elif isinstance(node, yaml.MappingNode):
         keys = set()
         for key, value in node.value:
             if key.tag != _TAG + "merge":
-                if key.tag != _TAG + "str":
+                if key.tag != _TAG + "str" or not isinstance(key, yaml.ScalarNode):
                     raise yaml.MarkedYAMLError(
                         problem="a key must be a string: put it in quotes", problem_mark=key.start_mark
                     )
@@ -102,4 +130,5 @@ def _check(node: yaml.Node, above: tuple[yaml.Node, ...]) -> None:
                         problem=f"the key {key.value!a} stands twice", problem_mark=key.start_mark
                     )
                 keys.add(key.value)
-            _check(value, below)
+                _check(key, below, numbers)
+            _check(value, below, numbers)

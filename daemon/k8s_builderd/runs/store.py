@@ -77,6 +77,9 @@ class Store:
         self._by_key: dict[LaunchKey, Siblings] = {}
         self._objects: dict[str, dict[str, Job | Pod]] = {}
         """Every Job and pod that is there, by token and uid: what is known of a run before the run is."""
+        self._token_of: dict[str, str] = {}
+        """By uid, the token that each of them had when it was first seen. It counts: whoever overwrites an annotation
+        takes no chaincode from its run."""
         self.forgotten = 0
         """How many runs are over and forgotten."""
         self._claims_count = False
@@ -359,11 +362,10 @@ class Store:
 
     def _job_changed(self, change: Applied[Job] | Deleted[Job]) -> None:
         job = change.object
-        token = job.metadata.token_sha256
-        self._remember(change)
+        token = self._remember(change)
         run = self._by_token.get(token)
         if run is None:
-            if isinstance(change, Deleted) or job.finished or not token:
+            if isinstance(change, Deleted) or job.finished or not token or token != job.metadata.token_sha256:
                 return
             run = self._add(Run.of(job))
         is_new = run.observed.job is None or run.made is None
@@ -378,10 +380,10 @@ class Store:
 
     def _pod_changed(self, change: Applied[Pod] | Deleted[Pod]) -> None:
         pod = change.object
-        self._remember(change)
-        run = self._by_token.get(pod.metadata.token_sha256)
+        token = self._remember(change)
+        run = self._by_token.get(token)
         if run is None:
-            if isinstance(change, Deleted) or not pod.metadata.token_sha256 or not _may_run(pod):
+            if isinstance(change, Deleted) or not _may_run(pod) or not token or token != pod.metadata.token_sha256:
                 return
             run = self._add(Run.of(pod))  # its Job is gone, or the watch of Jobs has not told yet
         known = run.observed.pod
@@ -396,15 +398,19 @@ class Store:
         self._settle(run)
         self._ring(run)
 
-    def _remember(self, change: Applied[Job] | Deleted[Job] | Applied[Pod] | Deleted[Pod]) -> None:
+    def _remember(self, change: Applied[Job] | Deleted[Job] | Applied[Pod] | Deleted[Pod]) -> str:
+        """Note what is there, and return the token of its run."""
         meta = change.object.metadata
-        of_token = self._objects.setdefault(meta.token_sha256, {})
+        token = self._token_of.setdefault(meta.uid, meta.token_sha256)
+        of_token = self._objects.setdefault(token, {})
         if isinstance(change, Applied):
             of_token[meta.uid] = change.object
         else:
             of_token.pop(meta.uid, None)
+            del self._token_of[meta.uid]
         if not of_token:
-            del self._objects[meta.token_sha256]
+            del self._objects[token]
+        return token
 
     def past(self) -> Iterator[Run]:
         """Yield what is known of runs that are over and forgotten, and whose Job or pod is still there."""
