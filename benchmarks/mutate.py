@@ -37,7 +37,14 @@ def _scenes(*names: str) -> tuple[str, ...]:
 
 
 TESTS: dict[Path, tuple[tuple[str, ...], ...]] = {
-    **dict.fromkeys(RUNS, (("tests/runs",), ("tests/simulation",), _scenes("stop", "knocking", "replace", "restarts"))),
+    **dict.fromkeys(
+        RUNS,
+        (
+            ("tests/runs",),
+            ("tests/simulation",),
+            _scenes("stop", "knocking", "replace", "restarts", "reuse", "metrics"),
+        ),
+    ),
     **dict.fromkeys(KUBE, (("tests/kube",), ("tests/simulation",), _scenes("run_ends", "outage"))),
 }
 """What is run for a mutant of a file, one group after another until one of them fails: the quick ones first."""

@@ -1,6 +1,7 @@
 """What all tests share: anyio's plugin on asyncio, and a way to let no test be skipped."""
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -11,6 +12,12 @@ NO_SKIPS = bool(os.environ.get("K8S_BUILDER_NO_SKIPS"))
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C end what the tests start: a shell that starts pytest in the background lets it ignore SIGINT."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

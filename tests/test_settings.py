@@ -1,5 +1,6 @@
 """Every variable of the daemon: what it takes, what it refuses, and in which words."""
 
+import base64
 import json
 import math
 import os
@@ -14,9 +15,9 @@ import pytest
 
 from k8s_builderd import settings as settings_module
 from k8s_builderd.errors import SettingsError
-from k8s_builderd.fabric.plan import LaunchSettings, PodSettings, SecurityProfile
+from k8s_builderd.fabric.plan import LaunchSettings, Owner, PodSettings, SecurityProfile
 from k8s_builderd.fabric.template import PodTemplate
-from k8s_builderd.settings import FORWARDED, PREFIX, Settings, launch_settings
+from k8s_builderd.settings import FORWARDED, PREFIX, Settings, launch_settings, read_bound_pod
 
 ROOT = Path(__file__).parents[1]
 PEER = {"CORE_PEER_ID": "peer0"}
@@ -284,6 +285,62 @@ def test_the_daemons_own_pod_has_a_name_and_a_uid() -> None:
         assert refused(**half) == (
             f"The {PREFIX}POD_NAME and {PREFIX}POD_UID environment variables must both be set, or neither"
         )
+
+
+POD = {"name": "peer0-0", "uid": "8a7d0ed9-a868-40bb-8ec3-b30001f984b1"}
+
+
+def jwt(claims: Any) -> str:
+    """Return a token as the API server makes them."""
+    parts = ({"alg": "RS256", "kid": "k"}, claims)
+    encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in parts]
+    return ".".join((*encoded, "c2lnbmF0dXJl"))
+
+
+@pytest.mark.parametrize("namespace", ["f", "fa", "fab"])  # of each length of base64's padding
+def test_the_service_accounts_token_names_the_pod(tmp_path: Path, namespace: str) -> None:
+    token = tmp_path / "token"
+    token.write_text(jwt({"aud": ["a"], "exp": 1, "kubernetes.io": {"namespace": namespace, "pod": POD}}) + "\n")
+    assert read_bound_pod(token) == Owner(POD["name"], POD["uid"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        jwt({"kubernetes.io/serviceaccount/namespace": "fabric", "sub": "system:serviceaccount:fabric:peer"}),
+        jwt({"kubernetes.io": {"namespace": "fabric", "serviceaccount": POD, "secret": POD}}),
+        jwt({"kubernetes.io": {"pod": {"name": "peer0-0"}}}),
+        jwt({"kubernetes.io": {"pod": {"name": "peer0-0", "uid": ""}}}),
+        jwt({"kubernetes.io": {"pod": None}}),
+        jwt(["kubernetes.io"]),
+        "opaque",
+        "not.base64\u00e4.at-all",
+        "one.b.more",
+        "no.anNvbg.here",
+        "",
+    ],
+    ids=["legacy", "a Secret's", "no uid", "empty", "null", "list", "opaque", "text", "length", "no JSON", "nothing"],
+)
+def test_a_token_that_names_no_pod(tmp_path: Path, content: str) -> None:
+    token = tmp_path / "token"
+    token.write_text(content)
+    assert read_bound_pod(token) is None
+    assert read_bound_pod(tmp_path / "none") is None
+
+
+def test_what_is_set_wins_over_the_token_and_a_kubeconfig_is_not_the_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings_module, "_SERVICE_ACCOUNT", tmp_path)
+    (tmp_path / "token").write_text(jwt({"kubernetes.io": {"pod": POD}}))
+    (tmp_path / "namespace").write_text("fabric")
+    for found, expected in (
+        (load(), (POD["name"], POD["uid"], True)),
+        (load(POD_NAME="other", POD_UID="uid"), ("other", "uid", False)),
+        (load(KUBECONFIG_PATH="/kubeconfig"), ("", "", False)),
+    ):
+        assert (found.pod_name, found.pod_uid, found.pod_from_token) == expected
+        assert (found.namespace, found.pod_namespace) == ("fabric", "fabric")
 
 
 # The pods of chaincode

@@ -1,4 +1,4 @@
-"""Finds out whether the daemon's own pod is what the downward API says, before Jobs are given to it.
+"""Finds out whether the daemon's own pod is what the downward API or its token says, before Jobs are given to it.
 
 A Job whose owner has a wrong name or uid is deleted by the cluster at birth, without an event (measured).
 """
@@ -14,6 +14,11 @@ from k8s_builderd.kube.api import PODS, Api
 from k8s_builderd.kube.errors import ApiError, NotFound, Refusals
 from k8s_builderd.kube.objects import Pod
 from k8s_builderd.settings import Settings
+
+_UNNAMED = (
+    "FABRIC_K8S_BUILDER_POD_NAME and FABRIC_K8S_BUILDER_POD_UID are not set, and the service account's token names no"
+    " pod: jobs have no owner, and remain when the peer's pod is deleted"
+)
 
 _log = structlog.get_logger("k8s_builderd.owner")
 
@@ -32,6 +37,8 @@ class OwnPod:
         """
         name, uid = settings.pod_name, settings.pod_uid
         if not name:
+            if not settings.kubeconfig:
+                _log.info("own_pod_unknown", reason=_UNNAMED)
             known(None)
             return
         if settings.pod_namespace not in {"", settings.namespace}:
@@ -59,7 +66,11 @@ class OwnPod:
             known(Owner(name, uid))
             return
         has = f"that pod's uid is {found.metadata.uid!a}" if found is not None else "there is no such pod"
-        if self._is_news(
+        if settings.pod_from_token:  # nobody has set it, so nobody has set it wrongly
+            self.error = None
+            reason = f"the service account's token names pod {name} with uid {uid} in namespace {settings.namespace}"
+            _log.info("own_pod_unknown", reason=f"{reason}: {has}; jobs have no owner")
+        elif self._is_news(
             f"FABRIC_K8S_BUILDER_POD_NAME={name} and FABRIC_K8S_BUILDER_POD_UID={uid} are not this daemon's pod in"
             f" namespace {settings.namespace}: {has}; jobs will remain when the peer's pod is deleted"
         ):

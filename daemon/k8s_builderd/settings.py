@@ -4,6 +4,7 @@ The names without `FABRIC_K8S_BUILDER_` and those of the Go builder mean what th
 (docs/configuration.md has them all). What the operator sets on the daemon wins over what a client forwards.
 """
 
+import base64
 import hashlib
 import math
 import os
@@ -13,12 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 from msgspec import Struct
 
 from k8s_builderd.errors import SettingsError
 from k8s_builderd.fabric import logprefix
 from k8s_builderd.fabric.names import label_value_fault, name_prefix_fault
-from k8s_builderd.fabric.plan import LaunchSettings, PodSettings, SecurityProfile
+from k8s_builderd.fabric.plan import LaunchSettings, Owner, PodSettings, SecurityProfile
 from k8s_builderd.fabric.template import PodTemplate, TemplateError
 from k8s_builderd.golang import parse_bool, parse_duration
 from k8s_builderd.kube.quantity import parse_quantity
@@ -37,7 +39,7 @@ MAX_TEMPLATE_SIZE = 1024 * 1024
 
 DEFAULT_SOCKET = "/run/k8s-builder/builder.sock"
 _MACHINE_ID_FILE = Path("/etc/machine-id")
-_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _DNS_1123_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _DNS_1123_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -67,6 +69,8 @@ class Settings(Struct, frozen=True):
     pod: PodSettings = PodSettings()
     pod_name: str = ""
     pod_uid: str = ""
+    pod_from_token: bool = False
+    """Whether the two are not set, and the service account's token names the pod."""
     pod_namespace: str = ""
     """The namespace of the daemon's own pod; empty where it is not known, and taken for `namespace` then."""
     pod_template: PodTemplate = PodTemplate()
@@ -97,9 +101,13 @@ class Settings(Struct, frozen=True):
             {**read.environ, PEER_ID: "checked for each run"}
         )  # a mistake is told at start, not at a launch
         pod_namespace = read("POD_NAMESPACE", _service_account_namespace(), _namespace)
+        kubeconfig = read.environ.get("KUBECONFIG_PATH", "")
+        pod_name = read("POD_NAME", "", str)
+        # A kubeconfig may be for another cluster than that of the token.
+        bound = None if pod_name or kubeconfig else read_bound_pod(_SERVICE_ACCOUNT / "token")
         return cls(
             environment={name: read.environ[name] for name in FORWARDED if read.environ.get(name)},
-            kubeconfig=read.environ.get("KUBECONFIG_PATH", ""),
+            kubeconfig=kubeconfig,
             namespace=read("NAMESPACE", _service_account_namespace() or "default", _namespace),
             instance=read("INSTANCE", _host_name(), _kubernetes_label_value),
             host=_host_id(pod_namespace),
@@ -113,8 +121,9 @@ class Settings(Struct, frozen=True):
             security_profile=read("SECURITY_PROFILE", SecurityProfile.BASELINE, _security_profile),
             run_as_non_root=read("RUN_AS_NON_ROOT", False, parse_bool),
             pod=_pod_settings(read),
-            pod_name=read("POD_NAME", "", str),
-            pod_uid=read("POD_UID", "", str),
+            pod_name=bound.name if bound else pod_name,
+            pod_uid=bound.uid if bound else read("POD_UID", "", str),
+            pod_from_token=bound is not None,
             pod_namespace=pod_namespace,
             pod_template=read("POD_TEMPLATE", PodTemplate(), _pod_template),
             pod_template_file=read("POD_TEMPLATE", None, Path),
@@ -382,6 +391,29 @@ def _host_id(pod_namespace: str) -> str:
 
 def _service_account_namespace() -> str:
     try:
-        return _NAMESPACE_FILE.read_text().strip()
+        return (_SERVICE_ACCOUNT / "namespace").read_text().strip()
     except OSError:
         return ""
+
+
+class _KubernetesClaims(Struct, frozen=True):
+    pod: Owner
+
+
+class _Claims(Struct, frozen=True):
+    kubernetes: _KubernetesClaims = msgspec.field(name="kubernetes.io")
+
+
+def read_bound_pod(token: Path) -> Owner | None:
+    """Return the pod that a service account's token is bound to, or None if it names none.
+
+    The kubelet gets a token for each pod, and the API server writes the pod's name and uid into it: no other pod has
+    that token. One that was made for a Secret names no pod.
+    """
+    try:
+        payload = token.read_text().split(".")[1]
+        claims = msgspec.json.decode(base64.urlsafe_b64decode(payload + "=="), type=_Claims)
+    except (OSError, ValueError, IndexError, msgspec.MsgspecError):
+        return None
+    pod = claims.kubernetes.pod
+    return pod if pod.name and pod.uid else None

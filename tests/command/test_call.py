@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -197,8 +198,9 @@ class Terminal:
 
     def until(self, text: bytes) -> bytes:
         """Wait until the terminal shows a text; return all that it has shown."""
+        end = time.monotonic() + 60
         while text not in self.shown:
-            ready, _, _ = select.select([self.ours], [], [], 60)
+            ready, _, _ = select.select([self.ours], [], [], max(0, end - time.monotonic()))
             assert ready, self.shown
             try:
                 data = os.read(self.ours, 1 << 16)

@@ -3,11 +3,17 @@
 import signal
 from typing import Any
 
+import anyio
 import pytest
+from structlog.testing import capture_logs
 
+from k8s_builderd.fabric.plan import Owner
+from k8s_builderd.kube.api import Api
+from k8s_builderd.owner import OwnPod
+from k8s_builderd.settings import Settings
 from tests.daemon.chaincodes import Ticking, eventually, no_faults
 from tests.daemon.scene import Running, Scene
-from tests.embedded.cluster import running
+from tests.embedded.cluster import PATIENCE, running
 
 pytestmark = pytest.mark.anyio
 
@@ -129,3 +135,91 @@ async def test_an_api_server_that_forbids_for_a_moment_costs_no_owner(scene: Sce
 
     await eventually(ready)
     assert await run.terminate() == 0
+
+
+# A pod that the service account's token names
+
+
+def bound(uid: str, *, namespace: str = "default") -> Settings:
+    return Settings(
+        environment={},
+        kubeconfig="",
+        namespace="default",
+        instance="scene",
+        pod_name=NAME,
+        pod_uid=uid,
+        pod_from_token=True,
+        pod_namespace=namespace,
+    )
+
+
+async def confirmed(scene: Scene, settings: Settings) -> tuple[list[Owner | None], str | None, Any]:
+    """Return what launches, /readyz and the log are told."""
+    own_pod = OwnPod()
+    told: list[Owner | None] = []
+    with capture_logs() as log, anyio.fail_after(PATIENCE):
+        async with Api.open(str(scene.kubeconfig), "default") as api:
+            await own_pod.confirm(api, settings, told.append)
+    return told, own_pod.error, [line for line in log if line["log_level"] != "debug"]
+
+
+async def test_the_pod_of_the_token_owns_the_jobs(scene: Scene) -> None:
+    uid = (await peer_pod(scene))["metadata"]["uid"]
+    assert await confirmed(scene, bound(uid)) == ([Owner(NAME, uid)], None, [])
+
+
+@pytest.mark.parametrize("there", [False, True])
+async def test_a_pod_of_the_token_that_is_no_more_owns_nothing_and_that_is_no_fault(scene: Scene, there: bool) -> None:
+    """A StatefulSet's next pod has the same name: what it owned would be deleted with it."""
+    has = "there is no such pod"
+    if there:
+        has = f"that pod's uid is '{(await peer_pod(scene))['metadata']['uid']}'"
+    told, error, [line] = await confirmed(scene, bound("of-the-token"))
+    assert (told, error) == ([None], None)
+    assert (line["event"], line["log_level"]) == ("own_pod_unknown", "info")
+    assert line["reason"] == (
+        f"the service account's token names pod {NAME} with uid of-the-token in namespace default: {has}; jobs have no"
+        " owner"
+    )
+
+
+async def test_a_pod_of_the_token_in_another_namespace_owns_nothing(scene: Scene) -> None:
+    uid = (await peer_pod(scene))["metadata"]["uid"]
+    told, error, [line] = await confirmed(scene, bound(uid, namespace="peers"))
+    assert (told, error, line["event"], line["log_level"]) == ([None], None, "own_pod_elsewhere", "info")
+
+
+async def test_launches_go_on_without_an_owner_where_the_pod_may_not_be_read(scene: Scene) -> None:
+    """Where the Role is mended, later ones have it."""
+    uid = (await peer_pod(scene))["metadata"]["uid"]
+    await scene.fault(verb="get", resource="pods", name=NAME, times=None, action={"do": "status", "code": 403})
+    own_pod = OwnPod()
+    told: list[Owner | None] = []
+    async with Api.open(str(scene.kubeconfig), "default") as api, anyio.create_task_group() as tasks:
+        tasks.start_soon(own_pod.confirm, api, bound(uid), told.append)
+        await eventually(lambda: bool(told))
+        assert told == [None]
+        assert own_pod.error is not None
+        assert "cannot get pods" in own_pod.error
+        await no_faults(scene)
+    assert told[-1] == Owner(NAME, uid)
+    assert own_pod.error is None
+
+
+@pytest.mark.parametrize("same", [True, False])
+async def test_a_daemon_deletes_what_its_pod_owns_and_nobody_claims(scene: Scene, same: bool) -> None:
+    """The next pod of that name, on the same host, deletes none of it: its owner is another one."""
+    uid = (await peer_pod(scene))["metadata"]["uid"]
+    first = await owned_daemon(scene, uid)
+    run = await scene.call("run", (await Ticking.make(scene)).package)
+    await run.line("line 2")
+    for process in (run, first):
+        process.send(signal.SIGKILL)
+        await process.wait()
+    again = await scene.daemon(POD_NAME=NAME, POD_UID=uid if same else "another", ORPHAN_GRACE="10ms")
+    if same:
+        assert b"orphan" in await again.line("job_unclaimed")
+        await scene.none("jobs", "secrets")
+    else:
+        await again.line("job_of_another_daemon")
+        assert (await scene.only("jobs"))["metadata"]["ownerReferences"][0]["uid"] == uid

@@ -64,6 +64,20 @@ async def test_the_new_launch_has_the_old_ones_job(scene: Scene, tls: bool, old_
     await forgotten(scene, daemon)
 
 
+async def test_a_job_whose_pod_the_api_does_not_tell_of_is_replaced(scene: Scene) -> None:
+    await scene.daemon(**ROLE)
+    ticking = await Ticking.make(scene)
+    connect(ticking.package, tls=True)
+    old = await scene.call("run", ticking.package)
+    await old.line(HELD_UP)
+    await scene.fault(verb="get", resource="pods", times=1, action={"do": "status", "code": 503})
+    new = await scene.call("run", ticking.package)
+    assert await old.wait() == 1
+    await add_node(scene)
+    await new.line("line 1")
+    assert not new.count(GOES_ON)
+
+
 async def test_it_goes_on_over_any_number_of_launches(scene: Scene) -> None:
     daemon = await scene.daemon(**ROLE)
     ticking = await Ticking.make(scene)

@@ -128,9 +128,18 @@ class Container:
 
 @asynccontextmanager
 async def container(
-    network: Network, builder: Path, scene: Scene, directory: Path, *, run_is_writable: bool = False
+    network: Network,
+    builder: Path,
+    scene: Scene,
+    directory: Path,
+    *,
+    run_is_writable: bool = False,
+    token: str = "",
 ) -> AsyncIterator[Container]:
-    """Run a container with this builder's folder; its Kubernetes API is the scene's cluster, by TLS."""
+    """Run a container with this builder's folder; its Kubernetes API is the scene's cluster, by TLS.
+
+    :param token: its service account's, if not the cluster's own.
+    """
     api = directory / "api"
     api.mkdir(mode=0o755)
     authority = Authority(directory)
@@ -144,7 +153,7 @@ async def container(
         "groups": network.groups,
         "run_is_writable": run_is_writable,
         "account": {
-            "token": scene.cluster.token,
+            "token": token or scene.cluster.token,
             "namespace": scene.cluster.namespace,
             "ca.crt": authority.file.read_text(),
         },
@@ -212,6 +221,7 @@ async def offer(path: Path, authority: Authority, server: str) -> None:
     async def serve(outer: anyio.abc.SocketStream) -> None:
         try:
             async with (
+                outer,  # also where the handshake fails
                 await TLSStream.wrap(outer, server_side=True, ssl_context=context, standard_compatible=False) as secure,
                 await anyio.connect_tcp(host, int(port)) as inner,
                 anyio.create_task_group() as both,
@@ -225,7 +235,7 @@ async def offer(path: Path, authority: Authority, server: str) -> None:
         try:
             async for data in source:
                 await destination.send(data)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream):
             pass
         scope.cancel()
 

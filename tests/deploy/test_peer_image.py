@@ -11,10 +11,12 @@ import anyio
 import pytest
 
 from tests.daemon.scene import Scene, open_scene
+from tests.daemon.test_owner import peer_pod
 from tests.deploy import wheel
 from tests.deploy.assembled import assemble
 from tests.deploy.container import NETWORKS, container, needs_namespaces
 from tests.embedded.cluster import PATIENCE
+from tests.test_settings import jwt
 
 DETECTED = "Detected k8s chaincode: basic_1.0"
 
@@ -61,6 +63,9 @@ async def test_a_chaincode_runs_with_the_environment_of_a_network(
         events = [json.loads(line) for line in inside.log]
         directory = "/run/k8s-builder" if run_is_writable else f"/tmp/k8s-builder-{given.uid}"
         assert [event["path"] for event in events if event["event"] == "socket_open"] == [f"{directory}/builder.sock"]
+        [unknown] = [event for event in events if event["event"] == "own_pod_unknown"]
+        assert "token names no pod" in unknown["reason"]
+        assert "ownerReferences" not in (await scene.only("jobs"))["metadata"]
         await inside.do("processes")
         processes = (await inside.sees(processes=...))["processes"]
         [(uid, command)] = [
@@ -92,6 +97,24 @@ async def test_people_ask_the_daemon_out_of_the_peers_container(builder: Path, s
         answer = await inside.sees(executed="k8s-builder")
         assert (answer["code"], answer["stderr"]) == (0, "")
         assert [found["label"] for found in json.loads(answer["stdout"])["chaincodes"]] == ["basic_1.0"]
+
+
+@needs_namespaces()
+async def test_the_peers_pod_owns_the_jobs_and_takes_them_along(builder: Path, scene: Scene, tmp_path: Path) -> None:
+    """No setting says which pod it is, nor need it have the host's name; its service account's token names it."""
+    metadata = (await peer_pod(scene))["metadata"]
+    pod = {"name": metadata["name"], "uid": metadata["uid"]}
+    token = jwt({"kubernetes.io": {"namespace": scene.cluster.namespace, "pod": pod}})
+    await scene.cluster.switch("POST", "tokens", {"tokens": [token, scene.cluster.token]})
+    async with container(NETWORKS["fabric operator"], builder, scene, tmp_path, token=token) as inside:
+        assert (await inside.call("build", "source", "metadata", "output"))[0] == 0
+        await inside.do("run output run")
+        await inside.sees(program="run", line="Running chaincode ID basic_1.0:")
+        [owner] = (await scene.only("jobs"))["metadata"]["ownerReferences"]
+        assert owner == {"apiVersion": "v1", "kind": "Pod", **pod}
+        await scene.cluster.delete("pods", pod["name"])
+        assert (await inside.sees(program="run", code=...))["code"] == 1
+        await scene.none("jobs", "pods", "secrets")
 
 
 def test_the_build_copies_what_its_context_has_and_nothing_else(tmp_path: Path) -> None:
