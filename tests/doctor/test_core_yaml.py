@@ -76,6 +76,7 @@ def test_the_environment_replaces_the_list() -> None:
     ("builders", "words"),
     [
         ("[{", "it is neither JSON nor YAML"),
+        ("[2026-02-30]", "it is neither JSON nor YAML"),
         ("a word", "it must be a list of objects"),
         ('["k8s"]', "it must be a list of objects"),
         ('[{"path": "/x"}]', "entry 1 has no name, so the peer does not start"),
@@ -311,6 +312,16 @@ def test_nothing_of_a_file_that_cannot_be_read_is_told(text: str) -> None:
         read_core_yaml(text.encode())
     assert "s3cret" not in str(error.value)
     assert str(error.value).startswith(("it is not valid YAML at line 1, column ", "it holds no object"))
+
+
+@pytest.mark.parametrize(
+    "text", ["password: !!bool s3cret", "password: !!int s3cret", "a: 2026-02-30", "? [s3cret]\n: a", "[" * 5000]
+)
+def test_nor_of_one_that_is_yaml_and_holds_what_it_cannot(text: str) -> None:
+    with pytest.raises(CoreYamlError) as error:
+        read_core_yaml(text.encode())
+    assert "s3cret" not in str(error.value)
+    assert str(error.value).startswith("it is not valid YAML")
 
 
 def test_what_env_prints_is_read_with_values_of_several_lines() -> None:

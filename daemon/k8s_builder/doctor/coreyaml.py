@@ -5,10 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from msgspec import Struct
 
-from k8s_builder.doctor.peerconfig import Found, PeerConfig
+from k8s_builder.doctor.peerconfig import CoreYamlError, Found, PeerConfig, load_yaml
 from k8s_builder.doctor.result import Result, failure, ok, skipped, warning
 from k8s_builderd.errors import SettingsError
 from k8s_builderd.fabric.package import Chaincode
@@ -95,8 +94,8 @@ def entries(found: Found | None) -> list[Builder]:
     value = found.value if found is not None else None
     if isinstance(value, str):
         try:
-            value = yaml.safe_load(value)
-        except yaml.YAMLError:
+            value = load_yaml(value)
+        except CoreYamlError:
             raise ValueError("it is neither JSON nor YAML") from None
     if value is None:
         return []

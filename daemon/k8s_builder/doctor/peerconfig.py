@@ -87,15 +87,25 @@ def read_core_yaml(data: bytes) -> dict[str, Any]:
 
     :raises CoreYamlError: if it is no YAML, or no object.
     """
+    document = load_yaml(data)
+    if not isinstance(document, dict):
+        raise CoreYamlError("it holds no object at its top")
+    return document
+
+
+def load_yaml(data: bytes | str) -> Any:
+    """Return what a YAML document says.
+
+    :raises CoreYamlError: if it is none.
+    """
     try:
-        document = yaml.safe_load(data)
+        return yaml.safe_load(data)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         raise CoreYamlError(f"it is not valid YAML{where}") from None
-    if not isinstance(document, dict):
-        raise CoreYamlError("it holds no object at its top")
-    return document
+    except (ValueError, LookupError, TypeError, RecursionError):  # a date such as 2026-02-30, `!!bool maybe`
+        raise CoreYamlError("it is not valid YAML") from None
 
 
 def read_environment(text: str) -> dict[str, str]:
