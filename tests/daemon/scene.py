@@ -307,8 +307,8 @@ class Scene:
         os.set_blocking(reading, False)
         try:
             process: Process | Forked
-            if command == DAEMON and not measured.ENVIRONMENT:
-                process = forkserver.server().start(environment, writing)
+            if command == DAEMON:
+                process = forkserver.server().start({**environment, **measured.ENVIRONMENT}, writing)
             else:
                 process = await anyio.open_process(
                     command,

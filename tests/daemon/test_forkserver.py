@@ -8,13 +8,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests import measured
 from tests.daemon.scene import Running, Scene
 
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.skipif(bool(measured.ENVIRONMENT), reason="where coverage is measured, none is forked"),
-]
+pytestmark = pytest.mark.anyio
 
 
 def descriptors(daemon: Running) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 `__main__.py` is a process that has imported what a daemon imports. It forks for each start, and the fork becomes
 `python -m k8s_builderd` with the environment and the standard error that it is given: a process with a pid of its own,
-which is signalled, measured and killed like any other. The suite starts some three hundred. Where coverage is measured
-all of them are started plainly, and so is a daemon with arguments.
+which is signalled, measured and killed like any other. The suite starts some three hundred. A daemon with arguments is
+started plainly.
 """
 
 import atexit

@@ -9,6 +9,8 @@ import socket
 import struct
 from contextlib import suppress
 
+import coverage
+
 import k8s_builderd.daemon  # noqa: F401 - what a daemon imports
 import k8s_builderd.logconf  # noqa: F401
 from k8s_builderd.kube import slim
@@ -50,6 +52,7 @@ def become(environment: dict[str, str], stderr: int) -> None:
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     os.environ.clear()
     os.environ.update(environment)
+    coverage.process_startup()  # where the environment says so
     runpy.run_module("k8s_builderd", run_name="__main__", alter_sys=True)
 
 

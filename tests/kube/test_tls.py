@@ -277,3 +277,38 @@ async def test_other_connections_are_asyncios_own() -> None:
         async with asyncio.timeout(PATIENCE):
             await ended.wait()
         await asyncio.sleep(0)
+
+
+class Broken(Seen):
+    """A protocol with a mistake."""
+
+    def data_received(self, data: bytes) -> None:
+        raise ValueError("a mistake")
+
+
+async def test_a_mistake_in_the_protocol_ends_the_connection(tmp_path: Path) -> None:
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    async with connected(tmp_path, echo) as (transport, seen):
+        broken = Broken()
+        transport.set_protocol(broken)
+        transport.write(b"hello")
+        await broken.until(lambda: bool(broken.lost))
+        seen.lost.append(None)  # which the other one was told
+    assert "a mistake" in [str(context["exception"]) for context in reported]
+
+
+async def test_a_server_that_reads_nothing_holds_up_no_close_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "FAREWELL_TIMEOUT", 0.1)
+
+    async def deaf(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.sleep(PATIENCE)
+
+    async with connected(tmp_path, deaf) as (transport, seen):
+        transport.write(bytes(32 << 20))
+        transport.close()
+        assert transport.get_write_buffer_size()
+        await seen.until(lambda: bool(seen.lost))

@@ -18,8 +18,8 @@ READ = 64 * 1024
 HIGH_WATER, LOW_WATER = 64 * 1024, 16 * 1024
 """Bytes waiting to be sent, from which on the protocol is paused, and down to which it goes on."""
 
-HANDSHAKE_TIMEOUT = 60.0
-"""Seconds for a handshake, as asyncio has it."""
+HANDSHAKE_TIMEOUT, FAREWELL_TIMEOUT = 60.0, 30.0
+"""Seconds for a handshake, and to send what waits when a connection is closed, as asyncio has them."""
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -184,7 +184,9 @@ class Transport(asyncio.Transport):
         if not self._closing:
             self._closing = True
             self._watch()
-            if not self._unsent:
+            if self._unsent:
+                self._loop.call_later(FAREWELL_TIMEOUT, self.abort)
+            else:
                 self._loop.call_soon(self._lose, None)
 
     def abort(self) -> None:
@@ -248,7 +250,11 @@ class Transport(asyncio.Transport):
             failure = error
         protocol = cast("asyncio.Protocol", self._protocol)
         if size:
-            protocol.data_received(bytes(self._shared[:size]))
+            try:
+                protocol.data_received(bytes(self._shared[:size]))
+            except BaseException:
+                self.abort()  # or nobody would read on, nor be told
+                raise
         if failure is not None and not self._closing:
             if isinstance(failure, ssl.SSLZeroReturnError):  # the other side's farewell: a clean end
                 protocol.eof_received()
