@@ -1,6 +1,7 @@
 """The pod template while the daemon runs: its file shapes the next launch, and no mistake in it ends anything."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,7 @@ async def test_what_the_api_server_refuses_at_a_change_does_not_stay_in_use(scen
     daemon = await file.daemon(scene)
     await daemon.line("pod_template_accepted")
     file.write(MISSPELT)
+    daemon.send(signal.SIGHUP)
     line = await daemon.line("pod_template_refused")
     assert REFUSAL.encode() in line
     assert b". The template of before stays in use" in line
@@ -287,6 +289,7 @@ async def test_what_the_api_server_only_warns_of_is_a_warning(scene: Scene, file
     assert daemon.count("pod_template_warning") == 1
     assert await readyz(scene, daemon) == f"[!]template warning: {event['reason']}"
     file.write(well)
+    daemon.send(signal.SIGHUP)
     await daemon.line("pod_template_accepted", 2)
     assert await readyz(scene, daemon) == "[+]template ok"
 
