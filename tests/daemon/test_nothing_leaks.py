@@ -134,6 +134,13 @@ def kubeconfig(given: Given, scene: Scene, directory: Path, **user: Any) -> Path
     return path
 
 
+async def doctor(scene: Scene) -> str:
+    """Return all that the doctor says, who has the daemon's kubeconfig."""
+    _, output, errors = await builder(scene, "doctor", "--json", KUBECONFIG_PATH=str(scene.kubeconfig))
+    assert '"status"' in output, errors
+    return output + errors
+
+
 @asynccontextmanager
 async def searched(scene: Scene) -> AsyncIterator[tuple[Given, Seen]]:
     """Hand out what collects; search all of it at the end, when the key is in the Secret and nowhere else."""
@@ -190,6 +197,7 @@ async def test_a_launch_its_log_and_its_stop(scene: Scene, tmp_path: Path, log_f
                 await daemon.line("api_request")
                 await seen.look(daemon)
             seen.add("logs", "".join((await builder(scene, "logs", "raw"))[1:]))
+            seen.add("doctor", await doctor(scene))
             seen.add("stop", "".join((await builder(scene, "stop", "--yes", "raw"))[1:]))
             seen.add("frames", b"".join(payload for kind, payload in await raw.rest() if kind != "C"))
         assert await daemon.terminate() == 0
@@ -304,6 +312,7 @@ async def test_a_credentials_plugin_that_fails(scene: Scene, tmp_path: Path, scr
         for path in ("/metrics", "/readyz"):
             seen.add(path, (await scene.health(daemon, path))[1])
         seen.add("status", "".join((await builder(scene, "status", "--json"))[1:]))
+        seen.add("doctor", await doctor(scene))
         refused = seen.watch(
             "a daemon that cannot start", await scene.daemon(ready=False, DEBUG="true", INSTANCE="other")
         )
