@@ -173,8 +173,12 @@ async def test_a_launch_that_outlasts_the_peers_patience(scene: Scene) -> None:
     async with open_stage(scene) as stage:
         await stage.image(digests=["none"])
         await stage.gives_up()
-        await stage.image()
-        await stage.works()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stage.works)
+            await eventually(lambda: len(stage.builder.runs) == 2)
+            # Else the old pod may come up first, serve the request, and be replaced after it.
+            await stage.run.line("Waiting for an earlier launch of this chaincode to end")
+            await stage.image()
         await stage.one_is_left()
 
 
