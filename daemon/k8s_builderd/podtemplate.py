@@ -10,7 +10,7 @@ import anyio.to_thread
 import structlog
 
 from k8s_builderd.backoff import delays
-from k8s_builderd.fabric import manifests, names
+from k8s_builderd.fabric import manifests
 from k8s_builderd.fabric.names import Token
 from k8s_builderd.fabric.package import Chaincode, Image
 from k8s_builderd.fabric.plan import Plan, PodSettings
@@ -146,27 +146,8 @@ def samples(template: PodTemplate, settings: Settings) -> list[tuple[str, Plan]]
             root_cert="",
             mspid="Org1MSP",
         )
-        name = names.object_name(
-            launch.object_name_prefix, launch.peer_id, chaincode.peer_address, chaincode.mspid, chaincode.chaincode_id
-        )
-        token = Token("0" * 32)
-        plan = Plan(
-            chaincode=chaincode,
-            image=Image("k8s-builderd/example", "sha256:" + "0" * 64),
-            settings=launch,
-            object_name=name,
-            job_name=names.job_name(name, token.sha256),
-            token=token,
-            peer="",
-            instance=settings.instance,
-            namespace=settings.namespace,
-            host=settings.host,
-            security_profile=settings.security_profile,
-            run_as_non_root=settings.run_as_non_root,
-            pod=settings.pod,
-            template=layers,
-        )
-        plans.append((where, plan))
+        image = Image("k8s-builderd/example", "sha256:" + "0" * 64)
+        plans.append((where, settings.plan(launch, chaincode, image, Token("0" * 32), layers)))
     return plans
 
 

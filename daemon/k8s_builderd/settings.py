@@ -12,15 +12,16 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from k8s_builderd.errors import SettingsError
-from k8s_builderd.fabric import logprefix
-from k8s_builderd.fabric.names import label_value_fault, name_prefix_fault
-from k8s_builderd.fabric.plan import LaunchSettings, Owner, PodSettings, SecurityProfile
+from k8s_builderd.fabric import logprefix, names
+from k8s_builderd.fabric.names import Token, label_value_fault, name_prefix_fault
+from k8s_builderd.fabric.package import Chaincode, Image
+from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan, PodSettings, SecurityProfile
 from k8s_builderd.fabric.template import PodTemplate, TemplateError
 from k8s_builderd.golang import parse_bool, parse_duration
 from k8s_builderd.kube.quantity import parse_quantity
@@ -150,6 +151,43 @@ class Settings(Struct, frozen=True):
                 f" namespace {self.namespace!a}: set it on the daemon (the sidecar container), or unset it on the peer"
             )
         return launch_settings({**forwarded, **self.environment})
+
+    def plan(
+        self,
+        launch: LaunchSettings,
+        chaincode: Chaincode,
+        image: Image,
+        token: Token,
+        template: tuple[Mapping[str, Any], ...],
+        *,
+        takeovers: int = 0,
+    ) -> Plan:
+        """Return what to launch.
+
+        :param template: the layers of the pod template for this chaincode.
+        :param takeovers: `Plan.takeovers`.
+        """
+        object_name = names.object_name(
+            launch.object_name_prefix, launch.peer_id, chaincode.peer_address, chaincode.mspid, chaincode.chaincode_id
+        )
+        return Plan(
+            chaincode=chaincode,
+            image=image,
+            settings=launch,
+            object_name=object_name,
+            job_name=names.job_name(object_name, token.sha256),
+            token=token,
+            peer=hashlib.sha256(chaincode.root_cert.encode()).hexdigest()[:32] if chaincode.tls else "",
+            instance=self.instance,
+            namespace=self.namespace,
+            host=self.host,
+            security_profile=self.security_profile,
+            run_as_non_root=self.run_as_non_root,
+            pod=self.pod,
+            template=template,
+            log_prefix=self.log_prefix,
+            takeovers=takeovers,
+        )
 
     def overridden(self, forwarded: Mapping[str, str]) -> list[str]:
         """Return the names whose forwarded value differs from the daemon's, which wins."""

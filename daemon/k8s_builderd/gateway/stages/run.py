@@ -1,6 +1,5 @@
 """`run`: makes the plan of a launch from its request, and attends the run."""
 
-import hashlib
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -76,27 +75,9 @@ def make_plan(request: Request, settings: Settings, cursor: Cursor | None, templ
     image = decode_built_image(request.document(IMAGE_FILE))
     chaincode = decode_chaincode(request.document(CHAINCODE_FILE))
     token = token_of(request, cursor)
-    object_name = names.object_name(
-        launch.object_name_prefix, launch.peer_id, chaincode.peer_address, chaincode.mspid, chaincode.chaincode_id
-    )
-    return Plan(
-        chaincode=chaincode,
-        image=image,
-        settings=launch,
-        object_name=object_name,
-        job_name=names.job_name(object_name, token.sha256),
-        token=token,
-        peer=hashlib.sha256(chaincode.root_cert.encode()).hexdigest()[:32] if chaincode.tls else "",
-        instance=settings.instance,
-        namespace=settings.namespace,
-        host=settings.host,
-        security_profile=settings.security_profile,
-        run_as_non_root=settings.run_as_non_root,
-        pod=settings.pod,
-        template=template.layers(names.package_id(chaincode.chaincode_id).label),
-        log_prefix=settings.log_prefix,
-        takeovers=cursor.takeovers if cursor is not None else 0,
-    )
+    layers = template.layers(names.package_id(chaincode.chaincode_id).label)
+    takeovers = cursor.takeovers if cursor is not None else 0
+    return settings.plan(launch, chaincode, image, token, layers, takeovers=takeovers)
 
 
 def knocked(request: Request, because: str, *, runs: Runs) -> bool:
