@@ -3,7 +3,6 @@
 import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -36,10 +35,7 @@ async def cluster(anyio_backend: str) -> AsyncIterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
-    assets = os.environ.get("KUBEBUILDER_ASSETS")
-    if not assets:
-        pytest.skip("KUBEBUILDER_ASSETS does not name a folder with etcd and kube-apiserver")
-    with real_server(Path(assets), tmp_path_factory.mktemp("real")) as server:
+    with real_server(tmp_path_factory.mktemp("real")) as server:
         yield server
 
 

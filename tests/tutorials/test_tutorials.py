@@ -177,10 +177,7 @@ def test_the_builder_of_hlf_operator_passes_on_what_it_sets(folder: Path) -> Non
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
-    assets = os.environ.get("KUBEBUILDER_ASSETS")
-    if not assets:
-        pytest.skip("KUBEBUILDER_ASSETS does not name a folder with etcd and kube-apiserver")
-    with real_server(Path(assets), tmp_path_factory.mktemp("real")) as started:
+    with real_server(tmp_path_factory.mktemp("real")) as started:
         yield started
 
 
