@@ -85,7 +85,7 @@ async def test_a_failed_launch_and_a_crash_are_told_with_their_category(scene: S
         f"Chaincode crashes:{HASH}: the chaincode ended with exit code 3",
     )
     job = next(it for it in (await scene.cluster.list("jobs"))["items"])
-    assert await tells(scene, "Launched", "Running", "ExitCode", name=job["metadata"]["name"])()
+    await eventually(tells(scene, "Launched", "Running", "ExitCode", name=job["metadata"]["name"]))
 
 
 async def test_a_chaincode_that_crashes_again_and_again_is_one_series_on_the_peers_pod(scene: Scene) -> None:
@@ -118,6 +118,7 @@ async def test_a_run_that_is_killed_is_told_as_gone(scene: Scene) -> None:
     run = await scene.call("run", await scene.package())
     await scene.running_pod()
     job = await scene.only("jobs")
+    await eventually(tells(scene, "Launched", "Running", uid=job["metadata"]["uid"]))  # the daemon has seen it, too
     run.process.kill()
     await eventually(tells(scene, "Launched", "Running", "ClientGone", uid=job["metadata"]["uid"]))
     assert (await told(scene, uid=job["metadata"]["uid"]))[-1][0] == "Warning"
