@@ -14,6 +14,7 @@ import anyio
 import structlog
 
 from k8s_builderd.backoff import delays
+from k8s_builderd.beside import beside
 from k8s_builderd.errors import BuilderError
 from k8s_builderd.fabric import manifests
 from k8s_builderd.fabric.manifests import CONTAINER
@@ -25,7 +26,6 @@ from k8s_builderd.kube.errors import AlreadyExists, ApiError, Invalid, NotFound,
 from k8s_builderd.kube.loglines import Batch, Position
 from k8s_builderd.kube.objects import Event, ObjectOnly
 from k8s_builderd.metrics import Metrics
-from k8s_builderd.runs.beside import beside
 from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import Cursor
 from k8s_builderd.runs.diagnosis import Diagnosis, degraded, diagnose, stage

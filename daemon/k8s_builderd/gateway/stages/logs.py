@@ -4,6 +4,7 @@ import math
 
 import anyio
 
+from k8s_builderd.beside import beside
 from k8s_builderd.errors import BuilderError, ClientGone
 from k8s_builderd.fabric.manifests import CONTAINER
 from k8s_builderd.gateway.connection import Connection
@@ -11,7 +12,6 @@ from k8s_builderd.gateway.protocol import Request
 from k8s_builderd.golang import parse_duration
 from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.logs import ON_ITS_WAY
-from k8s_builderd.runs.beside import beside
 from k8s_builderd.runs.lookup import choose
 from k8s_builderd.runs.record import Run
 from k8s_builderd.runs.store import Store
