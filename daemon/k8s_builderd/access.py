@@ -17,6 +17,7 @@ from k8s_builderd.kube.errors import (
     NamespaceNotFound,
     NamespaceTerminating,
     NotFound,
+    NotServed,
     Unauthorized,
 )
 from k8s_builderd.kube.objects import AccessReview, Namespace, ObjectOnly, RulesReview
@@ -115,7 +116,7 @@ class Access:
                 await self._look_at_namespace(api)
             elif self._namespace:
                 await self._try_namespace(api)
-        except (Forbidden, NotFound):
+        except (Forbidden, NotFound, NotServed):
             await self._list_nothing(api)
         except ApiError:
             return  # a 401 has counted, by `answered`; that there is no answer, the watches tell

@@ -21,7 +21,7 @@ import structlog
 
 from k8s_builderd.kube.background import background
 from k8s_builderd.kube.credentials import LOAD_TIMEOUT, Credentials, Login
-from k8s_builderd.kube.errors import ApiError, Unavailable, Unreachable, error_for_status
+from k8s_builderd.kube.errors import ApiError, Unavailable, Unreachable, error_for_status, error_without_status
 from k8s_builderd.kube.objects import Identity, IdentityOnly, RawList, Status
 
 KEEPALIVE_IDLE = 20
@@ -493,15 +493,13 @@ def _why(error: Exception) -> str:
 
 
 def _refusal(response: aiohttp.ClientResponse, content: bytes, verb: str, rbac: str) -> ApiError:
-    try:
-        status = _decode_status(content)
-    except (msgspec.MsgspecError, RecursionError):
-        status = Status(message=f"HTTP {response.status} {response.reason}")
+    status = _status(content)
+    if status is None:
+        kind = error_without_status(response.status)
+        message = f"HTTP {response.status} {response.reason}, which is not a Kubernetes API response"
+        return kind(message, verb=verb, resource=rbac, retry_after=_retry_after(response))
     details = status.details
     after: float | None = details.retry_after_seconds if details else None
-    header = response.headers.get("Retry-After", "")
-    if after is None and re.fullmatch("[0-9]{1,6}", header):
-        after = int(header)
     causes = [cause.reason or "" for cause in (details and details.causes) or ()]
     kind = error_for_status(response.status, status.reason or "", kind=(details and details.kind) or "", causes=causes)
     return kind(
@@ -509,5 +507,19 @@ def _refusal(response: aiohttp.ClientResponse, content: bytes, verb: str, rbac: 
         verb=verb,
         resource=rbac,
         reason=status.reason or "",
-        retry_after=after,
+        retry_after=_retry_after(response) if after is None else after,
     )
+
+
+def _status(content: bytes) -> Status | None:
+    """Return the Status object that this is; None where it is none, as with the page of a proxy."""
+    try:
+        status = _decode_status(content)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    return status if status.kind == "Status" else None
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    header = response.headers.get("Retry-After", "")
+    return int(header) if re.fullmatch("[0-9]{1,6}", header) else None

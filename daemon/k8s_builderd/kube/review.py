@@ -134,7 +134,7 @@ async def reach(api: Api) -> Server:
 async def who(api: Api) -> str:
     """Return the name of the user that the API server takes us for.
 
-    :raises NotFound: before Kubernetes 1.28.
+    :raises NotServed: before Kubernetes 1.28.
     """
     body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
     review = await api.create(SUBJECT_REVIEWS, _SubjectReview, body)
