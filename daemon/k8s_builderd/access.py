@@ -9,7 +9,7 @@ from random import Random
 import anyio
 import structlog
 
-from k8s_builderd.kube.api import ACCESS_REVIEWS, JOBS, NAMESPACES, RULES_REVIEWS, SECRETS, Api
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import (
     ROLE_REMEDY,
     ApiError,
@@ -21,6 +21,7 @@ from k8s_builderd.kube.errors import (
     Unauthorized,
 )
 from k8s_builderd.kube.objects import AccessReview, Namespace, ObjectOnly, RulesReview
+from k8s_builderd.kube.resources import ACCESS_REVIEWS, JOBS, NAMESPACES, RULES_REVIEWS, SECRETS
 from k8s_builderd.kube.rights import RIGHTS
 
 Right = tuple[str, str]

@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from k8s_builderd.errors import SettingsError
 from k8s_builderd.kube import slim
-from k8s_builderd.kube.api import EVENTS, JOBS, PODS, SECRETS, Api
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.credentials import Credentials
 from k8s_builderd.kube.errors import (
     AlreadyExists,
@@ -38,6 +38,7 @@ from k8s_builderd.kube.errors import (
     Unreachable,
 )
 from k8s_builderd.kube.objects import ObjectOnly
+from k8s_builderd.kube.resources import EVENTS, JOBS, PODS, SECRETS
 from k8s_builderd.kube.review import try_create
 from tests.embedded.cluster import PATIENCE, Cluster, eventually, secret
 from tests.kube.certificates import Authority

@@ -13,9 +13,10 @@ import msgspec
 import pytest
 import structlog
 
-from k8s_builderd.kube.api import SECRETS, Api
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE
 from k8s_builderd.kube.objects import ObjectOnly
+from k8s_builderd.kube.resources import SECRETS
 from k8s_builderd.kube.watch import MAX_EVENT, Applied, Deleted, Reflector
 from tests.embedded.cluster import PATIENCE, Cluster, eventually, secret
 from tests.kube.rogue import Reply, Request, rogue, status

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import anyio
 import msgspec
 
-from k8s_builderd.kube.api import Listing, Resource
+from k8s_builderd.kube.api import Listing
 from k8s_builderd.kube.errors import (
     ApiError,
     Invalid,
@@ -20,6 +20,7 @@ from k8s_builderd.kube.errors import (
     error_for_status,
     error_without_status,
 )
+from k8s_builderd.kube.resources import Resource
 from tests.simulation.cluster import BOOKMARKS, Change, Cluster, Container, Object
 
 T = TypeVar("T")

@@ -23,6 +23,7 @@ from k8s_builderd.kube.background import background
 from k8s_builderd.kube.credentials import LOAD_TIMEOUT, Credentials, Login
 from k8s_builderd.kube.errors import ApiError, Unavailable, Unreachable, error_for_status, error_without_status
 from k8s_builderd.kube.objects import Identity, IdentityOnly, RawList, Status
+from k8s_builderd.kube.resources import PODS, Resource
 
 KEEPALIVE_IDLE = 20
 """Seconds of silence on a connection before the kernel asks whether the other side is there."""
@@ -64,46 +65,6 @@ is made again at once with a newer login counts with its second answer only."""
 
 def unanswered(verb: str, resource: str, error: ApiError | None) -> None:
     """Take no notice of an answer."""
-
-
-class Resource(msgspec.Struct, frozen=True):
-    """A kind of object: where it lives in the API, and RBAC's name for it."""
-
-    prefix: str
-    plural: str
-    rbac: str
-    namespaced: bool = True
-
-    @property
-    def group(self) -> str:
-        """The API group, empty for the core group."""
-        return self.prefix.split("/")[2] if self.prefix.startswith("/apis/") else ""
-
-    def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
-        """Return the URL path of the collection, of one object, or of a subresource of it."""
-        where = ["namespaces", namespace] if self.namespaced else []
-        parts = [self.prefix, *where, self.plural, name, subresource]
-        return "/".join(part for part in parts if part)
-
-
-JOBS = Resource("/apis/batch/v1", "jobs", "jobs.batch")
-PODS = Resource("/api/v1", "pods", "pods")
-SECRETS = Resource("/api/v1", "secrets", "secrets")
-EVENTS = Resource("/api/v1", "events", "events")
-RULES_REVIEWS = Resource(
-    "/apis/authorization.k8s.io/v1",
-    "selfsubjectrulesreviews",
-    "selfsubjectrulesreviews.authorization.k8s.io",
-    namespaced=False,
-)
-ACCESS_REVIEWS = Resource(
-    "/apis/authorization.k8s.io/v1",
-    "selfsubjectaccessreviews",
-    "selfsubjectaccessreviews.authorization.k8s.io",
-    namespaced=False,
-)
-NEW_EVENTS = Resource("/apis/events.k8s.io/v1", "events", "events.events.k8s.io")
-NAMESPACES = Resource("/api/v1", "namespaces", "namespaces", namespaced=False)
 
 
 def _socket(address: Any) -> socket.socket:

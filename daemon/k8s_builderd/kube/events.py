@@ -15,9 +15,10 @@ import anyio
 import structlog
 from msgspec import Struct
 
-from k8s_builderd.kube.api import NEW_EVENTS, Api
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import ApiError, Forbidden, NamespaceNotFound, NotFound, NotServed
 from k8s_builderd.kube.objects import ObjectOnly
+from k8s_builderd.kube.resources import NEW_EVENTS
 
 WAITING = 100
 """Events that may wait to be written; one more drops the oldest."""

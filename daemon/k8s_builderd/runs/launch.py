@@ -20,10 +20,11 @@ from k8s_builderd.fabric.manifests import CONTAINER
 from k8s_builderd.fabric.objects import Job
 from k8s_builderd.fabric.plan import Owner, Plan
 from k8s_builderd.kube import logs
-from k8s_builderd.kube.api import EVENTS, JOBS, SECRETS, Api
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import AlreadyExists, ApiError, Invalid, NotFound, Refusals
 from k8s_builderd.kube.loglines import Batch, Position
 from k8s_builderd.kube.objects import Event, ObjectOnly
+from k8s_builderd.kube.resources import EVENTS, JOBS, SECRETS
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.runs.beside import beside
 from k8s_builderd.runs.category import Category
