@@ -17,12 +17,12 @@ from k8s_builderd.fabric.manifests import CONTAINER
 from k8s_builderd.fabric.objects import Pod
 from k8s_builderd.kube import logs
 from k8s_builderd.kube.api import Api
-from k8s_builderd.kube.background import background
 from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, ApiError
 from k8s_builderd.kube.loglines import Batch, Position, Reader
 from k8s_builderd.kube.resources import PODS
 from k8s_builderd.kube.watch import Reflector
 from k8s_builderd.runs.observed import Observed
+from k8s_builderd.tasks import background
 from tests.embedded.cluster import DIGEST, PATIENCE, Cluster, job
 from tests.kube.rogue import Reply, Request, rogue, status
 

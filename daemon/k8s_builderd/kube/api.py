@@ -19,11 +19,11 @@ import anyio
 import msgspec
 import structlog
 
-from k8s_builderd.kube.background import background
 from k8s_builderd.kube.credentials import LOAD_TIMEOUT, Credentials, Login
 from k8s_builderd.kube.errors import ApiError, Unavailable, Unreachable, error_for_status, error_without_status
 from k8s_builderd.kube.objects import Identity, IdentityOnly, RawList, Status
 from k8s_builderd.kube.resources import PODS, Resource
+from k8s_builderd.tasks import background
 
 KEEPALIVE_IDLE = 20
 """Seconds of silence on a connection before the kernel asks whether the other side is there."""

@@ -11,11 +11,11 @@ import structlog
 
 from k8s_builderd.backoff import delays
 from k8s_builderd.kube.api import Api
-from k8s_builderd.kube.background import background
 from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, ApiError, Invalid, NotFound, Refusals, Silent, Unreachable
 from k8s_builderd.kube.loglines import Batch, Position, Reader
 from k8s_builderd.kube.objects import ObjectOnly
 from k8s_builderd.kube.resources import PODS
+from k8s_builderd.tasks import background
 
 DRAIN_TIMEOUT = 30.0
 """Seconds for which the rest of an ended container's log is asked for before it is given up.

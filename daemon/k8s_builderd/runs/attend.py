@@ -12,7 +12,6 @@ from k8s_builderd.fabric.plan import Owner, Plan
 from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import ApiError
 from k8s_builderd.metrics import Metrics
-from k8s_builderd.runs.beside import beside
 from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import DROPPED, Cursor
 from k8s_builderd.runs.failures import Audience, LaunchFailed, OtherInstance, TimedOut, Unseen, Vanished
@@ -21,6 +20,7 @@ from k8s_builderd.runs.predecessors import Yielded, launched_again, make_way, re
 from k8s_builderd.runs.record import Claim, Deletion, Reason, Run, State
 from k8s_builderd.runs.store import Store
 from k8s_builderd.settings import Settings
+from k8s_builderd.tasks import beside
 
 STOP_PATIENCE = 2.0
 """Seconds that `run` waits for the API to accept a deletion; the peer kills it after 5."""
