@@ -10,11 +10,12 @@ import anyio
 import structlog
 
 from k8s_builderd.backoff import delays
-from k8s_builderd.beside import beside
-from k8s_builderd.kube.api import PODS, Api
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, ApiError, Invalid, NotFound, Refusals, Silent, Unreachable
 from k8s_builderd.kube.loglines import Batch, Position, Reader
 from k8s_builderd.kube.objects import ObjectOnly
+from k8s_builderd.kube.resources import PODS
+from k8s_builderd.tasks import beside
 
 DRAIN_TIMEOUT = 30.0
 """Seconds for which the rest of an ended container's log is asked for before it is given up.

@@ -19,8 +19,9 @@ from k8s_builderd.fabric import manifests
 from k8s_builderd.fabric.names import LaunchKey
 from k8s_builderd.fabric.objects import Job, Meta, Pod
 from k8s_builderd.fabric.plan import Plan
-from k8s_builderd.kube.api import JOBS, PODS, Api
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import ApiError, NotFound
+from k8s_builderd.kube.resources import JOBS, PODS
 from k8s_builderd.kube.watch import Applied, Deleted, Reflector
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.runs.failures import Audience

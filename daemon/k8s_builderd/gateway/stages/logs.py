@@ -4,7 +4,6 @@ import math
 
 import anyio
 
-from k8s_builderd.beside import beside
 from k8s_builderd.errors import BuilderError, ClientGone
 from k8s_builderd.fabric.manifests import CONTAINER
 from k8s_builderd.gateway.connection import Connection
@@ -15,6 +14,7 @@ from k8s_builderd.kube.logs import ON_ITS_WAY
 from k8s_builderd.runs.lookup import choose
 from k8s_builderd.runs.record import Run
 from k8s_builderd.runs.store import Store
+from k8s_builderd.tasks import beside
 
 
 async def serve(request: Request, connection: Connection, store: Store, api: Api) -> int:
