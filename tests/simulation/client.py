@@ -1,12 +1,13 @@
 """A model of the program `run`: what client/k8s_builder_client/session.py does, without a socket and a process."""
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from k8s_builder_client.reconnect import LONGEST_DELAY, LONGEST_DELAY_AT_START, Reconnect
-from k8s_builderd.errors import ClientGone
+from k8s_builderd.errors import ClientGone, ProtocolError
 
 if TYPE_CHECKING:
     from tests.simulation.peer import Process
@@ -33,6 +34,7 @@ class Connection:
         self.served = True
         """Whether the daemon has its end open."""
         self.stop_sent = False
+        self._heard: Callable[[ClientGone | ProtocolError | None], None] | None = None
         self._changed = anyio.Event()
 
     # The daemon's end
@@ -55,13 +57,17 @@ class Connection:
         self.frames.append(("sign", None, None))
         self.client.wake()
 
-    async def stop_asked(self) -> bool:
-        while True:
-            if self.stop_sent:
-                return True
-            if not self.open:
-                return False
-            await self._changed.wait()
+    def listen(self, heard: Callable[[ClientGone | ProtocolError | None], None]) -> None:
+        self._heard = heard
+        self._tell_word()
+
+    def stop_listening(self) -> None:
+        self._heard = None
+
+    def _tell_word(self) -> None:
+        if self._heard is not None and (self.stop_sent or not self.open):
+            heard, self._heard = self._heard, None
+            heard(None if self.stop_sent else ClientGone())
 
     async def _send(self, frame: Frame) -> None:
         await anyio.lowlevel.checkpoint()
@@ -95,6 +101,7 @@ class Connection:
     def _pulse(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
+        self._tell_word()
 
 
 class Client:

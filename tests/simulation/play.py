@@ -43,6 +43,7 @@ WHATS = (
     "short",
     "cut",
     "expired",
+    "page",
 )
 PROGRAMS = (
     Program(),

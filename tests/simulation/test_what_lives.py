@@ -163,3 +163,35 @@ def test_an_annotation_that_somebody_overwrites(world: World, kind: str, value: 
     assert world.clients[0].code == 1
     assert len(world.clients[0].lines) == len(container.lines)
     over(world)
+
+
+def test_a_proxys_404_in_the_last_look(world: World) -> None:
+    """START_TIMEOUT passes while the watch is silent, and a proxy answers for the API server: the pod may be there."""
+    site = world.site(start_timeout="8s")
+    assert site.daemon is not None
+    world.advance(1)
+    world.cluster.image.there = False
+    asked = world.ask(site)
+    world.advance(2)
+    world.sim.call(site.daemon.api.silence, "pods")
+    world.cluster.image.there = True
+    pages = Fault("get", "pods", "page", times=3)
+    site.daemon.api.faults.append(pages)
+    world.advance(30)
+    assert not pages.times
+    assert asked.container is not None
+    lives(world, site)
+    over(world)
+
+
+def test_a_proxys_404_for_the_job_of_a_run_that_comes_back(world: World) -> None:
+    """No watch of the daemon tells of that Job, so it is asked for; and a proxy says that there is none."""
+    site = launched(world)
+    world.end_daemon(site)
+    site.instance = "renamed"
+    pages = Fault("get", "jobs", "page", times=3)
+    world.start_daemon(site).api.faults.append(pages)
+    world.advance(60)
+    assert not pages.times
+    lives(world, site)
+    over(world)
