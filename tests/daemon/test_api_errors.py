@@ -26,6 +26,9 @@ pytestmark = pytest.mark.anyio
 SHORT = "1s"
 """REQUEST_TIMEOUT: what a request that hangs costs."""
 
+FAST = 10
+"""The pace of a daemon that is to lose its patience: 5 s for what is forbidden."""
+
 # What each kind of answer means is tested in tests/kube/test_api.py, what becomes of a run then in tests/simulation.
 ERRORS: dict[str, dict[str, Any]] = {
     "reset after": {"action": {"do": "reset", "when": "after"}},
@@ -117,7 +120,7 @@ async def test_retry_after_is_kept(scene: Scene) -> None:
 
 # Which rights are lacking for good, and what is said of each, is tested in tests/simulation.
 async def test_a_launch_that_is_forbidden_for_good_says_what_is_lacking(scene: Scene) -> None:
-    daemon = await scene.daemon()
+    daemon = await scene.daemon(pace=FAST)
     ticking = await Ticking.make(scene)
     await scene.fault(verb="create", resource="secrets", times=None, action={"do": "status", "code": 403})
     run = await scene.call("run", ticking.package)
@@ -131,7 +134,7 @@ async def test_a_launch_that_is_forbidden_for_good_says_what_is_lacking(scene: S
 
 
 async def test_a_stop_that_is_forbidden_for_good_says_what_is_lacking(scene: Scene) -> None:
-    daemon = await scene.daemon()
+    daemon = await scene.daemon(pace=FAST)
     ticking = await Ticking.make(scene)
     run = await scene.call("run", ticking.package)
     await run.line("line 0")
@@ -145,7 +148,7 @@ async def test_a_stop_that_is_forbidden_for_good_says_what_is_lacking(scene: Sce
 
 async def test_a_list_that_is_forbidden_for_good_says_what_is_lacking(scene: Scene) -> None:
     await scene.fault(verb="list", resource="jobs", times=None, action={"do": "status", "code": 403})
-    daemon = await scene.daemon()
+    daemon = await scene.daemon(pace=FAST)
     ticking = await Ticking.make(scene)
     run = await scene.call("run", ticking.package, FABRIC_K8S_BUILDER_START_TIMEOUT="3s")
     assert await run.wait() == 1
@@ -158,7 +161,7 @@ async def test_a_list_that_is_forbidden_for_good_says_what_is_lacking(scene: Sce
 
 
 async def test_a_log_that_is_forbidden_for_good_says_what_is_lacking_and_ends_nothing(scene: Scene) -> None:
-    await scene.daemon()
+    await scene.daemon(pace=FAST)
     await scene.fault(verb="log", times=None, action={"do": "status", "code": 403})
     ticking = await Ticking.make(scene)
     run = await scene.call("run", ticking.package)
@@ -183,7 +186,7 @@ async def node_comes(scene: Scene) -> None:
 async def test_a_launch_whose_pod_may_not_be_seen_is_not_given_up(scene: Scene) -> None:
     """Its time is over, but nobody can say that its container has not started; and here it has."""
     await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {"fabric-builder-k8s-role": "other"}})
-    daemon = await scene.daemon(NODE_ROLE="chaincode", START_TIMEOUT="1s", RECONNECT_GRACE="1s")
+    daemon = await scene.daemon(NODE_ROLE="chaincode", START_TIMEOUT="10s", RECONNECT_GRACE="10s", pace=FAST)
     ticking = await Ticking.make(scene)
     run = await scene.call("run", ticking.package)
     await run.line("Waiting for chaincode to start: the pod cannot be scheduled")
@@ -203,7 +206,7 @@ async def test_a_launch_whose_pod_may_not_be_seen_is_not_given_up(scene: Scene) 
 
 
 async def test_events_that_are_forbidden_for_good_hold_up_no_launch(scene: Scene) -> None:
-    await scene.daemon(**HELD_UP)
+    await scene.daemon(**HELD_UP, pace=FAST)
     await scene.fault(verb="list", resource="events", times=None, action={"do": "status", "code": 403})
     ticking = await Ticking.make(scene)
     run = await scene.call("run", ticking.package)

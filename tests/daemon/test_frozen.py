@@ -43,7 +43,7 @@ async def test_calls_are_told_and_end_and_chaincode_goes_on(scene: Scene, daemon
 async def test_a_launch_that_waits_for_the_api_is_not_given_up(scene: Scene) -> None:
     """The daemon has nothing to say for long, but gives signs of life."""
     await scene.fault(verb="list", resource="jobs", action={"do": "hang"})
-    await scene.daemon(REQUEST_TIMEOUT="6s")
+    await scene.daemon(REQUEST_TIMEOUT="20s", pace=10)
     run = await scene.call("run", await scene.package(script="echo hello"), FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="1s")
     await run.line("Waiting for the Kubernetes API")
     await scene.cluster.switch("DELETE", "faults")
