@@ -10,11 +10,13 @@ import struct
 from contextlib import suppress
 from typing import Any
 
+import anyio
+import click  # noqa: F401 - what a daemon imports
 import coverage
 
-import k8s_builderd.daemon  # noqa: F401 - what a daemon imports
+import k8s_builderd.daemon  # noqa: F401
 import k8s_builderd.logconf  # noqa: F401
-from k8s_builderd.kube import slim
+from k8s_builderd.kube import slim, tls  # noqa: F401
 from tests.forkserver import clock
 
 
@@ -62,6 +64,7 @@ def become(request: dict[str, Any], stderr: int) -> None:
 
 if __name__ == "__main__":
     slim.load()
+    anyio.run(anyio.sleep, 0)  # which imports what an event loop needs
     gc.freeze()
     if (request := serve(socket.socket(fileno=0))) is not None:
         become(*request)
