@@ -12,9 +12,10 @@ from tests.daemon.scene import Package, Running, Scene
 pytestmark = pytest.mark.anyio
 
 
-async def test_calls_are_told_and_end_and_chaincode_goes_on(scene: Scene, daemon: Running, tmp_path: Path) -> None:
+async def test_calls_are_told_and_end_and_chaincode_goes_on(scene: Scene, tmp_path: Path) -> None:
+    daemon = await scene.daemon(pace=10)  # its signs of life come every half second
     package = await scene.package("running", script="n=0; while :; do echo tick $n; n=$((n+1)); sleep 0.1; done")
-    scene.bin, usual = hurried(tmp_path / "client", SILENCE=5.0), scene.bin
+    scene.bin, usual = hurried(tmp_path / "client", SILENCE=2.0), scene.bin
     run = await scene.call("run", package)
     await run.line("tick 1")
     scene.bin = usual
