@@ -146,16 +146,21 @@ def test_a_pod_that_loses_its_label(world: World) -> None:
 
 
 @pytest.mark.parametrize("value", ["5e" * 32, ""], ids=["another run", "no run"])
-@pytest.mark.parametrize("kind", ["jobs", "pods"])
-def test_an_annotation_that_somebody_overwrites(world: World, kind: str, value: str) -> None:
-    """The one that says whose a Job or pod is. It has been seen before, and its `run` is there."""
+@pytest.mark.parametrize(("kind", "away"), [("jobs", False), ("jobs", True), ("pods", False)])
+def test_an_annotation_that_somebody_overwrites(world: World, kind: str, value: str, away: bool) -> None:
+    """The one that says whose a Job or pod is. Its `run` is there, and a daemon may have seen it before."""
     world.cluster.image.program = Program(prints_every=10_000)
     site = launched(world)
     container = world.cluster.containers[0]
+    if away:
+        world.advance(5)
+        world.end_daemon(site)
     item = next(it for name, it in world.cluster.objects[kind].items() if container.name.startswith(name))
     annotations = {**item["metadata"]["annotations"], TOKEN_ANNOTATION: value}
     changed = {**item, "metadata": {**item["metadata"], "annotations": annotations}}
     world.sim.call(lambda: world.cluster.update(kind, changed))
+    if away:
+        world.start_daemon(site)
     world.advance(400)
     lives(world, site)
     world.sim.call(container.exit, 3)
