@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from tests.client.standin import hurried
-from tests.daemon.scene import Package, Running, Scene
+from tests.daemon.scene import Package, Scene
 
 pytestmark = pytest.mark.anyio
 

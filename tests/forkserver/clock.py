@@ -11,9 +11,9 @@ def hurry(pace: float) -> None:
     """Multiply this process' monotonic time, and divide what its event loops wait."""
     start, monotonic = time.monotonic(), time.monotonic
 
-    class Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+    class Selector(selectors.DefaultSelector):
         def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-            return super().select(timeout and timeout / pace)  # type: ignore[no-any-return]
+            return super().select(timeout and timeout / pace)
 
     time.monotonic = lambda: start + (monotonic() - start) * pace
     selectors.DefaultSelector = Selector  # type: ignore[misc]
