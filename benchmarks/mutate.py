@@ -207,10 +207,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mutants", type=int, default=60, help="how many (60)")
     parser.add_argument("--seed", type=int, default=1, help="which of them (1)")
-    parser.add_argument("--only", default="", help="those of files whose path holds this")
+    parser.add_argument("--only", action="append", help="those of files whose path holds this; may be given repeatedly")
     parser.add_argument("--list", action="store_true", help="print them and run nothing")
     arguments = parser.parse_args()
-    chosen = [path for path in TESTS if arguments.only in str(path)]
+    chosen = [path for path in TESTS if any(part in str(path) for part in arguments.only or [""])]
     all_of_them = [mutant for path in chosen for mutant in mutants(path, (ROOT / path).read_bytes())]
     drawn = random.Random(arguments.seed).sample(all_of_them, min(arguments.mutants, len(all_of_them)))  # noqa: S311
     _say(f"{len(drawn)} of {len(all_of_them)} mutants, seed {arguments.seed}")

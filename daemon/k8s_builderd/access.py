@@ -9,7 +9,7 @@ from random import Random
 import anyio
 import structlog
 
-from k8s_builderd.kube.api import ACCESS_REVIEWS, JOBS, NAMESPACES, RULES_REVIEWS, SECRETS, Api
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import (
     ROLE_REMEDY,
     ApiError,
@@ -17,9 +17,11 @@ from k8s_builderd.kube.errors import (
     NamespaceNotFound,
     NamespaceTerminating,
     NotFound,
+    NotServed,
     Unauthorized,
 )
 from k8s_builderd.kube.objects import AccessReview, Namespace, ObjectOnly, RulesReview
+from k8s_builderd.kube.resources import ACCESS_REVIEWS, JOBS, NAMESPACES, RULES_REVIEWS, SECRETS
 from k8s_builderd.kube.rights import RIGHTS
 
 Right = tuple[str, str]
@@ -115,7 +117,7 @@ class Access:
                 await self._look_at_namespace(api)
             elif self._namespace:
                 await self._try_namespace(api)
-        except (Forbidden, NotFound):
+        except (Forbidden, NotFound, NotServed):
             await self._list_nothing(api)
         except ApiError:
             return  # a 401 has counted, by `answered`; that there is no answer, the watches tell

@@ -10,9 +10,10 @@ import structlog
 
 from k8s_builderd.backoff import delays
 from k8s_builderd.fabric.plan import Owner
-from k8s_builderd.kube.api import PODS, Api
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import ApiError, NotFound, Refusals
 from k8s_builderd.kube.objects import Pod
+from k8s_builderd.kube.resources import PODS
 from k8s_builderd.settings import Settings
 
 _UNNAMED = (

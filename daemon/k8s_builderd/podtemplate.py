@@ -15,8 +15,9 @@ from k8s_builderd.fabric.names import Token
 from k8s_builderd.fabric.package import Chaincode, Image
 from k8s_builderd.fabric.plan import Plan, PodSettings
 from k8s_builderd.fabric.template import PodTemplate, TemplateError
-from k8s_builderd.kube.api import JOBS, Api
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import ApiError, Invalid, Refusals
+from k8s_builderd.kube.resources import JOBS
 from k8s_builderd.kube.review import try_create
 from k8s_builderd.settings import PEER_ID, Settings, read_pod_template
 

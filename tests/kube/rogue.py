@@ -58,6 +58,12 @@ class Reply:
 Answer = Callable[[Request, Reply], Awaitable[None]]
 
 
+def status(code: int, reason: str, message: str, **details: Any) -> dict[str, Any]:
+    """Return a Status object, by which an API server refuses."""
+    body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code}
+    return {**body, **({"reason": reason} if reason else {}), **({"details": details} if details else {})}
+
+
 class Rogue:
     """Where it listens, and what it has been asked."""
 

@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from k8s_builderd.errors import SettingsError
 from k8s_builderd.kube import slim
-from k8s_builderd.kube.api import EVENTS, JOBS, PODS, SECRETS, Api
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.credentials import Credentials
 from k8s_builderd.kube.errors import (
     AlreadyExists,
@@ -32,15 +32,17 @@ from k8s_builderd.kube.errors import (
     NamespaceNotFound,
     NamespaceTerminating,
     NotFound,
+    NotServed,
     Unauthorized,
     Unavailable,
     Unreachable,
 )
 from k8s_builderd.kube.objects import ObjectOnly
+from k8s_builderd.kube.resources import EVENTS, JOBS, PODS, SECRETS
 from k8s_builderd.kube.review import try_create
 from tests.embedded.cluster import PATIENCE, Cluster, eventually, secret
 from tests.kube.certificates import Authority
-from tests.kube.rogue import Answer, Reply, Request, Rogue, rogue
+from tests.kube.rogue import Answer, Reply, Request, Rogue, rogue, status
 
 pytestmark = pytest.mark.anyio
 
@@ -69,11 +71,6 @@ def only_with(*tokens: str) -> Answer:
     accepted = [*tokens]
     answer.accepted = accepted  # type: ignore[attr-defined]
     return answer
-
-
-def status(code: int, reason: str, message: str, **details: Any) -> dict[str, Any]:
-    body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code}
-    return {**body, **({"reason": reason} if reason else {}), **({"details": details} if details else {})}
 
 
 # Credentials
@@ -586,21 +583,52 @@ async def test_an_error_that_comes_in_pieces_is_told_whole(kubeconfig: Path) -> 
     ],
 )
 async def test_each_status_is_an_error_of_ours(kubeconfig: Path, code: int, kind: type[ApiError]) -> None:
-    bodies = [status(code, "", "words"), b"<html>", b"", b"null", b"[]", b'{"message": 5}', b"\xff" * 100_000]
-    turns = iter(bodies)
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.whole(code, status(code, "", "words"))
+
+    async with rogue(answer) as server, opened(server, kubeconfig) as api:
+        with pytest.raises(ApiError) as refused:
+            await api.get(JOBS, ObjectOnly, "j")
+    assert type(refused.value) is kind
+    assert refused.value.transient == (code == 429 or code >= 500)
+    assert str(refused.value) == "cannot get jobs.batch: words"
+
+
+PAGES = [b"<html>", b"", b"null", b"[]", b'{"message": 5}', b'{"message": "not found"}', b"\xff" * 100_000]
+
+
+@pytest.mark.parametrize("code", [302, 400, 404, 409, 410, 413, 422, 429, 503, 599])
+async def test_what_is_no_status_object_decides_nothing(kubeconfig: Path, code: int) -> None:
+    """It is a proxy's word, and a 404 of it says nothing of the object. The next answer may be the API server's."""
+    turns = iter(PAGES)
 
     async def answer(request: Request, reply: Reply) -> None:
         await reply.whole(code, next(turns))
 
     async with rogue(answer) as server, opened(server, kubeconfig) as api:
-        for body in bodies:
+        for _ in PAGES:
             with pytest.raises(ApiError) as refused:
                 await api.get(JOBS, ObjectOnly, "j")
-            assert type(refused.value) is kind
-            assert refused.value.transient == (code == 429 or code >= 500)
-            words = "words" if body is bodies[0] else f"HTTP {code}"
-            assert str(refused.value).startswith(f"cannot get jobs.batch: {words}")
-            assert len(str(refused.value)) < 500
+            assert type(refused.value) is (NotServed if code == 404 else Unavailable)
+            assert refused.value.transient
+            assert str(refused.value) == (
+                f"cannot get jobs.batch: HTTP {code} Whatever, which is not a Kubernetes API response"
+            )
+
+
+@pytest.mark.parametrize(("code", "kind"), [(401, Unauthorized), (403, Forbidden)])
+async def test_who_does_not_know_us_may_say_so_in_any_form(kubeconfig: Path, code: int, kind: type[ApiError]) -> None:
+    turns = iter(
+        [page for page in PAGES for _ in range(2 if code == 401 else 1)]
+    )  # a 401 is asked again with a new login
+
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.whole(code, next(turns))
+
+    async with rogue(answer) as server, opened(server, kubeconfig) as api:
+        for _ in PAGES:
+            with pytest.raises(kind, match=f"cannot get jobs.batch: HTTP {code}"):
+                await api.get(JOBS, ObjectOnly, "j")
 
 
 @pytest.mark.parametrize(
@@ -671,7 +699,7 @@ async def test_a_server_that_never_answers_is_unreachable_in_time(kubeconfig: Pa
     async def answer(request: Request, reply: Reply) -> None:
         await anyio.sleep_forever()
 
-    async with rogue(answer) as server, opened(server, kubeconfig, patience=0.3) as api:
+    async with rogue(answer) as server, opened(server, kubeconfig, patience=0.1) as api:
         with anyio.fail_after(PATIENCE / 3), pytest.raises(Unreachable, match="no answer in time"):
             await REQUESTS[what](api)
 
@@ -797,7 +825,7 @@ async def ends_in_time(api: Api, what: str) -> None:
 async def test_a_tls_handshake_that_is_not_answered_ends(kubeconfig: Path, what: str) -> None:
     async with (
         silent_port() as port,
-        opened(Rogue(f"https://127.0.0.1:{port}"), kubeconfig, patience=0.3) as api,
+        opened(Rogue(f"https://127.0.0.1:{port}"), kubeconfig, patience=0.1) as api,
     ):
         await ends_in_time(api, what)
 
@@ -809,7 +837,7 @@ async def test_a_proxy_that_does_not_answer_ends(kubeconfig: Path, what: str, sc
         return  # such a proxy takes the request as the API server does, and the head may come late
     async with silent_port() as port:
         proxy = {"proxy-url": f"http://127.0.0.1:{port}"}
-        async with opened(Rogue(f"{scheme}://127.0.0.1:1"), kubeconfig, patience=0.3, cluster=proxy) as api:
+        async with opened(Rogue(f"{scheme}://127.0.0.1:1"), kubeconfig, patience=0.1, cluster=proxy) as api:
             await ends_in_time(api, what)
 
 
@@ -821,7 +849,7 @@ async def test_a_name_server_that_does_not_answer_ends(
         await anyio.sleep_forever()
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", never)
-    async with opened(Rogue("http://api.example:6443"), kubeconfig, patience=0.3) as api:
+    async with opened(Rogue("http://api.example:6443"), kubeconfig, patience=0.1) as api:
         await ends_in_time(api, what)
 
 
@@ -847,7 +875,7 @@ async def test_an_answer_that_stops_in_its_middle_ends_in_time(kubeconfig: Path,
         await reply.chunked(b'{"metadata"', end=False)
         await anyio.sleep_forever()
 
-    async with rogue(answer) as server, opened(server, kubeconfig, patience=0.3) as api:
+    async with rogue(answer) as server, opened(server, kubeconfig, patience=0.1) as api:
         with anyio.fail_after(PATIENCE / 3), pytest.raises(Unreachable, match="no answer in time"):
             await REQUESTS[what](api)
 

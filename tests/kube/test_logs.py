@@ -16,14 +16,15 @@ from k8s_builderd.backoff import delays
 from k8s_builderd.fabric.manifests import CONTAINER
 from k8s_builderd.fabric.objects import Pod
 from k8s_builderd.kube import logs
-from k8s_builderd.kube.api import PODS, Api
-from k8s_builderd.kube.background import background
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, ApiError
 from k8s_builderd.kube.loglines import Batch, Position, Reader
+from k8s_builderd.kube.resources import PODS
 from k8s_builderd.kube.watch import Reflector
 from k8s_builderd.runs.observed import Observed
+from k8s_builderd.tasks import background
 from tests.embedded.cluster import DIGEST, PATIENCE, Cluster, job
-from tests.kube.rogue import Reply, Request, rogue
+from tests.kube.rogue import Reply, Request, rogue, status
 
 pytestmark = pytest.mark.anyio
 
@@ -865,7 +866,7 @@ async def test_a_rest_that_is_known_and_goes_with_its_pod_is_missing(
     class Going(Silent):
         async def answer(self, request: Request, reply: Reply) -> None:
             if self.looks:
-                await reply.whole(404)
+                await reply.whole(404, status(404, "NotFound", "it is gone"))
             else:
                 await super().answer(request, reply)
 
@@ -930,6 +931,25 @@ async def test_a_rest_is_not_given_up_while_the_api_server_is_away(kubeconfig: P
         assert await follower.end() == b"line 1\nline 2\nline 3\nline 4\n"
 
 
+async def test_a_proxys_404_is_not_the_end_of_a_log(kubeconfig: Path) -> None:
+    class BehindAProxy(Silent):
+        async def answer(self, request: Request, reply: Reply) -> None:
+            if container.ended and self.pages:
+                self.pages -= 1
+                await reply.whole(404, b"<html>no route")
+            else:
+                await super().answer(request, reply)
+
+        pages = 4
+
+    served, container = BehindAProxy(4, 2), Running()
+    async with following(kubeconfig, served, container) as follower:
+        await follower.until(b"line 2\n")
+        container.end()
+        assert await follower.end() == b"line 1\nline 2\nline 3\nline 4\n"
+    assert not served.pages
+
+
 @pytest.mark.parametrize("cut", [False, True], ids=["ended", "silent"])
 async def test_a_log_that_went_with_its_pod_is_missing_where_its_stream_did_not_end(
     kubeconfig: Path, cut: bool
@@ -937,7 +957,7 @@ async def test_a_log_that_went_with_its_pod_is_missing_where_its_stream_did_not_
     class Gone(Silent):
         async def answer(self, request: Request, reply: Reply) -> None:
             if container.ended:
-                await reply.whole(404)
+                await reply.whole(404, status(404, "NotFound", "it is gone"))
             elif cut:
                 await super().answer(request, reply)
             else:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from k8s_builderd.kube import review
-from k8s_builderd.kube.api import JOBS, PODS, SECRETS, Api
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import Forbidden, Unavailable
+from k8s_builderd.kube.resources import JOBS, PODS, SECRETS
 from k8s_builderd.kube.rights import RIGHTS, Right
 from tests.embedded.cluster import Cluster, job, secret
 from tests.kube.rogue import Reply, Request, rogue

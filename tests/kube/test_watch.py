@@ -13,12 +13,13 @@ import msgspec
 import pytest
 import structlog
 
-from k8s_builderd.kube.api import SECRETS, Api
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE
 from k8s_builderd.kube.objects import ObjectOnly
+from k8s_builderd.kube.resources import SECRETS
 from k8s_builderd.kube.watch import MAX_EVENT, Applied, Deleted, Reflector
 from tests.embedded.cluster import PATIENCE, Cluster, eventually, secret
-from tests.kube.rogue import Reply, Request, rogue
+from tests.kube.rogue import Reply, Request, rogue, status
 
 pytestmark = pytest.mark.anyio
 
@@ -892,7 +893,7 @@ async def test_a_refusal_is_no_matter_of_the_role_before_it_has_lasted(kubeconfi
 
     async def answer(request: Request, reply: Reply) -> None:
         if ("watch" if "watch" in request.query else "list") == verb and not well:
-            await reply.whole(code, {"message": message, "code": code})
+            await reply.whole(code, status(code, "", message))
         elif "watch" in request.query:
             await reply.chunked(end=False)
             await anyio.sleep_forever()

@@ -288,13 +288,9 @@ async def test_since_when_it_is_in_its_state_changes_with_the_state_alone() -> N
     assert run.state_since > pending
 
 
-async def test_a_claim_knows_its_client_and_who_has_stopped_it() -> None:
+async def test_a_claim_knows_its_client() -> None:
     claim = new().take(plan(), 4242)
     assert claim.client_pid == 4242
-    claim.stop("user id 1")
-    claim.stop("user id 2")
-    assert claim.stopped_by == "user id 1"
-    assert claim.stopped.is_set()
 
 
 async def test_of_a_run_that_was_forgotten_its_objects_tell() -> None:

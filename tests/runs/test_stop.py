@@ -9,7 +9,7 @@ import structlog
 from msgspec.structs import replace
 
 from k8s_builderd.fabric.objects import Annotations, Job, Meta, Pod
-from k8s_builderd.kube.api import Api, Resource
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import ApiError, NotFound, Unavailable
 from k8s_builderd.kube.objects import (
     ContainerState,
@@ -20,6 +20,7 @@ from k8s_builderd.kube.objects import (
     Terminated,
     Waiting,
 )
+from k8s_builderd.kube.resources import Resource
 from k8s_builderd.kube.watch import Applied, Deleted
 from k8s_builderd.runs.record import Deletion, Reason, Run
 from k8s_builderd.runs.stop import LATE, delete_job

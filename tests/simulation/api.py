@@ -10,8 +10,17 @@ from typing import Any, TypeVar
 import anyio
 import msgspec
 
-from k8s_builderd.kube.api import Listing, Resource
-from k8s_builderd.kube.errors import ApiError, Invalid, NotFound, Unavailable, Unreachable, error_for_status
+from k8s_builderd.kube.api import Listing
+from k8s_builderd.kube.errors import (
+    ApiError,
+    Invalid,
+    NotFound,
+    Unavailable,
+    Unreachable,
+    error_for_status,
+    error_without_status,
+)
+from k8s_builderd.kube.resources import Resource
 from tests.simulation.cluster import BOOKMARKS, Change, Cluster, Container, Object
 
 T = TypeVar("T")
@@ -22,8 +31,9 @@ class Fault:
     """What goes wrong with the next requests of a kind.
 
     `what`: `refused` (nothing was done), `lost` (done, but the answer does not come), `late` (no answer, and done a few
-    seconds later), `hang` (no answer, nothing done), `slow`, a status such as `503`; for watches also `silent`,
-    `expired`, `short` (closes after each event); for logs also `silent`, `cut` (a clean end too early).
+    seconds later), `hang` (no answer, nothing done), `slow`, a status such as `503`, `page` (a proxy's 404); for
+    watches also `silent`, `expired`, `short` (closes after each event); for logs also `silent`, `cut` (a clean end too
+    early).
     """
 
     verb: str
@@ -109,9 +119,7 @@ class ModelApi:
         if fault in {"hang", "late"}:
             await anyio.sleep(self.patience)
             raise self._unreachable(verb, resource.rbac, "no answer in time")
-        if fault.isdecimal():
-            status = int(fault)
-            raise error_for_status(status)(f"HTTP {status}", verb=verb, resource=resource.rbac)
+        self._refuse(fault, verb, resource.rbac)
         if self.dead:
             await anyio.sleep_forever()
         try:
@@ -209,9 +217,15 @@ class ModelApi:
         if fault == "hang":
             await anyio.sleep(self.patience)
             raise self._unreachable(verb, rbac, "no answer in time")
+        self._refuse(fault, verb, rbac)
+        return fault
+
+    @staticmethod
+    def _refuse(fault: str, verb: str, rbac: str) -> None:
+        if fault == "page":
+            raise error_without_status(404)("HTTP 404 Not Found", verb=verb, resource=rbac)
         if fault.isdecimal():
             raise error_for_status(int(fault))(f"HTTP {fault}", verb=verb, resource=rbac)
-        return fault
 
     async def _changes(
         self, stream: Stream, resource: Resource, query: Mapping[str, str], *, short: bool

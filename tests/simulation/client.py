@@ -1,12 +1,14 @@
 """A model of the program `run`: what client/k8s_builder_client/session.py does, without a socket and a process."""
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from k8s_builder_client.reconnect import LONGEST_DELAY, LONGEST_DELAY_AT_START, Reconnect
-from k8s_builderd.errors import ClientGone
+from k8s_builderd.errors import ClientGone, ProtocolError
+from k8s_builderd.fabric.plan import TICKS
 
 if TYPE_CHECKING:
     from tests.simulation.peer import Process
@@ -33,6 +35,7 @@ class Connection:
         self.served = True
         """Whether the daemon has its end open."""
         self.stop_sent = False
+        self._heard: Callable[[ClientGone | ProtocolError | None], None] | None = None
         self._changed = anyio.Event()
 
     # The daemon's end
@@ -55,13 +58,17 @@ class Connection:
         self.frames.append(("sign", None, None))
         self.client.wake()
 
-    async def stop_asked(self) -> bool:
-        while True:
-            if self.stop_sent:
-                return True
-            if not self.open:
-                return False
-            await self._changed.wait()
+    def listen(self, heard: Callable[[ClientGone | ProtocolError | None], None]) -> None:
+        self._heard = heard
+        self._tell_word()
+
+    def stop_listening(self) -> None:
+        self._heard = None
+
+    def _tell_word(self) -> None:
+        if self._heard is not None and (self.stop_sent or not self.open):
+            heard, self._heard = self._heard, None
+            heard(None if self.stop_sent else ClientGone())
 
     async def _send(self, frame: Frame) -> None:
         await anyio.lowlevel.checkpoint()
@@ -95,6 +102,7 @@ class Connection:
     def _pulse(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
+        self._tell_word()
 
 
 class Client:
@@ -110,6 +118,7 @@ class Client:
         self.certificate = f"certificate {number}" if self.site.tls else ""
         self.key = (chaincode_id, self.site.msp_id, self.site.address, self.site.peer_id)
         self.started_at = self.world.now
+        self.started_ticks = int(self.world.now * TICKS)
         self.cursor = ""
         self.words: list[tuple[float, str]] = []
         self.lines: list[bytes] = []
@@ -120,6 +129,8 @@ class Client:
         self.stopped_at: float | None = None
         self.asked_at: float | None = None
         """When its request has reached a daemon for the first time."""
+        self.daemons: list[Any] = []
+        """Those that its request has reached."""
         self.knocked_at = self.world.now
         """When it has last been connected, or has tried to be."""
         self.jobs: set[str] = set()
@@ -228,6 +239,7 @@ class Client:
         self._reconnect.connected(now, "the daemon does not answer", "")
         self.connection = Connection(self)
         self.asked_at = now if self.asked_at is None else self.asked_at
+        self.daemons.append(daemon)
         daemon.accept(self.connection)
         if self.stopped_at is not None:
             self.connection.send_stop()

@@ -11,7 +11,7 @@ import msgspec
 from structlog.contextvars import bound_contextvars
 
 from k8s_builderd.errors import BuilderError, ClientGone, SettingsError
-from k8s_builderd.gateway.protocol import Request
+from k8s_builderd.gateway.protocol import STARTED, Request
 from k8s_builderd.gateway.stages import run
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.owner import OwnPod
@@ -152,6 +152,8 @@ def _request(client: Client) -> Request:
         "root_cert": client.process.root_cert,
         "mspid": site.msp_id,
     }
+    if site.tells_start:
+        environment[STARTED] = f"b007 {client.started_ticks}"
     documents = {"image.json": IMAGE, "chaincode.json": msgspec.json.encode(chaincode)}
     return Request("run", client.number, environment, documents, {}, (), client.token.encode(), client.cursor)
 

@@ -87,7 +87,7 @@ FOUND: Sequence[tuple[Setting, int, Sequence[Act]]] = (
         Setting(one_instance=True, tls=False, startup_timeout=20.0, start_timeout="15s"),
         10948,
         (
-            ("fail", 97, 90, 31),
+            ("fail", 97, 90, 63),
             ("ask_and_wait", 88, 89, 98),
             ("freeze_run", 4, 68, 21),
             ("ask", 5, 40, 98),

@@ -125,3 +125,16 @@ def test_a_job_that_no_list_has_had(world: World) -> None:
     assert not world.cluster.alive()
     remembers_nothing(site)
     over(world)
+
+
+def test_a_proxys_404_is_no_word_of_the_job(world: World) -> None:
+    site = launched(world)
+    assert site.daemon is not None
+    pages = Fault("delete", "jobs", "page", times=3)
+    site.daemon.api.faults.append(pages)
+    world.sim.call(world.clients[0].kill)
+    world.advance(30)
+    assert not pages.times
+    assert not world.cluster.alive()
+    assert not world.cluster.objects["jobs"]
+    over(world)

@@ -11,7 +11,7 @@ from k8s_builder.doctor.sample import Launch
 from k8s_builderd.errors import SettingsError
 from k8s_builderd.kube import review
 from k8s_builderd.kube.api import Api
-from k8s_builderd.kube.errors import ApiError, Forbidden, NotFound, Unauthorized
+from k8s_builderd.kube.errors import ApiError, Forbidden, NotFound, NotServed, Unauthorized
 from k8s_builderd.kube.review import Server
 from k8s_builderd.kube.rights import RIGHTS, Right
 from k8s_builderd.settings import Settings
@@ -107,7 +107,7 @@ async def identity(api: Api) -> list[Result]:
     """Return who we are to the API server."""
     try:
         return [ok("identity", f"this is {await review.who(api)} to the API server")]
-    except NotFound:
+    except (NotFound, NotServed):
         return [skipped("identity", "Kubernetes before 1.28 does not tell who we are")]
 
 

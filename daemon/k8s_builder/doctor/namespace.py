@@ -10,9 +10,10 @@ from k8s_builder.doctor.result import Result, failure, ok, skipped, warning
 from k8s_builder.doctor.sample import Launch
 from k8s_builderd.fabric.manifests import MANAGED_BY, NODE_ROLE
 from k8s_builderd.kube import review
-from k8s_builderd.kube.api import JOBS, NAMESPACES, PODS, SECRETS, Api, Resource
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import ApiError, Forbidden, Invalid, NotFound
-from k8s_builderd.kube.review import NODES, QUOTAS, SERVICE_ACCOUNTS, Namespace, Node, Quota, ServiceAccount
+from k8s_builderd.kube.resources import JOBS, NAMESPACES, NODES, PODS, QUOTAS, SECRETS, SERVICE_ACCOUNTS, Resource
+from k8s_builderd.kube.review import Namespace, Node, Quota, ServiceAccount
 from k8s_builderd.kube.rights import Right
 
 POD_SECURITY = "pod-security.kubernetes.io/"

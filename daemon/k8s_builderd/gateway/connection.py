@@ -1,8 +1,9 @@
 """One client's connection: its request in, words and log lines out. Never touches Kubernetes."""
 
+import asyncio
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import anyio
@@ -77,18 +78,40 @@ class Connection:
         self._reader.claim_only = True
         return await self.read_request()
 
-    async def stop_asked(self) -> bool:
-        """Wait for the client's next word: True for stop, False when it is gone.
+    async def stop_asked(self) -> None:
+        """Wait until the client asks for a stop.
 
+        :raises ClientGone: if it closes the connection.
         :raises ProtocolError: if it says something else.
         """
-        try:
-            kind, _ = await self._frame()
-        except ClientGone:
-            return False
-        if kind != Kind.STOP:
-            raise ProtocolError("after the end of a request only a stop may come")
-        return True
+        _check_stop(await self._frame())
+
+    def listen(self, heard: Callable[[ClientGone | ProtocolError | None], None]) -> None:
+        """Have the client's next word told, once, until `stop_listening`. No task waits for it.
+
+        :param heard: is told None for a stop, otherwise what `stop_asked` raises; at once, where the word is there.
+        """
+
+        def hear() -> None:
+            try:
+                if (frame := next(self._received, None)) is None and self._receive():
+                    frame = next(self._received, None)
+                if frame is None:
+                    return
+                _check_stop(frame)
+            except (ClientGone, ProtocolError) as error:
+                self.stop_listening()
+                heard(error.with_traceback(None))
+            else:
+                self.stop_listening()
+                heard(None)
+
+        asyncio.get_running_loop().add_reader(self._socket, hear)
+        hear()
+
+    def stop_listening(self) -> None:
+        """Leave what the client says where it is."""
+        asyncio.get_running_loop().remove_reader(self._socket)
 
     async def say(self, text: str) -> None:
         """Tell one line of the builder's own.
@@ -137,21 +160,22 @@ class Connection:
         while True:
             for frame in self._received:
                 return frame
-            self._received = self._frames.feed(await self._receive())
-
-    async def _receive(self) -> bytes:
-        while True:
             await anyio.lowlevel.checkpoint()  # one that sends without end takes nobody's turn
-            try:
-                data = self._socket.recv(_RECEIVE)
-            except BlockingIOError:
+            if not self._receive():
                 await anyio.wait_readable(self._socket)
-            except OSError:
-                raise ClientGone from None
-            else:
-                if not data:
-                    raise ClientGone
-                return data
+
+    def _receive(self) -> bool:
+        """Take in what has come; return whether anything has."""
+        try:
+            data = self._socket.recv(_RECEIVE)
+        except BlockingIOError:
+            return False
+        except OSError:
+            raise ClientGone from None
+        if not data:
+            raise ClientGone
+        self._received = self._frames.feed(data)
+        return True
 
     async def _send(self, data: bytes) -> None:
         async with self._sending:  # a launch and what is told beside it write by turns
@@ -176,3 +200,9 @@ class Connection:
             else:
                 self._unsent = self._unsent[sent:]
                 self._sent_at = anyio.current_time()
+
+
+def _check_stop(frame: tuple[int, bytes]) -> None:
+    kind, _ = frame
+    if kind != Kind.STOP:
+        raise ProtocolError("after the end of a request only a stop may come")

@@ -26,6 +26,8 @@ ARGUMENTS = {
     "stop": ("chaincode",),
 }
 """The arguments that a stage takes."""
+STARTED = "started"
+"""The environment entry of `run` that is none: when its process was started."""
 LISTING = ("build", "release")
 """The stages that send paths."""
 

@@ -19,10 +19,11 @@ import anyio
 import msgspec
 import structlog
 
-from k8s_builderd.kube.background import background
 from k8s_builderd.kube.credentials import LOAD_TIMEOUT, Credentials, Login
-from k8s_builderd.kube.errors import ApiError, Unavailable, Unreachable, error_for_status
+from k8s_builderd.kube.errors import ApiError, Unavailable, Unreachable, error_for_status, error_without_status
 from k8s_builderd.kube.objects import Identity, IdentityOnly, RawList, Status
+from k8s_builderd.kube.resources import PODS, Resource
+from k8s_builderd.tasks import background
 
 KEEPALIVE_IDLE = 20
 """Seconds of silence on a connection before the kernel asks whether the other side is there."""
@@ -64,46 +65,6 @@ is made again at once with a newer login counts with its second answer only."""
 
 def unanswered(verb: str, resource: str, error: ApiError | None) -> None:
     """Take no notice of an answer."""
-
-
-class Resource(msgspec.Struct, frozen=True):
-    """A kind of object: where it lives in the API, and RBAC's name for it."""
-
-    prefix: str
-    plural: str
-    rbac: str
-    namespaced: bool = True
-
-    @property
-    def group(self) -> str:
-        """The API group, empty for the core group."""
-        return self.prefix.split("/")[2] if self.prefix.startswith("/apis/") else ""
-
-    def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
-        """Return the URL path of the collection, of one object, or of a subresource of it."""
-        where = ["namespaces", namespace] if self.namespaced else []
-        parts = [self.prefix, *where, self.plural, name, subresource]
-        return "/".join(part for part in parts if part)
-
-
-JOBS = Resource("/apis/batch/v1", "jobs", "jobs.batch")
-PODS = Resource("/api/v1", "pods", "pods")
-SECRETS = Resource("/api/v1", "secrets", "secrets")
-EVENTS = Resource("/api/v1", "events", "events")
-RULES_REVIEWS = Resource(
-    "/apis/authorization.k8s.io/v1",
-    "selfsubjectrulesreviews",
-    "selfsubjectrulesreviews.authorization.k8s.io",
-    namespaced=False,
-)
-ACCESS_REVIEWS = Resource(
-    "/apis/authorization.k8s.io/v1",
-    "selfsubjectaccessreviews",
-    "selfsubjectaccessreviews.authorization.k8s.io",
-    namespaced=False,
-)
-NEW_EVENTS = Resource("/apis/events.k8s.io/v1", "events", "events.events.k8s.io")
-NAMESPACES = Resource("/api/v1", "namespaces", "namespaces", namespaced=False)
 
 
 def _socket(address: Any) -> socket.socket:
@@ -493,15 +454,13 @@ def _why(error: Exception) -> str:
 
 
 def _refusal(response: aiohttp.ClientResponse, content: bytes, verb: str, rbac: str) -> ApiError:
-    try:
-        status = _decode_status(content)
-    except (msgspec.MsgspecError, RecursionError):
-        status = Status(message=f"HTTP {response.status} {response.reason}")
+    status = _status(content)
+    if status is None:
+        kind = error_without_status(response.status)
+        message = f"HTTP {response.status} {response.reason}, which is not a Kubernetes API response"
+        return kind(message, verb=verb, resource=rbac, retry_after=_retry_after(response))
     details = status.details
     after: float | None = details.retry_after_seconds if details else None
-    header = response.headers.get("Retry-After", "")
-    if after is None and re.fullmatch("[0-9]{1,6}", header):
-        after = int(header)
     causes = [cause.reason or "" for cause in (details and details.causes) or ()]
     kind = error_for_status(response.status, status.reason or "", kind=(details and details.kind) or "", causes=causes)
     return kind(
@@ -509,5 +468,19 @@ def _refusal(response: aiohttp.ClientResponse, content: bytes, verb: str, rbac: 
         verb=verb,
         resource=rbac,
         reason=status.reason or "",
-        retry_after=after,
+        retry_after=_retry_after(response) if after is None else after,
     )
+
+
+def _status(content: bytes) -> Status | None:
+    """Return the Status object that this is; None where it is none, as with the page of a proxy."""
+    try:
+        status = _decode_status(content)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    return status if status.kind == "Status" else None
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    header = response.headers.get("Retry-After", "")
+    return int(header) if re.fullmatch("[0-9]{1,6}", header) else None

@@ -61,10 +61,17 @@ class Silent(Unreachable):
 
 
 class Unavailable(ApiError):
-    """Raised for 429 and 5xx: asking again later can succeed."""
+    """Raised for 429, for 5xx, and where a proxy answers for the API server: asking again later can succeed."""
 
     transient = True
     kind = "unavailable"
+
+
+class NotServed(Unavailable):
+    """Raised for a 404 of the path itself: a proxy says it, or an API server that does not know such objects.
+
+    Whether the object is there, it does not say.
+    """
 
 
 class Unauthorized(ApiError):
@@ -198,3 +205,14 @@ def error_for_status(
     if status == HTTPStatus.FORBIDDEN and "NamespaceTerminating" in causes:
         return NamespaceTerminating
     return _BY_STATUS.get(status, Unavailable if status >= 500 else ApiError)
+
+
+def error_without_status(status: int) -> type[ApiError]:
+    """Return the class of error that stands for an HTTP status without a Status object.
+
+    Then the API server has decided nothing: it does not know the path, or a proxy has answered in its place. Only who
+    does not know our credentials says so in whatever form it likes.
+    """
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        return _BY_STATUS[status]
+    return NotServed if status == HTTPStatus.NOT_FOUND else Unavailable

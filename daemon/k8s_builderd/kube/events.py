@@ -15,9 +15,10 @@ import anyio
 import structlog
 from msgspec import Struct
 
-from k8s_builderd.kube.api import NEW_EVENTS, Api
-from k8s_builderd.kube.errors import ApiError, Forbidden, NamespaceNotFound, NotFound
+from k8s_builderd.kube.api import Api
+from k8s_builderd.kube.errors import ApiError, Forbidden, NamespaceNotFound, NotFound, NotServed
 from k8s_builderd.kube.objects import ObjectOnly
+from k8s_builderd.kube.resources import NEW_EVENTS
 
 WAITING = 100
 """Events that may wait to be written; one more drops the oldest."""
@@ -188,7 +189,7 @@ class Recorder:
 
     def _dropped(self, error: ApiError) -> None:
         # An API server before Kubernetes 1.19 does not know the group.
-        lacks_group = isinstance(error, NotFound) and not isinstance(error, NamespaceNotFound)
+        lacks_group = isinstance(error, NotFound | NotServed) and not isinstance(error, NamespaceNotFound)
         if not lacks_group and not (isinstance(error, Forbidden) and error.lacks_right):
             _log.debug("event_dropped", reason=str(error))
             return

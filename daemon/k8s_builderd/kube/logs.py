@@ -10,11 +10,12 @@ import anyio
 import structlog
 
 from k8s_builderd.backoff import delays
-from k8s_builderd.kube.api import PODS, Api
-from k8s_builderd.kube.background import background
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, ApiError, Invalid, NotFound, Refusals, Silent, Unreachable
 from k8s_builderd.kube.loglines import Batch, Position, Reader
 from k8s_builderd.kube.objects import ObjectOnly
+from k8s_builderd.kube.resources import PODS
+from k8s_builderd.tasks import beside
 
 DRAIN_TIMEOUT = 30.0
 """Seconds for which the rest of an ended container's log is asked for before it is given up.
@@ -273,20 +274,26 @@ class _Passage:
     async def _read(self, after: Position | None, *, follow: bool, everything: bool = False) -> Reader:
         reader = Reader(None if everything else after, reported=self._reported, prefix=self._prefix)
         stream = _Stream(math.inf if follow else self._patience)
-        try:
-            async with background() as tasks, AsyncExitStack() as stack:
-                if follow:
-                    tasks.start_soon(self._supervise, stream)
+
+        async def receive() -> None:
+            gap = everything
+            async with AsyncExitStack() as stack:
                 answer = self._api.log(self._pod, self._query(after, follow=follow))
                 chunks = await stream.receive(lambda: stack.enter_async_context(answer))
                 while not reader.passed_by and (
                     chunk := await stream.receive(lambda: anext(chunks, b""), astray=follow and reader.astray)
                 ):
                     for batch in reader.feed(chunk):
-                        if everything:
+                        if gap:
                             await self._gap()
-                            everything = False
+                            gap = False
                         await self._pass_on(batch)
+
+        try:
+            if follow:
+                await beside(receive, lambda: self._supervise(stream))
+            else:
+                await receive()
         except _Enough as enough:
             self.broken = enough.more
             self._kept_up = not enough.more
@@ -388,7 +395,7 @@ class _Stream:
         self._waiting: anyio.CancelScope | None = None
         self._why = "no answer in time"
         self._left = False
-        self._enough: _Enough | None = None
+        self._more: bool | None = None
 
     async def receive(self, piece: Callable[[], Awaitable[T]], *, astray: bool = False) -> T:
         """Wait for a piece.
@@ -397,8 +404,8 @@ class _Stream:
         :raises Unreachable: if it takes too long, or the stream was left.
         :raises _Enough: if it was left for good, or stays astray.
         """
-        if self._enough is not None:
-            raise self._enough
+        if self._more is not None:
+            raise _Enough(self._more)
         self._waits += 1
         self.since = anyio.current_time()
         patience = min(self._patience, ASTRAY) if astray else self._patience
@@ -407,8 +414,8 @@ class _Stream:
                 return await piece()
             finally:
                 self.since, self._waiting = math.inf, None
-        if self._enough is not None:
-            raise self._enough
+        if self._more is not None:
+            raise _Enough(self._more)
         if astray and not self._left:
             raise _Enough(more=True)
         kind = Silent if self._left else Unreachable
@@ -428,6 +435,6 @@ class _Stream:
 
     def leave_for_good(self, *, more: bool) -> None:
         """End this wait for a piece, or the next one; the stream is well, but not needed any more."""
-        self._enough = _Enough(more)
+        self._more = more
         if self._waiting is not None:
             self._waiting.cancel()

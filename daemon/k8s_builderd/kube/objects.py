@@ -382,6 +382,8 @@ class StatusDetails(_Read, frozen=True):
 class Status(_Read, frozen=True):
     """The API server's answer to what it refuses."""
 
+    kind: str | None = None
+    """`Status`; anything else is the answer of somebody else."""
     message: str | None = None
     reason: str | None = None
     code: int | None = None

@@ -13,20 +13,10 @@ from typing import Any
 from msgspec import Struct, field
 
 from k8s_builderd.kube import objects
-from k8s_builderd.kube.api import ACCESS_REVIEWS, Answer, Api, Resource, decoded
+from k8s_builderd.kube.api import Answer, Api, decoded
 from k8s_builderd.kube.objects import AccessReview, AccessStatus, Meta, ObjectOnly
+from k8s_builderd.kube.resources import ACCESS_REVIEWS, SUBJECT_REVIEWS, VERSION, Resource
 from k8s_builderd.kube.rights import Right
-
-SUBJECT_REVIEWS = Resource(
-    "/apis/authentication.k8s.io/v1",
-    "selfsubjectreviews",
-    "selfsubjectreviews.authentication.k8s.io",
-    namespaced=False,
-)
-VERSION = Resource("", "version", "version", namespaced=False)
-NODES = Resource("/api/v1", "nodes", "nodes", namespaced=False)
-SERVICE_ACCOUNTS = Resource("/api/v1", "serviceaccounts", "serviceaccounts")
-QUOTAS = Resource("/api/v1", "resourcequotas", "resourcequotas")
 
 _ONLY_METADATA = "application/json;as={};g=meta.k8s.io;v=v1"
 _WARNING = re.compile(r'\d{3} \S+ "((?:[^"\\]|\\.)*)"')
@@ -134,7 +124,7 @@ async def reach(api: Api) -> Server:
 async def who(api: Api) -> str:
     """Return the name of the user that the API server takes us for.
 
-    :raises NotFound: before Kubernetes 1.28.
+    :raises NotServed: before Kubernetes 1.28.
     """
     body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
     review = await api.create(SUBJECT_REVIEWS, _SubjectReview, body)

@@ -5,7 +5,7 @@ deploy/role grants exactly these. /readyz and `k8s-builder doctor` ask for them.
 
 from msgspec import Struct
 
-from k8s_builderd.kube.api import EVENTS, JOBS, NEW_EVENTS, PODS, SECRETS, Resource
+from k8s_builderd.kube.resources import EVENTS, JOBS, NEW_EVENTS, PODS, SECRETS, Resource
 
 
 class Right(Struct, frozen=True):

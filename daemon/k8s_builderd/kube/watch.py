@@ -14,9 +14,10 @@ import msgspec
 import structlog
 
 from k8s_builderd.backoff import delays
-from k8s_builderd.kube.api import Api, Resource, identity
+from k8s_builderd.kube.api import Api, identity
 from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE, ApiError, Expired, Refusals, Silent, error_for_status
 from k8s_builderd.kube.objects import Meta, ObjectOnly, RawWatchEvent, Status
+from k8s_builderd.kube.resources import Resource
 
 MAX_EVENT = 8 * 1024 * 1024
 """Bytes of one watch event; etcd refuses objects over 1.5 MiB, and JSON may escape what it holds."""

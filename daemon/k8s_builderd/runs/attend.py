@@ -1,6 +1,8 @@
 """Serves one connection of a `run`: follows the launch to its end, stops it, or, when it closes, starts the grace."""
 
 import math
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import anyio
@@ -12,7 +14,6 @@ from k8s_builderd.fabric.plan import Owner, Plan
 from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import ApiError
 from k8s_builderd.metrics import Metrics
-from k8s_builderd.runs.beside import beside
 from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import DROPPED, Cursor
 from k8s_builderd.runs.failures import Audience, LaunchFailed, OtherInstance, TimedOut, Unseen, Vanished
@@ -34,10 +35,6 @@ REFUSALS_KEPT = 4096
 _log = structlog.get_logger("k8s_builderd.runs")
 
 
-class Stopped(Exception):
-    """Raised in a run when its client asks for the end of its chaincode."""
-
-
 def _ends_nothing(failure: Exception, run: Run, cursor: Cursor | None) -> bool:
     """Say whether a `run` comes back after this error, because its chaincode is running, or may be."""
     if isinstance(failure, OtherInstance | Unseen):
@@ -54,11 +51,14 @@ class Connection(Audience, Protocol):
     def pid(self) -> int:
         """The client's pid, by its own word."""
 
-    async def stop_asked(self) -> bool:
-        """Wait for the client's next word: True for stop, False when it is gone.
+    def listen(self, heard: Callable[[ClientGone | ProtocolError | None], None]) -> None:
+        """Have the client's next word told, once, until `stop_listening`.
 
-        :raises ProtocolError: if it says something else.
+        :param heard: is told None for a stop, otherwise that the client is gone, or has said something else.
         """
+
+    def stop_listening(self) -> None:
+        """Leave what the client says where it is."""
 
 
 class Runs:
@@ -108,7 +108,7 @@ class Runs:
                 f"chaincode job {plan.namespace}/{run.job_name} is being deleted ({run.deletion.reason})"
             )
         previous = run.claim
-        claim = self._store.take(run, plan, connection.pid)
+        claim = self._store.take(run, plan, connection.pid, connection)
         try:
             if previous is not None:
                 previous.revoke(
@@ -129,52 +129,62 @@ class Runs:
         self, run: Run, claim: Claim, plan: Plan, cursor: Cursor | None, connection: Connection
     ) -> int:
         """Take the run to its end, unless its client has another word first or its claim is revoked."""
-        word: Exception = ClientGone()
+        word: list[ClientGone | ProtocolError | None] = []
 
-        async def listen() -> None:
-            nonlocal word
-            try:
-                word = Stopped() if await connection.stop_asked() else ClientGone()
-            except ProtocolError as breach:
-                word = breach
-            raise word
+        def hear(heard: ClientGone | ProtocolError | None) -> None:
+            word.append(heard)
+            claim.scope.cancel()
 
+        failure: Exception | None
+        connection.listen(hear)
         try:
             with claim.scope:
-                return await beside(
-                    lambda: self._launch(run, plan, cursor, connection),
-                    listen,
-                    lambda: _tell_of_stop(claim, connection),
-                )
+                return await self._launch(run, plan, cursor, connection)
+            failure = claim.revoked or word[0]
         except Exception as error:  # noqa: BLE001 - told apart below
-            # Where both came in one turn, the client's word counts.
-            failure = word if isinstance(word, Stopped) else error
-        else:
-            assert claim.revoked is not None
-            failure = word if isinstance(word, Stopped) else claim.revoked
+            failure = error
+        finally:
+            connection.stop_listening()
+        try:
+            if None in word:  # where both came in one turn, the client's word counts
+                return await self._stopped(run, claim, connection)
+            assert failure is not None
+            raise await self._outcome(failure, run, claim, cursor, connection)
+        finally:
+            word.clear()  # or what is raised would hold this frame, and this frame that
+            del failure
+
+    async def _stopped(self, run: Run, claim: Claim, connection: Connection) -> int:
+        """Do what the client has asked for."""
+        if not run.observed.started and run.claim is claim:
+            self._metrics.launched("stopped")
+        if not self._store.may_have_job(run):
+            return 0
+        return await self._tell_stopped(self._store.delete(run, Reason.STOPPED), run, connection)
+
+    async def _outcome(
+        self, failure: Exception, run: Run, claim: Claim, cursor: Cursor | None, connection: Connection
+    ) -> Exception:
+        """Return what the end of an attendance is, after an error or a word."""
         over = not run.observed.started and run.claim is claim  # else it goes on over a newer connection
-        if isinstance(failure, Stopped):
-            if over:
-                self._metrics.launched("stopped")
-            return await self._stop(run, connection)
         if _ends_nothing(failure, run, cursor) and claim.revoked is None:
             if self.knocked(run.token_sha256, str(failure)):
                 _log.error("launch_interrupted", job=run.job_name, reason=str(failure))
                 await connection.say(cannot_continue(str(failure)))
-            raise ClientGone from failure
+            return ClientGone()
         if isinstance(failure, BuilderError | ClientGone):
             if over and not isinstance(failure, ClientGone | Vanished):
                 outcome = "yielded" if isinstance(failure, Yielded) else "failed"
                 self._metrics.launched(outcome, failure.category)
                 if outcome == "failed":
                     self._store.story.failed(run, failure)
-            raise failure
+            return failure
         # A mistake of ours ends no chaincode: its `run` comes back, and goes on where it was.
         run.has_problem("internal error in k8s-builderd: see launch_crashed in its log")
         _log.error("launch_crashed", job=run.job_name, exc_info=failure)
         if self._store.may_have_job(run):
-            raise ClientGone
-        raise LaunchFailed("internal error in k8s-builderd: see launch_crashed in its log")
+            return ClientGone()
+        return LaunchFailed("internal error in k8s-builderd: see launch_crashed in its log")
 
     async def _launch(self, run: Run, plan: Plan, cursor: Cursor | None, connection: Connection) -> int:
         deadline = anyio.current_time() + plan.settings.start_timeout
@@ -240,19 +250,14 @@ class Runs:
         """
         _log.warning("stop_called", job=run.job_name, by=who)
         if run.claim is not None:
-            if run.observed.started:
-                run.claim.stop(who)
-            else:
+            if not run.observed.started:
                 run.claim.revoke(LaunchFailed(f"{who} stopped it with k8s-builder stop"))
+            elif run.deletion is None:
+                self._store.begin(_tell_of_stop, run, run.claim, who)
         if not self._store.may_have_job(run):
             await audience.say("Stopped: the launch had no job yet")
             return 0
         return await self._tell_stopped(self._store.delete(run, Reason.STOPPED), run, audience)
-
-    async def _stop(self, run: Run, connection: Connection) -> int:
-        if not self._store.may_have_job(run):
-            return 0
-        return await self._tell_stopped(self._store.delete(run, Reason.STOPPED), run, connection)
 
     async def _tell_stopped(self, deletion: Deletion, run: Run, audience: Audience) -> int:
         job = f"{self._settings.namespace}/{run.job_name}"
@@ -280,9 +285,10 @@ class Runs:
         return deletion.withdrawn
 
 
-async def _tell_of_stop(claim: Claim, connection: Connection) -> None:
-    await claim.stopped.wait()
-    await connection.say(f"Stopping the chaincode because {claim.stopped_by} ran k8s-builder stop")
+async def _tell_of_stop(run: Run, claim: Claim, who: str) -> None:
+    if claim.audience is not None and run.claim is claim:
+        with suppress(ClientGone):
+            await claim.audience.say(f"Stopping the chaincode because {who} ran k8s-builder stop")
 
 
 def cannot_continue(why: str) -> str:

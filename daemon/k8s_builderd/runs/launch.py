@@ -20,12 +20,12 @@ from k8s_builderd.fabric.manifests import CONTAINER
 from k8s_builderd.fabric.objects import Job
 from k8s_builderd.fabric.plan import Owner, Plan
 from k8s_builderd.kube import logs
-from k8s_builderd.kube.api import EVENTS, JOBS, SECRETS, Api
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import AlreadyExists, ApiError, Invalid, NotFound, Refusals
 from k8s_builderd.kube.loglines import Batch, Position
 from k8s_builderd.kube.objects import Event, ObjectOnly
+from k8s_builderd.kube.resources import EVENTS, JOBS, SECRETS
 from k8s_builderd.metrics import Metrics
-from k8s_builderd.runs.beside import beside
 from k8s_builderd.runs.category import Category
 from k8s_builderd.runs.cursor import Cursor
 from k8s_builderd.runs.diagnosis import Diagnosis, degraded, diagnose, stage
@@ -34,6 +34,7 @@ from k8s_builderd.runs.record import Run
 from k8s_builderd.runs.store import Store
 from k8s_builderd.runs.story import CONTROLLER
 from k8s_builderd.runs.verdict import TAIL, left_behind, verdict
+from k8s_builderd.tasks import beside
 
 EVENTS_FIRST, EVENTS_CAP = 0.4, 5.0
 """Seconds between two looks at the events of a launch that does not come up."""

@@ -20,8 +20,9 @@ from msgspec import Struct
 from k8s_builderd.errors import BuilderError
 from k8s_builderd.fabric.names import LaunchKey
 from k8s_builderd.fabric.objects import Job, Pod
-from k8s_builderd.fabric.plan import Plan
+from k8s_builderd.fabric.plan import Plan, Start
 from k8s_builderd.kube.watch import Applied, Deleted
+from k8s_builderd.runs.failures import Audience
 from k8s_builderd.runs.observed import Observed
 
 _log = structlog.get_logger("k8s_builderd.runs")
@@ -76,26 +77,25 @@ class Reason(StrEnum):
 class Claim:
     """One connection's hold on a run. Ended from outside by `revoke`."""
 
-    def __init__(self, client_pid: int = 0) -> None:
+    def __init__(self, client_pid: int = 0, audience: Audience | None = None) -> None:
         self.client_pid = client_pid
         """The pid by which the client calls itself, in its own PID namespace; 0 where it is not known."""
+        self.audience = audience
+        """The connection."""
         self.since = anyio.current_time()
         self.left = anyio.Event()
         self.revoked: BuilderError | None = None
         self.scope = anyio.CancelScope()
-        self.stopped = anyio.Event()
-        self.stopped_by = ""
-        """Who has stopped the run without its client."""
-
-    def stop(self, who: str) -> None:
-        """Have its client told that somebody else has stopped the run."""
-        self.stopped_by = self.stopped_by or who
-        self.stopped.set()
 
     def revoke(self, error: BuilderError) -> None:
         """End it; its client is told the error."""
         self.revoked = error
         self.scope.cancel()
+
+    def leave(self) -> None:
+        """Note that the connection has ended, with the error that it was told."""
+        self.left.set()
+        self.revoked = None  # or its traceback would hold this claim
 
 
 class Problem(Struct, frozen=True):
@@ -163,6 +163,7 @@ class Run:
         self.observed = Observed()
         self._job_name = job_name
         self._peer = ""
+        self._start: Start | None = None
         self._told: set[str] = set()
         self._made: Plan | None = None
         self._takeovers = 0
@@ -221,6 +222,11 @@ class Run:
     def peer(self) -> str:
         """The peer process that launched it (`Plan.peer`); empty where the peer runs without TLS."""
         return self._peer
+
+    @property
+    def start(self) -> Start | None:
+        """When its `run` was started, or the one that has gone on with it; None where that is not known."""
+        return self._start
 
     @property
     def made(self) -> Plan | None:
@@ -294,18 +300,18 @@ class Run:
 
     # Its client
 
-    def take(self, plan: Plan, client_pid: int = 0) -> Claim:
+    def take(self, plan: Plan, client_pid: int = 0, audience: Audience | None = None) -> Claim:
         """Give it to the connection that asks with this plan; return the claim, of which nobody else has one now."""
         assert plan.token.sha256 == self.token_sha256
         assert plan.takeovers >= self._takeovers
-        self._takeovers, self._peer = plan.takeovers, plan.peer
-        self._claim = Claim(client_pid)
+        self._takeovers, self._peer, self._start = plan.takeovers, plan.peer, plan.start
+        self._claim = Claim(client_pid, audience)
         self.end_absence()
         return self._claim
 
     def release(self, claim: Claim) -> bool:
         """Take the claim back from a connection that has ended; return whether it had it still."""
-        claim.left.set()
+        claim.leave()
         if self._claim is not claim:
             return False
         self._claim = None

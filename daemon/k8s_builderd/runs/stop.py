@@ -7,8 +7,9 @@ import structlog
 
 from k8s_builderd.backoff import delays
 from k8s_builderd.fabric.objects import Job
-from k8s_builderd.kube.api import JOBS, Api
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import ApiError, NotFound
+from k8s_builderd.kube.resources import JOBS
 from k8s_builderd.kube.watch import Applied
 from k8s_builderd.runs.observed import Observed
 from k8s_builderd.runs.record import Deletion, Reason, Run

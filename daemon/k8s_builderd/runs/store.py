@@ -19,10 +19,12 @@ from k8s_builderd.fabric import manifests
 from k8s_builderd.fabric.names import LaunchKey
 from k8s_builderd.fabric.objects import Job, Meta, Pod
 from k8s_builderd.fabric.plan import Plan
-from k8s_builderd.kube.api import JOBS, PODS, Api
+from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import ApiError, NotFound
+from k8s_builderd.kube.resources import JOBS, PODS
 from k8s_builderd.kube.watch import Applied, Deleted, Reflector
 from k8s_builderd.metrics import Metrics
+from k8s_builderd.runs.failures import Audience
 from k8s_builderd.runs.record import Absence, Claim, Deletion, Reason, Run, State
 from k8s_builderd.runs.stop import delete_job
 from k8s_builderd.runs.story import Story
@@ -179,9 +181,9 @@ class Store:
 
     # Clients that come and go
 
-    def take(self, run: Run, plan: Plan, client_pid: int = 0) -> Claim:
+    def take(self, run: Run, plan: Plan, client_pid: int = 0, audience: Audience | None = None) -> Claim:
         """Give a run to the connection that asks with this plan."""
-        claim = run.take(plan, client_pid)
+        claim = run.take(plan, client_pid, audience)
         self._ring(run)
         return claim
 
@@ -221,7 +223,7 @@ class Store:
 
     def _miss(self, run: Run, seconds: float, reason: Reason) -> None:
         absence = run.miss(anyio.current_time() + seconds, reason)
-        self._begin(self._expire, run, absence)
+        self.begin(self._expire, run, absence)
 
     async def _expire(self, run: Run, absence: Absence) -> None:
         while not absence.over.is_set() and (left := absence.until - anyio.current_time()) > 0:
@@ -249,12 +251,12 @@ class Store:
         if deletion is not known:
             self._metrics.deleted(reason)
             self.story.deleted(run, reason)
-            self._begin(self._carry_out, run, deletion)
+            self.begin(self._carry_out, run, deletion)
             self._ring(run)
         return deletion
 
     async def _carry_out(self, run: Run, deletion: Deletion) -> None:
-        self._begin(self._ring_when_settled, run, deletion)
+        self.begin(self._ring_when_settled, run, deletion)
         while True:
             try:
                 over = await delete_job(self._api, run, deletion, lambda: self.watch_error, self._metrics.retried)
@@ -284,7 +286,7 @@ class Store:
         run.withdraw()
         self._ring(run)
 
-    def _begin(self, work: Callable[..., Awaitable[None]], run: Run, *arguments: Any) -> None:
+    def begin(self, work: Callable[..., Awaitable[None]], run: Run, *arguments: Any) -> None:
         """Do something for a run beside everything else. A mistake in it harms that run only."""
 
         async def guarded() -> None:
@@ -328,7 +330,7 @@ class Store:
                 if run.observed.pod is None:
                     run.found(Applied(found))
                 if found.metadata.instance != self._settings.instance:
-                    self._begin(self._follow_up, run, found)
+                    self.begin(self._follow_up, run, found)
             if not mine:
                 run.lacks_pod()
         else:
@@ -392,7 +394,7 @@ class Store:
             return
         told = run.observed.told_to_end or pod.metadata.deletion_timestamp is not None
         if isinstance(change, Deleted) and is_known and _may_run(pod) and not told:
-            self._begin(self._follow_up, run, pod)
+            self.begin(self._follow_up, run, pod)
             return
         run.found(change)
         self._settle(run)

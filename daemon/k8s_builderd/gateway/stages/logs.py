@@ -11,10 +11,10 @@ from k8s_builderd.gateway.protocol import Request
 from k8s_builderd.golang import parse_duration
 from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.logs import ON_ITS_WAY
-from k8s_builderd.runs.beside import beside
 from k8s_builderd.runs.lookup import choose
 from k8s_builderd.runs.record import Run
 from k8s_builderd.runs.store import Store
+from k8s_builderd.tasks import beside
 
 
 async def serve(request: Request, connection: Connection, store: Store, api: Api) -> int:

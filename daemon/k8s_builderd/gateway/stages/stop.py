@@ -2,7 +2,7 @@
 
 import msgspec
 
-from k8s_builderd.errors import BuilderError, ClientGone
+from k8s_builderd.errors import BuilderError
 from k8s_builderd.gateway.connection import Connection
 from k8s_builderd.gateway.protocol import Request
 from k8s_builderd.runs.attend import Runs
@@ -21,8 +21,7 @@ async def serve(request: Request, connection: Connection, store: Store, runs: Ru
     """
     run = choose(store, request.arguments.get("chaincode", ""))
     await connection.show(msgspec.json.encode(tell(run)) + b"\n")
-    if not await connection.stop_asked():
-        raise ClientGone
+    await connection.stop_asked()
     if run.state is State.ENDED or store.find(run.token_sha256) is not run:
         raise BuilderError(f"the chaincode of job {run.job_name} has ended already")
     return await runs.stop(run, f"user id {connection.credentials.uid}", connection)

@@ -1,0 +1,53 @@
+"""Tasks that go on beside a piece of work, and end with it. Errors come out as they are, not in a group.
+
+What is over leaves nothing to the garbage collector. A task that its group cancels would: its exception, and all frames
+that it has passed, hold each other. So what goes on beside something is cancelled in a scope of its own.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import anyio
+from anyio.abc import TaskGroup
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def background() -> AsyncIterator[TaskGroup]:
+    """Hand out a task group that is cancelled at the end of the body.
+
+    The first error, of the body or of a task, cancels the rest and is raised.
+    """
+    failure: BaseException | None = None
+    try:
+        async with anyio.create_task_group() as tasks:
+            yield tasks
+            tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        failure = group.exceptions[0]
+    if failure is not None:
+        try:
+            raise failure
+        finally:
+            del failure  # or it would hold this frame, and this frame it
+
+
+async def beside(main: Callable[[], Awaitable[T]], *others: Callable[[], Awaitable[object]]) -> T:
+    """Return what `main` returns; the others run meanwhile."""
+    # Shielded: what cancels the caller cancels `main`, and the end of `main` cancels these.
+    scopes = [anyio.CancelScope(shield=True) for _ in others]
+    async with background() as tasks:
+        for other, scope in zip(others, scopes, strict=True):
+            tasks.start_soon(_within, scope, other)
+        try:
+            return await main()
+        finally:
+            for scope in scopes:
+                scope.cancel()
+
+
+async def _within(scope: anyio.CancelScope, work: Callable[[], Awaitable[object]]) -> None:
+    with scope:
+        await work()
