@@ -99,6 +99,7 @@ class Transport(asyncio.Transport):
         super().__init__()
         self._loop = loop
         self._socket = wrapped
+        self._number = wrapped.fileno()  # a selector that does not know a socket describes it in the error
         self._context = context
         self._protocol: asyncio.BaseProtocol = protocol
         self._shared = shared
@@ -209,13 +210,13 @@ class Transport(asyncio.Transport):
         if self._lost:
             return
         if self.is_reading() or self._write_wants_to_read:
-            self._loop.add_reader(self._socket, self._readable)
+            self._loop.add_reader(self._number, self._readable)
         else:
-            self._loop.remove_reader(self._socket)
+            self._loop.remove_reader(self._number)
         if (self._unsent and not self._write_wants_to_read) or self._read_wants_to_write:
-            self._loop.add_writer(self._socket, self._writable)
+            self._loop.add_writer(self._number, self._writable)
         else:
-            self._loop.remove_writer(self._socket)
+            self._loop.remove_writer(self._number)
 
     def _readable(self) -> None:
         if self._write_wants_to_read:
@@ -291,8 +292,8 @@ class Transport(asyncio.Transport):
         if self._lost:
             return
         self._lost = self._closing = True
-        self._loop.remove_reader(self._socket)
-        self._loop.remove_writer(self._socket)
+        self._loop.remove_reader(self._number)
+        self._loop.remove_writer(self._number)
         try:
             self._protocol.connection_lost(error)
         finally:
