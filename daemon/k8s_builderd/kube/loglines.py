@@ -30,8 +30,8 @@ _LONGEST_TIMESTAMP = 40
 _SECOND = len("2026-11-23T06:57:07")
 _SHORTEST_LINE = len("2026-11-23T06:57:07Z \n")
 _TIMESTAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-][01]\d:[0-5]\d)\Z")
-_PLAIN = re.compile(rb"(?m)^\d{4}-[-0-9T:.+Z]{15,35} (?!%b)(.{0,%d}\n)" % (b"|".join(map(re.escape, _OURS)), PIECE))
-"""A line that is passed on without its timestamp, and otherwise as it is.
+_PLAIN = re.compile(rb"\d{4}-[-0-9T:.+Z]{15,35} (?!%b)(.{0,%d}\n)|.*\n" % (b"|".join(map(re.escape, _OURS)), PIECE))
+"""A line: its text, where it is passed on as it is; nothing of any other.
 
 What looks like a timestamp is taken for one here: the file has nothing else in front of a line. `_TIMESTAMP` would take
 a third of the time for all that is done to a line.
@@ -160,7 +160,7 @@ class Reader:
         if self.found and not self._in_line and self._is_harmless:
             # Nearly all lines are plain ones. A loop in Python over each would take most of the daemon's time.
             texts = _PLAIN.findall(data)
-            if len(texts) == data.count(b"\n") and self._is_timed(_newest(data)):
+            if all(texts) and self._is_timed(_newest(data)):
                 self._remember(data)
                 self._stamped = True
                 self._silent = 0
