@@ -333,7 +333,7 @@ async def test_the_old_one_has_a_name_of_another_prefix(scene: Scene) -> None:
 
 async def test_the_old_ones_pod_is_an_orphan_that_nobody_deletes(scene: Scene) -> None:
     """Such as a Job deleted with --cascade=orphan leaves: it is for people to say what becomes of it."""
-    daemon = await scene.daemon(START_TIMEOUT="8s")
+    daemon = await scene.daemon(START_TIMEOUT="8s", pace=4)
     overlaps = Overlaps(scene.directory)
     ticking = await Ticking.make(scene, prelude=overlaps.prelude())
     old = await scene.call("run", ticking.package)

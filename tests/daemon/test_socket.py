@@ -262,14 +262,14 @@ async def test_a_request_cut_anywhere_is_understood(scene: Scene, daemon: Runnin
 
 
 async def test_a_request_that_does_not_come_to_its_end_in_time_is_ended(scene: Scene) -> None:
-    daemon = await scene.daemon(REQUEST_TIMEOUT="1s")
+    daemon = await scene.daemon(REQUEST_TIMEOUT="2s", pace=4)
     run = await bystander(scene)
     before = descriptors(daemon)
     for data in (b"", b"H", hello("build"), DETECT[:-1]):
         async with Raw.open(scene) as raw:
             if data:
                 await raw.send(data)
-            assert "the request was not complete within 1 s" in await raw.refused()
+            assert "the request was not complete within 2 s" in await raw.refused()
     async with Raw.open(scene) as raw:
         await raw.send(hello("run"))
         assert await raw.rest() == []  # its chaincode may be running: it is to come again
@@ -307,8 +307,9 @@ async def test_the_daemon_ends_at_once_while_requests_are_half_sent(scene: Scene
     assert not scene.socket.exists()
 
 
-async def test_a_daemon_that_has_nothing_to_say_gives_signs_of_life(scene: Scene, daemon: Running) -> None:
+async def test_a_daemon_that_has_nothing_to_say_gives_signs_of_life(scene: Scene) -> None:
     """The first at once, the others every few seconds: by them a client knows one that is frozen."""
+    await scene.daemon(pace=5)
     async with Raw.open(scene) as raw:
         await raw.send(hello())
         assert await raw.any_frame() == SIGN
@@ -432,7 +433,7 @@ def leave_free(daemon: Running, number: int) -> None:
 
 
 async def test_without_free_file_descriptors_the_daemon_waits_for_some(scene: Scene) -> None:
-    daemon = await scene.daemon(REQUEST_TIMEOUT="1s")
+    daemon = await scene.daemon(REQUEST_TIMEOUT="4s", pace=4)
     run = await bystander(scene)
     leave_free(daemon, 5)
     held = [socket.socket(socket.AF_UNIX) for _ in range(50)]
