@@ -353,9 +353,9 @@ class Launch:
 
         async def deliver(batch: Batch) -> None:
             await self._audience.log(self._cursor(uid, batch.position), batch.lines)
-            self._metrics.logged(batch.lines)
-            self._run.passed_on(batch.lines)
-            self._last_lines = (self._last_lines + batch.lines)[-TAIL:]
+            self._metrics.logged(batch.count, len(batch.lines))
+            self._run.passed_on(batch.count, len(batch.lines))
+            self._last_lines = (self._last_lines + batch.lines[-TAIL:])[-TAIL:]
 
         def interrupted(error: ApiError) -> None:
             self._metrics.log_interrupted(error.kind)

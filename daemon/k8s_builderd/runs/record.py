@@ -347,10 +347,10 @@ class Run:
 
     # What is told of it
 
-    def passed_on(self, lines: bytes) -> None:
-        """Count lines of its log that its client has been sent."""
-        self._log_lines += lines.count(b"\n")
-        self._log_bytes += len(lines)
+    def passed_on(self, lines: int, size: int) -> None:
+        """Count lines of its log that its client has been sent, and their bytes."""
+        self._log_lines += lines
+        self._log_bytes += size
 
     def interrupted(self, why: str) -> None:
         """Count a break in its log."""
