@@ -242,3 +242,25 @@ def test_two_runs_that_find_the_daemon_in_the_wrong_order(world: World) -> None:
     assert later.alive
     assert world.request(site).container is asked.container
     over(world)
+
+
+@pytest.mark.parametrize("orphan", [False, True])
+def test_a_daemon_that_stood_still_has_heard_nobody(world: World, orphan: bool) -> None:
+    """Its node had no time for it, until the grace was over; whoever has knocked meanwhile is heard only now."""
+    site = launched(world)
+    if orphan:
+        world.end_daemon(site)
+    world.sim.call(world.clients[0].freeze)
+    if orphan:
+        world.start_daemon(site)
+    else:
+        assert site.daemon is not None
+        world.sim.call(site.daemon.connections[0].hang_up)
+    world.advance(9.5 if not orphan else 59.5)
+    world.sim.stand_still(100)
+    world.advance(10)
+    assert not world.logged("job_unclaimed")
+    world.sim.call(world.clients[0].thaw)
+    world.advance(60)
+    lives(world, site)
+    over(world)
