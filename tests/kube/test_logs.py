@@ -524,10 +524,10 @@ class Running(Ended):
     def end(self) -> None:
         self.ended = True
         self._changed.set()
+        self._changed = anyio.Event()
 
     async def changed(self) -> None:
         await self._changed.wait()
-        await anyio.lowlevel.checkpoint()
 
 
 def stamped(*numbers: int) -> bytes:

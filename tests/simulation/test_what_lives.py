@@ -99,6 +99,7 @@ def test_a_container_that_starts_before_its_job_can_be_deleted(world: World) -> 
     site.daemon.api.faults.clear()
     world.advance(40)
     assert asked.container is not None
+    assert len([text for _, text in world.clients[0].words if text.startswith("Running chaincode ID")]) == 1
     lives(world, site)
     over(world)
 

@@ -71,7 +71,6 @@ class Launch:
         self._had_started = run.observed.started
         self._audience = audience
         self._job_uid = ""
-        self._introduced = False
         self._last_error = ""
         self._refusal = ""
         self._may_exist = False
@@ -109,9 +108,9 @@ class Launch:
         return await self._end(knew_pod=knew_pod)
 
     async def _start(self, owner: Owner | None, cursor: Cursor | None) -> None:
+        is_new = not self._job_uid
         self._job_uid = await self._job(owner, cursor)
-        if cursor is None and not self._introduced:
-            self._introduced = True
+        if is_new and cursor is None:
             await self._introduce()
         await beside(lambda: self._seen.until(lambda seen: seen.started or seen.ended), self._secret)
 
