@@ -108,11 +108,13 @@ class Launch:
         return await self._end(knew_pod=knew_pod)
 
     async def _start(self, owner: Owner | None, cursor: Cursor | None) -> None:
-        is_new = not self._job_uid
-        self._job_uid = await self._job(owner, cursor)
-        if is_new and cursor is None:
-            await self._introduce()
-        await beside(lambda: self._seen.until(lambda seen: seen.started or seen.ended), self._secret)
+        async with self._store.turns.turn():
+            is_new = not self._job_uid
+            self._job_uid = await self._job(owner, cursor)
+            if is_new and cursor is None:
+                await self._introduce()
+            await beside(lambda: self._seen.until(lambda seen: not seen.needs_secret), self._secret)
+        await self._seen.until(lambda seen: seen.started or seen.ended)
 
     def _count_start(self) -> None:
         if (started_at := self._seen.started_at) is not None and not self._had_started:
@@ -252,8 +254,8 @@ class Launch:
         body = manifests.secret(self._plan, self._job_uid)
 
         async def create() -> None:
-            if self._seen.has_secret or self._seen.started or self._seen.job_gone:
-                return  # it is known to be there: its volume is mounted; or it will never be needed
+            if not self._seen.needs_secret:
+                return
             with suppress(AlreadyExists):  # of this run: no other has this name
                 await self._api.create(SECRETS, ObjectOnly, body)
             self._run.has_secret()

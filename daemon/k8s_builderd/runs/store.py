@@ -28,6 +28,7 @@ from k8s_builderd.runs.failures import Audience
 from k8s_builderd.runs.record import Absence, Claim, Deletion, Reason, Run, State
 from k8s_builderd.runs.stop import delete_job
 from k8s_builderd.runs.story import Story
+from k8s_builderd.runs.turns import Turns
 from k8s_builderd.settings import Settings
 
 AFTER_CRASH = 5.0
@@ -75,6 +76,8 @@ class Store:
     def __init__(self, api: Api, settings: Settings, metrics: Metrics, story: Story | None = None) -> None:
         self.story = story or Story()
         """What becomes of the runs is told to it."""
+        self.turns = Turns()
+        """What the launches take to ask for what they need."""
         self._api = api
         self._settings = settings
         self._metrics = metrics
