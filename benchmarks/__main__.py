@@ -1,9 +1,10 @@
 """Measures the daemon and its programs with one command: a table, JSON, and a page with plots.
 
-    python -m benchmarks [--quick] [--json FILE] [--page PAGE] [--go-builder DIR] [--kubectl FILE] [NAME ...]
+    python -m benchmarks [OPTIONS] [NAME ...]        # --help
 
-Everything runs against a stand-in API server over TLS on this machine (benchmarks/apiserver.py). What is compared is
-measured in turn, one run of each after the other: the ratio is the median of these pairs. Nothing here has a verdict.
+Everything but `real` runs against a stand-in API server over TLS on this machine (benchmarks/apiserver.py). What is
+compared is measured in turn, one run of each after the other: the ratio is the median of these pairs. Nothing here has
+a verdict.
 """
 
 import asyncio
@@ -13,41 +14,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from statistics import median
 
 import click
 
 from benchmarks import relist
-from benchmarks.figures import Figure, Plot, show, write_json, write_page
+from benchmarks.figures import Plot, show, write_json, write_page
+from benchmarks.plan import Plan
+from benchmarks.real import real
 from benchmarks.scene import Run, Scene, cpu_seconds, open_scene
 from k8s_builder.programs import install
 
 Command = list[str]
 
 PYTHON = Path(sys.executable).resolve()
-
-
-class Plan:
-    """How much is measured, and what with."""
-
-    def __init__(self, *, quick: bool, go_builder: Path | None, kubectl: Path | None) -> None:
-        self.quick = quick
-        self.go_builder = go_builder
-        self.kubectl = kubectl
-        self.figures: list[Figure] = []
-        self.plots: list[Plot] = []
-
-    def of(self, whole: int, quick: int) -> int:
-        """Return how often."""
-        return quick if self.quick else whole
-
-    def add(
-        self, what: str, unit: str, samples: Sequence[float], against: str = "", ratios: Sequence[float] = ()
-    ) -> None:
-        """Take in a figure."""
-        self.figures.append(Figure(what, unit, list(samples), against, list(ratios)))
 
 
 # The programs
@@ -275,12 +257,9 @@ async def logs(plan: Plan) -> None:
                 their_cpu.append(used)
             await flood.stop()
     ratios = [a / b for a, b in zip(ours, theirs, strict=False)]
-    plan.add("lines of a log, one line 130 bytes", "lines/s", ours, "kubectl logs -f" if theirs else "", ratios)
+    plan.add("lines of a log, one line 130 bytes", "lines/s", ours, "kubectl logs -f" if theirs else "", ratios, theirs)
     ratios = [a / b for a, b in zip(cpu, their_cpu, strict=False)]
-    plan.add("CPU for a million lines", "s", cpu, "kubectl logs -f" if theirs else "", ratios)
-    if theirs:
-        plan.add("kubectl: lines of a log", "lines/s", theirs)
-        plan.add("kubectl: CPU for a million lines", "s", their_cpu)
+    plan.add("CPU for a million lines", "s", cpu, "kubectl logs -f" if theirs else "", ratios, their_cpu)
     plan.add("a stop beside a log at full speed", "ms", stops)
     series = {"k8s-builderd": [(0.0, median(ours))]}
     if theirs:
@@ -344,6 +323,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Awaitable[None]]] = {
     "logs": logs,
     "many": many,
     "api": api,
+    "real": real,
 }
 
 
@@ -352,8 +332,16 @@ BENCHMARKS: dict[str, Callable[[Plan], Awaitable[None]]] = {
 @click.option("--quick", is_flag=True, help="Fewer rounds: to see that it works, not to quote.")
 @click.option("--json", "document", type=click.Path(path_type=Path), help="Write all samples to this file.")
 @click.option("--page", type=click.Path(exists=True, path_type=Path), help="Put table and plots into this page.")
-@click.option("--go-builder", type=click.Path(exists=True, path_type=Path), help="A folder with the Go builder's.")
+@click.option(
+    "--go-builder", type=click.Path(exists=True, path_type=Path), help="A folder with the Go builder's detect and run."
+)
 @click.option("--kubectl", type=click.Path(exists=True, path_type=Path), help="A kubectl to compare with.")
+@click.option(
+    "--assets",
+    envvar="KUBEBUILDER_ASSETS",
+    type=click.Path(exists=True, path_type=Path),
+    help="A folder with etcd and kube-apiserver, for `real`.",
+)
 def main(
     names: tuple[str, ...],
     quick: bool,
@@ -361,9 +349,10 @@ def main(
     page: Path | None,
     go_builder: Path | None,
     kubectl: Path | None,
+    assets: Path | None,
 ) -> None:
-    """Measure the daemon and its programs. NAME: only these of client, one, bursts, logs, many, api."""
-    plan = Plan(quick=quick, go_builder=go_builder, kubectl=kubectl or _found("kubectl"))
+    """Measure the daemon and its programs. NAME: only these of client, one, bursts, logs, many, api, real."""
+    plan = Plan(quick=quick, go_builder=go_builder, kubectl=kubectl or _found("kubectl"), assets=assets)
     for name in names or BENCHMARKS:
         click.echo(f"{name} ...", err=True)
         asyncio.run(_run(BENCHMARKS[name], plan))

@@ -47,8 +47,8 @@ def test_a_launch_that_fails_has_a_category_and_no_other_has(metrics: Metrics) -
 
 
 def test_lines_and_bytes_of_a_batch_are_counted_together(metrics: Metrics) -> None:
-    metrics.logged(b"one\ntwo\n")
-    metrics.logged("dreißig\n".encode())
+    metrics.logged(2, 8)
+    metrics.logged(1, 9)
     assert shown(metrics)["log_lines_total"] == 3
     assert shown(metrics)["log_bytes_total"] == 17
 

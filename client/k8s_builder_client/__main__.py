@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from typing import Mapping
 
 
-def main(argv: "list[str]", environment: "Mapping[bytes, bytes]") -> int:
+def main(argv: "list[str]", environment: "Mapping[bytes, bytes]", file: str = "") -> int:
     """Carry out one call of the peer and return the exit code. `argv` begins with the name the program was called by.
 
-    Everything it has to say goes to standard error, which is all that the peer reads.
+    `file` is the program itself, where that name may be a link. Everything it has to say goes to standard error, which
+    is all that the peer reads.
     """
     _occupy_standard_descriptors()
     signals = Signals()
@@ -26,7 +27,7 @@ def main(argv: "list[str]", environment: "Mapping[bytes, bytes]") -> int:
     try:
         if program not in ARGUMENTS:
             raise CallError("This program must have one of these names: %s" % ", ".join(ARGUMENTS))
-        folder = encoded(argv[0]).rpartition(b"/")[0] or b"."
+        folder = encoded(file or argv[0]).rpartition(b"/")[0] or b"."
         call = Call(program, [encoded(argument) for argument in argv[1:]], environment, folder)
         stderr.debugging = call.debug
         for name, directory in call.directories.items():

@@ -46,7 +46,7 @@ class Autostart:
     def __init__(
         self, program: bytes, socket_path: bytes, log_file: bytes, environment: "Mapping[bytes, bytes]"
     ) -> None:
-        self._program = program
+        self._program = os.path.abspath(program)  # the daemon does not start in this folder
         self._socket_path = socket_path
         self._file = socket_path + b".start"
         self._log_file = log_file
@@ -64,8 +64,7 @@ class Autostart:
         self._reap()
         remedy = "See its log: %s" % self._log_name()
         try:
-            place.make_directory(os.path.dirname(self._socket_path))
-            lock = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            lock = self._open_file()
         except OSError as error:
             return "it cannot be started: %s: %s" % (os.fsdecode(self._file), error.strerror), "Check that directory"
         try:
@@ -89,6 +88,16 @@ class Autostart:
         finally:
             os.close(lock)
         return self._starting(), remedy
+
+    def _open_file(self) -> int:
+        """Open what is locked. Raises OSError, also for another user's file: who made it could lock it for ever."""
+        place.make_directory(os.path.dirname(self._socket_path))
+        lock = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        owner = os.fstat(lock).st_uid
+        if owner != os.geteuid():
+            os.close(lock)
+            raise OSError(errno.EPERM, "it belongs to user id %d" % owner)
+        return lock
 
     def _starting(self) -> str:
         return "it is starting again after it has ended: %s" % self._told if self._told else "it is starting"

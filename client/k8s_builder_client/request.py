@@ -25,6 +25,9 @@ DOCUMENTS = {
 }
 """Each stage's documents, with the argument that names their directory."""
 
+STARTED = b"started"
+"""One more entry, of `run` only: which of two launches is the later one, whichever comes through first."""
+
 MAX_ENTRY = 4096
 """Bytes of an `E` frame's payload."""
 MAX_PATH = 4096
@@ -46,6 +49,9 @@ class Request:
         self.plainly_not_ours = False
         parts = [wire.frame(wire.HELLO, wire.VERSION, call.stage.encode(), b"%d" % pid)]
         parts += _entries(call)
+        start = process_start() if call.stage == "run" else b""
+        if start:
+            parts.append(wire.frame(wire.ENVIRONMENT, STARTED, start))
         for argument, name in DOCUMENTS[call.stage]:
             directory = call.directories[argument]
             try:
@@ -95,6 +101,19 @@ def _entries(call: Call) -> "list[bytes]":
             raise CallError("The %s environment variable is longer than %d bytes" % (name.decode(), MAX_ENTRY))
         parts.append(wire.frame(wire.ENVIRONMENT, name, value))
     return parts
+
+
+def process_start() -> bytes:
+    """Which boot of the kernel this is, and how many clock ticks after it this process was started.
+
+    Empty where the kernel does not say.
+    """
+    try:
+        boot = read_document(b"/proc/sys/kernel/random/boot_id", 256)
+        stat = read_document(b"/proc/self/stat", 4096)
+        return b"%s %d" % (boot.strip(), int(stat.rpartition(b")")[2].split()[19]))
+    except (OSError, ValueError, IndexError):
+        return b""
 
 
 def read_document(path: bytes, limit: int) -> bytes:

@@ -74,6 +74,7 @@ async def serve(settings: Settings, peer: PeerProcess | None = None, manager: Se
             },
             metrics,
             knocked=partial(run.knocked, runs=runs),
+            deaf=store.deaf,
             inherited=manager.listening,
         )
         checks: dict[str, health.Check] = {

@@ -132,10 +132,10 @@ class Metrics:
         """Count one decision to delete a Job."""
         self._deleted.labels(reason).inc()
 
-    def logged(self, lines: bytes) -> None:
-        """Count whole lines of a chaincode's log that were passed on."""
-        self._log_bytes.inc(len(lines))
-        self._log_lines.inc(lines.count(b"\n"))
+    def logged(self, lines: int, size: int) -> None:
+        """Count lines of a chaincode's log that were passed on, and their bytes."""
+        self._log_bytes.inc(size)
+        self._log_lines.inc(lines)
 
     def log_interrupted(self, reason: str) -> None:
         """Count one interruption of a log, for `ApiError.kind` or one of `LOG_LOSSES`."""

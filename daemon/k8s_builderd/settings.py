@@ -21,7 +21,7 @@ from k8s_builderd.errors import SettingsError
 from k8s_builderd.fabric import logprefix, names
 from k8s_builderd.fabric.names import Token, label_value_fault, name_prefix_fault
 from k8s_builderd.fabric.package import Chaincode, Image
-from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan, PodSettings, SecurityProfile
+from k8s_builderd.fabric.plan import LaunchSettings, Owner, Plan, PodSettings, SecurityProfile, Start
 from k8s_builderd.fabric.template import PodTemplate, TemplateError
 from k8s_builderd.golang import parse_bool, parse_duration
 from k8s_builderd.kube.quantity import parse_quantity
@@ -161,11 +161,13 @@ class Settings(Struct, frozen=True):
         template: tuple[Mapping[str, Any], ...],
         *,
         takeovers: int = 0,
+        start: Start | None = None,
     ) -> Plan:
         """Return what to launch.
 
         :param template: the layers of the pod template for this chaincode.
         :param takeovers: `Plan.takeovers`.
+        :param start: `Plan.start`.
         """
         object_name = names.object_name(
             launch.object_name_prefix, launch.peer_id, chaincode.peer_address, chaincode.mspid, chaincode.chaincode_id
@@ -187,6 +189,7 @@ class Settings(Struct, frozen=True):
             template=template,
             log_prefix=self.log_prefix,
             takeovers=takeovers,
+            start=start,
         )
 
     def overridden(self, forwarded: Mapping[str, str]) -> list[str]:

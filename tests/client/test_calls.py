@@ -198,7 +198,7 @@ def test_a_closed_descriptor_is_not_mistaken_for_the_socket(
     program = peer.call("run", before=close)
     connection = daemon.accept()
     request = connection.request()
-    assert [frame.kind for frame in request] == ["H", "D", "D", "T", "."]
+    assert [frame.kind for frame in request] == ["H", "E", "D", "D", "T", "."]
     connection.send(words(b"words\n"), exits(0))
     connection.is_left()
     assert program.ends_saying(b"" if 2 in closed else b"words\n") == 0

@@ -89,9 +89,12 @@ def test_run_sends_documents_and_a_token_and_only_the_agreed_environment(peer: P
     request = connection.request()
     token = request.one("T")
     assert re.fullmatch(rb"[0-9a-f]{32}", token)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    start = Path(f"/proc/{program.pid}/stat").read_text().rpartition(")")[2].split()[19]
     assert request == [
         ("H", b"1\0run\0%d" % program.pid),
         *(("E", f"{name}\0{value}".encode()) for name, value in environment.items()),
+        ("E", f"started\0{boot} {start}".encode()),
         ("D", b'image.json\0{"name":"o"}'),
         ("D", b'chaincode.json\0{"chaincode_id":"a:b"}'),
         ("T", token),

@@ -208,10 +208,11 @@ class Scene:
         return Package(self.directory / f"package{self._packages}", label, image=image)
 
     async def daemon(
-        self, *arguments: str, ready: bool = True, program: list[str] | None = None, **settings: str
+        self, *arguments: str, ready: bool = True, program: list[str] | None = None, pace: float = 1, **settings: str
     ) -> Running:
         """Start a daemon; `settings` are names without FABRIC_K8S_BUILDER_.
 
+        :param pace: how fast its time runs, for a test that waits out a pause of the daemon's which no setting bounds.
         :param program: a command to start instead, whose stdout is read as its stderr is.
         """
         environment = {
@@ -230,7 +231,7 @@ class Scene:
             },
             **{name: value for name, value in settings.items() if name.startswith("CORE_")},
         }
-        daemon = await self._start([*(program or DAEMON), *arguments], environment, daemon=True)
+        daemon = await self._start([*(program or DAEMON), *arguments], environment, daemon=True, pace=pace)
         if ready:
             await daemon.line("socket_open")
         return daemon
@@ -301,15 +302,22 @@ class Scene:
         await self.cluster.switch("POST", "faults", rule)
 
     async def _start(
-        self, command: list[str], environment: Mapping[str, str], *, read: bool = True, daemon: bool = False
+        self,
+        command: list[str],
+        environment: Mapping[str, str],
+        *,
+        read: bool = True,
+        daemon: bool = False,
+        pace: float = 1,
     ) -> Running:
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
         try:
             process: Process | Forked
             if command == DAEMON:
-                process = forkserver.server().start({**environment, **measured.ENVIRONMENT}, writing)
+                process = forkserver.server().start({**environment, **measured.ENVIRONMENT}, writing, pace=pace)
             else:
+                assert pace == 1, "only a daemon that is forked has a time of its own"
                 process = await anyio.open_process(
                     command,
                     stdin=subprocess.DEVNULL,

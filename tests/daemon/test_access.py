@@ -112,7 +112,7 @@ async def test_a_right_that_nobody_needs_is_not_missed(scene: Scene) -> None:
 
 
 async def test_a_launch_that_is_refused_counts_at_once_and_so_does_one_that_is_not(scene: Scene) -> None:
-    daemon = await scene.daemon(ACCESS_INTERVAL=NEVER)
+    daemon = await scene.daemon(ACCESS_INTERVAL=NEVER, pace=10)
     await becomes(scene, daemon, "/readyz", 200)
     await scene.asked("create selfsubjectrulesreviews")
     await rights(scene, "create jobs.batch")
@@ -129,7 +129,7 @@ async def test_a_launch_that_is_refused_counts_at_once_and_so_does_one_that_is_n
 
 async def test_a_refusal_by_a_quota_is_no_missing_right(scene: Scene) -> None:
     message = 'jobs.batch "x" is forbidden: exceeded quota: jobs, requested: count/jobs.batch=1'
-    daemon = await scene.daemon(ACCESS_INTERVAL=OFTEN)
+    daemon = await scene.daemon(ACCESS_INTERVAL=OFTEN, pace=10)
     await becomes(scene, daemon, "/readyz", 200)
     action = {"do": "status", "code": 403, "reason": "Forbidden", "message": message}
     await scene.fault(verb="create", resource="jobs", times=None, action=action)

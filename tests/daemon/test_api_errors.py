@@ -23,8 +23,11 @@ from tests.daemon.scene import Scene
 
 pytestmark = pytest.mark.anyio
 
-SHORT = "1s"
-"""REQUEST_TIMEOUT: what a request that hangs costs."""
+FAST = 10
+"""The pace of a daemon that is to lose its patience: 5 s for what is forbidden."""
+
+SOON: Any = {"REQUEST_TIMEOUT": "5s", "pace": 5}
+"""For a daemon whose request hangs, or is to be sent again later."""
 
 # What each kind of answer means is tested in tests/kube/test_api.py, what becomes of a run then in tests/simulation.
 ERRORS: dict[str, dict[str, Any]] = {
@@ -40,7 +43,7 @@ LAUNCH = [{"verb": "create", "resource": "jobs"}, {"verb": "create", "resource":
 
 @pytest.mark.parametrize("error", ERRORS)
 async def test_one_job_and_one_secret_whatever_the_api_says(scene: Scene, error: str) -> None:
-    await scene.daemon(REQUEST_TIMEOUT=SHORT)
+    await scene.daemon(**SOON)
     ticking = await Ticking.make(scene)
     for call in LAUNCH:
         await scene.fault(**call, **ERRORS[error])
@@ -63,7 +66,7 @@ async def test_one_job_and_one_secret_whatever_the_api_says(scene: Scene, error:
 @pytest.mark.parametrize("error", ERRORS)
 async def test_a_stop_is_carried_out_whatever_the_api_says(scene: Scene, error: str) -> None:
     """Late, if need be: then `run` says so, and The daemon keeps trying."""
-    daemon = await scene.daemon(REQUEST_TIMEOUT=SHORT)
+    daemon = await scene.daemon(**SOON)
     ticking = await Ticking.make(scene)
     run = await scene.call("run", ticking.package)
     await run.line("line 0")
@@ -79,7 +82,7 @@ async def test_a_stop_is_carried_out_whatever_the_api_says(scene: Scene, error: 
 @pytest.mark.parametrize("call", [*LAUNCH, {"verb": "delete", "resource": "jobs"}], ids=["Job", "Secret", "deletion"])
 async def test_connections_are_refused_for_a_while(scene: Scene, call: dict[str, str]) -> None:
     """The connection breaks in the middle of the call, and no other comes about until the API is back."""
-    daemon = await scene.daemon()
+    daemon = await scene.daemon(pace=3)
     ticking = await Ticking.make(scene)
     await scene.fault(**call, action={"do": "hang", "when": "before"})
     run = await scene.call("run", ticking.package)
@@ -105,19 +108,19 @@ async def test_retry_after_is_kept(scene: Scene) -> None:
     """The API says when to come back, and is not asked before that."""
     await scene.daemon()
     ticking = await Ticking.make(scene)
-    action = {"do": "status", "code": 429, "reason": "TooManyRequests", "retryAfter": 2}
+    action = {"do": "status", "code": 429, "reason": "TooManyRequests", "retryAfter": 1}
     await scene.fault(verb="create", resource="jobs", action=action)
     run = await scene.call("run", ticking.package)
     await met(scene)
     before = anyio.current_time()
     await run.line("Running chaincode ID")
-    assert anyio.current_time() - before > 1.5
+    assert anyio.current_time() - before > 0.9
     assert run.count("Retrying: ") == 1
 
 
 # Which rights are lacking for good, and what is said of each, is tested in tests/simulation.
 async def test_a_launch_that_is_forbidden_for_good_says_what_is_lacking(scene: Scene) -> None:
-    daemon = await scene.daemon()
+    daemon = await scene.daemon(pace=FAST)
     ticking = await Ticking.make(scene)
     await scene.fault(verb="create", resource="secrets", times=None, action={"do": "status", "code": 403})
     run = await scene.call("run", ticking.package)
@@ -131,7 +134,7 @@ async def test_a_launch_that_is_forbidden_for_good_says_what_is_lacking(scene: S
 
 
 async def test_a_stop_that_is_forbidden_for_good_says_what_is_lacking(scene: Scene) -> None:
-    daemon = await scene.daemon()
+    daemon = await scene.daemon(pace=FAST)
     ticking = await Ticking.make(scene)
     run = await scene.call("run", ticking.package)
     await run.line("line 0")
@@ -145,7 +148,7 @@ async def test_a_stop_that_is_forbidden_for_good_says_what_is_lacking(scene: Sce
 
 async def test_a_list_that_is_forbidden_for_good_says_what_is_lacking(scene: Scene) -> None:
     await scene.fault(verb="list", resource="jobs", times=None, action={"do": "status", "code": 403})
-    daemon = await scene.daemon()
+    daemon = await scene.daemon(pace=FAST)
     ticking = await Ticking.make(scene)
     run = await scene.call("run", ticking.package, FABRIC_K8S_BUILDER_START_TIMEOUT="3s")
     assert await run.wait() == 1
@@ -158,7 +161,7 @@ async def test_a_list_that_is_forbidden_for_good_says_what_is_lacking(scene: Sce
 
 
 async def test_a_log_that_is_forbidden_for_good_says_what_is_lacking_and_ends_nothing(scene: Scene) -> None:
-    await scene.daemon()
+    await scene.daemon(pace=FAST)
     await scene.fault(verb="log", times=None, action={"do": "status", "code": 403})
     ticking = await Ticking.make(scene)
     run = await scene.call("run", ticking.package)
@@ -183,7 +186,7 @@ async def node_comes(scene: Scene) -> None:
 async def test_a_launch_whose_pod_may_not_be_seen_is_not_given_up(scene: Scene) -> None:
     """Its time is over, but nobody can say that its container has not started; and here it has."""
     await scene.cluster.switch("PATCH", "environment", {"nodeLabels": {"fabric-builder-k8s-role": "other"}})
-    daemon = await scene.daemon(NODE_ROLE="chaincode", START_TIMEOUT="1s", RECONNECT_GRACE="1s")
+    daemon = await scene.daemon(NODE_ROLE="chaincode", START_TIMEOUT="10s", RECONNECT_GRACE="10s", pace=FAST)
     ticking = await Ticking.make(scene)
     run = await scene.call("run", ticking.package)
     await run.line("Waiting for chaincode to start: the pod cannot be scheduled")
@@ -203,7 +206,7 @@ async def test_a_launch_whose_pod_may_not_be_seen_is_not_given_up(scene: Scene) 
 
 
 async def test_events_that_are_forbidden_for_good_hold_up_no_launch(scene: Scene) -> None:
-    await scene.daemon(**HELD_UP)
+    await scene.daemon(**HELD_UP, pace=FAST)
     await scene.fault(verb="list", resource="events", times=None, action={"do": "status", "code": 403})
     ticking = await Ticking.make(scene)
     run = await scene.call("run", ticking.package)
@@ -240,7 +243,7 @@ GET = {"verb": "get", "resource": "jobs"}
 @pytest.mark.parametrize("error", READS)
 async def test_a_job_that_was_created_unheard_is_found_whatever_the_api_says_then(scene: Scene, error: str) -> None:
     """The creation was carried out and not answered; the second one is refused, and whose the Job is has to be seen."""
-    await scene.daemon(REQUEST_TIMEOUT=SHORT)
+    await scene.daemon(**SOON)
     ticking = await Ticking.make(scene)
     for call in LAUNCH:
         await scene.fault(**call, action={"do": "reset", "when": "after"})
@@ -276,7 +279,7 @@ async def test_a_stop_asks_for_nothing_but_the_deletion(scene: Scene) -> None:
 
 @pytest.mark.parametrize("error", READS)
 async def test_events_that_cannot_be_had_hold_up_no_launch(scene: Scene, error: str) -> None:
-    await scene.daemon(REQUEST_TIMEOUT=SHORT, **HELD_UP)
+    await scene.daemon(**SOON, **HELD_UP)
     ticking = await Ticking.make(scene)
     await scene.fault(verb="list", resource="events", **READS[error])
     run = await scene.call("run", ticking.package)

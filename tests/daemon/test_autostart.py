@@ -108,6 +108,24 @@ async def test_a_program_starts_the_daemon_and_is_served(beside: Beside) -> None
     assert beside.count("daemon_started") == 1
 
 
+async def test_programs_that_are_called_by_a_link_find_the_daemon(beside: Beside) -> None:
+    links = beside.scene.directory / "links"
+    links.mkdir()
+    (links / "absolute").symlink_to(beside.scene.bin / "detect")
+    (links / "detect").symlink_to("absolute")
+    beside.scene.bin = links
+    code, lines = await beside.said("detect", await beside.scene.package())
+    assert (code, lines[-1]) == (0, DETECTED)
+    assert lines[0].startswith("Started k8s-builderd")
+
+
+async def test_programs_that_are_called_by_a_relative_path_start_the_daemon(beside: Beside) -> None:
+    beside.scene.bin = Path(os.path.relpath(beside.scene.bin))  # noqa: ASYNC240 - no disk is read
+    code, lines = await beside.said("detect", await beside.scene.package())
+    assert (code, lines[-1]) == (0, DETECTED)
+    assert lines[0].startswith("Started k8s-builderd")
+
+
 async def test_the_daemon_has_a_session_of_its_own_and_nothing_of_the_peers(beside: Beside) -> None:
     peer = await beside.call_by_a_peer("run", await beside.scene.package(), FABRIC_K8S_BUILDER_NODE_ROLE="a")
     pid = await daemon_of(peer)
@@ -179,6 +197,16 @@ async def test_while_another_program_holds_the_lock_nothing_is_started(beside: B
     os.close(holder)
     await detect.line(DETECTED)
     assert await detect.wait() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make another user's file")
+async def test_a_lock_of_another_user_is_told_and_not_waited_for(beside: Beside) -> None:
+    beside.start_file.touch(0o666)
+    os.chown(beside.start_file, 7051, 7051)
+    code, [line] = await beside.said("detect", await beside.scene.package(), FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="0s")
+    assert code == 1
+    assert f"it cannot be started: {beside.start_file}: it belongs to user id 7051. Check that directory" in line
+    assert not beside.log.exists()
 
 
 async def test_why_it_does_not_start_is_told_at_once_and_all_programs_keep_one_pace(beside: Beside) -> None:

@@ -19,7 +19,7 @@ from tests.embedded.cluster import PATIENCE
 
 pytestmark = pytest.mark.anyio
 
-ENOUGH = 30
+ENOUGH = 15
 """Transactions in a row after which all is well."""
 
 LAUNCHES = 40

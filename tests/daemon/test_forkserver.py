@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from tests.daemon.scene import Running, Scene
+from tests.daemon.test_socket import Raw
 
 pytestmark = pytest.mark.anyio
 
@@ -54,3 +55,10 @@ async def test_a_mistake_ends_it_as_it_ends_one_that_was_started(scene: Scene) -
     )
     assert await forked.wait() == started.returncode == 1
     assert forked.lines == started.stderr.splitlines()
+
+
+async def test_its_time_can_run_faster(scene: Scene) -> None:
+    """What it would wait an hour for comes within the time that a test waits for anything."""
+    daemon = await scene.daemon(REQUEST_TIMEOUT="1h", pace=5000)
+    async with Raw.open(scene):
+        await daemon.line("the request was not complete within 3600 s")

@@ -7,14 +7,15 @@ import anyio
 import pytest
 
 from tests.client.standin import hurried
-from tests.daemon.scene import Package, Running, Scene
+from tests.daemon.scene import Package, Scene
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_calls_are_told_and_end_and_chaincode_goes_on(scene: Scene, daemon: Running, tmp_path: Path) -> None:
+async def test_calls_are_told_and_end_and_chaincode_goes_on(scene: Scene, tmp_path: Path) -> None:
+    daemon = await scene.daemon(pace=10)  # its signs of life come every half second
     package = await scene.package("running", script="n=0; while :; do echo tick $n; n=$((n+1)); sleep 0.1; done")
-    scene.bin, usual = hurried(tmp_path / "client", SILENCE=5.0), scene.bin
+    scene.bin, usual = hurried(tmp_path / "client", SILENCE=2.0), scene.bin
     run = await scene.call("run", package)
     await run.line("tick 1")
     scene.bin = usual
@@ -43,7 +44,7 @@ async def test_calls_are_told_and_end_and_chaincode_goes_on(scene: Scene, daemon
 async def test_a_launch_that_waits_for_the_api_is_not_given_up(scene: Scene) -> None:
     """The daemon has nothing to say for long, but gives signs of life."""
     await scene.fault(verb="list", resource="jobs", action={"do": "hang"})
-    await scene.daemon(REQUEST_TIMEOUT="6s")
+    await scene.daemon(REQUEST_TIMEOUT="20s", pace=10)
     run = await scene.call("run", await scene.package(script="echo hello"), FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="1s")
     await run.line("Waiting for the Kubernetes API")
     await scene.cluster.switch("DELETE", "faults")

@@ -101,7 +101,7 @@ async def test_a_setting_that_locks_its_user_out_ends_no_chaincode(scene: Scene)
     await daemon.terminate()
     daemon = await scene.daemon(ALLOWED_UIDS="4294967294", ORPHAN_GRACE=f"{GRACE}s", RECONNECT_GRACE="100ms")
     await run.line(f"k8s-builderd cannot continue this launch: user id {os.getuid()} is not in FABRIC_K8S_BUILDER_ALL")
-    await daemon.line("client_turned_away", 7)  # later and later: the grace of an orphan is over by now
+    await daemon.line("client_turned_away", 5)  # later and later: the grace of an orphan is over by now
     assert daemon.count("job_unclaimed") == 0
     await daemon.terminate()
     await scene.daemon()

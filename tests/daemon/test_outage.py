@@ -33,7 +33,7 @@ async def until_ready(scene: Scene, daemon: Running) -> None:
 
 async def test_it_is_away_when_the_daemon_starts(scene: Scene) -> None:
     await outage(scene, on=True)
-    daemon = await scene.daemon()
+    daemon = await scene.daemon(pace=5)
     await daemon.line("watch_interrupted", 2)
     assert await scene.health(daemon, "/livez") == (200, "ok\n")
     status, report = await scene.health(daemon, "/readyz")
@@ -57,7 +57,7 @@ async def test_it_is_away_when_the_daemon_starts(scene: Scene) -> None:
 async def test_a_stop_while_it_has_never_been_there(scene: Scene) -> None:
     """There may be a Job that an earlier daemon has made: it is deleted when the API is back, if it is there."""
     await outage(scene, on=True)
-    daemon = await scene.daemon()
+    daemon = await scene.daemon(pace=5)
     ticking = await Ticking.make(scene)
     run = await scene.call("run", ticking.package)
 
@@ -114,7 +114,7 @@ async def test_it_is_away_in_the_middle(scene: Scene) -> None:
 
 async def test_a_job_that_is_deleted_while_nobody_watches(scene: Scene) -> None:
     """The new list does not have it any more, and no event ever told."""
-    daemon = await scene.daemon()
+    daemon = await scene.daemon(pace=5)
     ticking = await Ticking.make(scene)
     run = await scene.call("run", ticking.package)
     await run.line("line 2")
@@ -141,7 +141,7 @@ async def test_a_job_that_is_deleted_while_nobody_watches(scene: Scene) -> None:
 @pytest.mark.parametrize("forbidden", [0, 1.5])
 async def test_it_is_restarted(scene: Scene, forbidden: float) -> None:
     """Every resourceVersion is too old at once, and for a moment it knows nobody's rights."""
-    daemon = await scene.daemon()
+    daemon = await scene.daemon(pace=2)
     ticking = await Ticking.make(scene)
     run = await scene.call("run", ticking.package)
     await run.line("line 2")
@@ -163,7 +163,7 @@ async def test_it_is_restarted(scene: Scene, forbidden: float) -> None:
 
 
 async def test_it_is_restarted_while_a_launch_is_under_way(scene: Scene) -> None:
-    daemon = await scene.daemon(REQUEST_TIMEOUT="1s")
+    daemon = await scene.daemon(REQUEST_TIMEOUT="4s", pace=4)
     ticking = await Ticking.make(scene)
     await scene.fault(verb="create", resource="secrets", action={"do": "hang", "when": "before"})
     run = await scene.call("run", ticking.package)
@@ -179,7 +179,7 @@ async def test_it_is_restarted_while_a_launch_is_under_way(scene: Scene) -> None
 
 async def test_it_is_restarted_again_and_again(scene: Scene) -> None:
     """A chaincode that logs on through all of it loses nothing, and the daemon keeps nothing of the past."""
-    daemon = await scene.daemon()
+    daemon = await scene.daemon(pace=5)
     ticking = await Ticking.make(scene)
     run = await scene.call("run", ticking.package)
     await run.line("line 0")

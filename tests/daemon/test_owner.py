@@ -13,6 +13,7 @@ from k8s_builderd.owner import OwnPod
 from k8s_builderd.settings import Settings
 from tests.daemon.chaincodes import Ticking, eventually, no_faults
 from tests.daemon.scene import Running, Scene
+from tests.daemon.test_health import becomes
 from tests.embedded.cluster import PATIENCE, running
 
 pytestmark = pytest.mark.anyio
@@ -193,17 +194,20 @@ async def test_launches_go_on_without_an_owner_where_the_pod_may_not_be_read(sce
     """Where the Role is mended, later ones have it."""
     uid = (await peer_pod(scene))["metadata"]["uid"]
     await scene.fault(verb="get", resource="pods", name=NAME, times=None, action={"do": "status", "code": 403})
-    own_pod = OwnPod()
-    told: list[Owner | None] = []
-    async with Api.open(str(scene.kubeconfig), "default") as api, anyio.create_task_group() as tasks:
-        tasks.start_soon(own_pod.confirm, api, bound(uid), told.append)
-        await eventually(lambda: bool(told))
-        assert told == [None]
-        assert own_pod.error is not None
-        assert "cannot get pods" in own_pod.error
-        await no_faults(scene)
-    assert told[-1] == Owner(NAME, uid)
-    assert own_pod.error is None
+    daemon = await scene.daemon(POD_NAME=NAME, POD_UID=uid, pace=10)
+    run = await scene.call("run", (await Ticking.make(scene)).package)
+    await run.line("line 2")
+    assert "ownerReferences" not in (await scene.only("jobs"))["metadata"]
+    assert "[-]owner failed: the daemon's own pod cannot be looked up: cannot get pods" in (
+        await becomes(scene, daemon, "/readyz", 503)
+    )
+    assert await run.terminate() == 0
+    await scene.none("jobs", "secrets")
+    await no_faults(scene)
+    await becomes(scene, daemon, "/readyz", 200)
+    await (await scene.call("run", (await Ticking.make(scene, "later")).package)).line("line 2")
+    [owner] = (await scene.only("jobs"))["metadata"]["ownerReferences"]
+    assert owner["uid"] == uid
 
 
 @pytest.mark.parametrize("same", [True, False])

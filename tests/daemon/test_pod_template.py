@@ -336,7 +336,7 @@ async def test_a_refusal_that_is_not_about_the_template_is_no_mistake(
 
 async def test_an_api_server_that_is_away_is_asked_when_it_is_back(scene: Scene, file: File) -> None:
     await scene.fault(verb="create", resource="jobs", times=2, action={"do": "status", "code": 503})
-    daemon = await file.daemon(scene)
+    daemon = await file.daemon(scene, pace=5)
     assert json.loads(await daemon.line("pod_template_untried"))["level"] == "info"
     await daemon.line("pod_template_accepted")
     assert daemon.count("pod_template_untried") == 1
@@ -356,7 +356,7 @@ async def test_a_change_is_tried_out_though_the_answer_to_the_last_one_is_awaite
     await scene.fault(
         verb="create", resource="jobs", times=None, action={"do": "status", "code": 503, "retryAfter": 3600}
     )
-    daemon = await file.daemon(scene)
+    daemon = await file.daemon(scene, pace=20)
     await daemon.line("pod_template_untried")
     await scene.cluster.switch("DELETE", "faults")
     file.write(MISSPELT)

@@ -187,8 +187,9 @@ async def test_the_old_one_has_finished(scene: Scene, daemon: Running) -> None:
     assert await scene.count("jobs") == 2
 
 
-async def test_the_old_one_has_finished_and_its_run_still_reads_the_log(scene: Scene, daemon: Running) -> None:
+async def test_the_old_one_has_finished_and_its_run_still_reads_the_log(scene: Scene) -> None:
     """It has nothing to lose any more: it says why its chaincode ended, and the Job is left to people."""
+    daemon = await scene.daemon(pace=5)
     ticking = await Ticking.make(scene, code=3)
     old = await scene.call("run", ticking.package)
     await old.line("line 2")
@@ -333,7 +334,7 @@ async def test_the_old_one_has_a_name_of_another_prefix(scene: Scene) -> None:
 
 async def test_the_old_ones_pod_is_an_orphan_that_nobody_deletes(scene: Scene) -> None:
     """Such as a Job deleted with --cascade=orphan leaves: it is for people to say what becomes of it."""
-    daemon = await scene.daemon(START_TIMEOUT="8s")
+    daemon = await scene.daemon(START_TIMEOUT="8s", pace=4)
     overlaps = Overlaps(scene.directory)
     ticking = await Ticking.make(scene, prelude=overlaps.prelude())
     old = await scene.call("run", ticking.package)

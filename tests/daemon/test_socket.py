@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import signal
 import socket
 import stat
 import struct
@@ -17,6 +18,7 @@ import anyio
 import pytest
 from anyio.abc import SocketStream
 
+from tests.daemon.chaincodes import ended
 from tests.daemon.scene import Running, Scene, eventually
 from tests.embedded.cluster import PATIENCE
 
@@ -262,14 +264,14 @@ async def test_a_request_cut_anywhere_is_understood(scene: Scene, daemon: Runnin
 
 
 async def test_a_request_that_does_not_come_to_its_end_in_time_is_ended(scene: Scene) -> None:
-    daemon = await scene.daemon(REQUEST_TIMEOUT="1s")
+    daemon = await scene.daemon(REQUEST_TIMEOUT="2s", pace=4)
     run = await bystander(scene)
     before = descriptors(daemon)
     for data in (b"", b"H", hello("build"), DETECT[:-1]):
         async with Raw.open(scene) as raw:
             if data:
                 await raw.send(data)
-            assert "the request was not complete within 1 s" in await raw.refused()
+            assert "the request was not complete within 2 s" in await raw.refused()
     async with Raw.open(scene) as raw:
         await raw.send(hello("run"))
         assert await raw.rest() == []  # its chaincode may be running: it is to come again
@@ -307,8 +309,9 @@ async def test_the_daemon_ends_at_once_while_requests_are_half_sent(scene: Scene
     assert not scene.socket.exists()
 
 
-async def test_a_daemon_that_has_nothing_to_say_gives_signs_of_life(scene: Scene, daemon: Running) -> None:
+async def test_a_daemon_that_has_nothing_to_say_gives_signs_of_life(scene: Scene) -> None:
     """The first at once, the others every few seconds: by them a client knows one that is frozen."""
+    await scene.daemon(pace=5)
     async with Raw.open(scene) as raw:
         await raw.send(hello())
         assert await raw.any_frame() == SIGN
@@ -432,7 +435,7 @@ def leave_free(daemon: Running, number: int) -> None:
 
 
 async def test_without_free_file_descriptors_the_daemon_waits_for_some(scene: Scene) -> None:
-    daemon = await scene.daemon(REQUEST_TIMEOUT="1s")
+    daemon = await scene.daemon(REQUEST_TIMEOUT="4s", pace=4)
     run = await bystander(scene)
     leave_free(daemon, 5)
     held = [socket.socket(socket.AF_UNIX) for _ in range(50)]
@@ -450,6 +453,26 @@ async def test_without_free_file_descriptors_the_daemon_waits_for_some(scene: Sc
     # One line a try at most, and tries with pauses: not as many as a processor can make.
     assert daemon.count("accept_failed") < 100
     await undisturbed(run)
+
+
+async def test_while_nobody_can_connect_nobody_is_missed(scene: Scene) -> None:
+    """Whoever knocks is not heard then, so no grace runs out."""
+    daemon = await scene.daemon(REQUEST_TIMEOUT="5m", RECONNECT_GRACE="2s")
+    run = await bystander(scene)
+    leave_free(daemon, 5)
+    held = [socket.socket(socket.AF_UNIX) for _ in range(50)]
+    try:
+        for connection in held:
+            connection.connect(str(scene.socket))
+        await daemon.line("accept_failed")
+        run.send(signal.SIGKILL)
+        await ended(run)
+        # One each half a second: the grace is over by then.
+        await daemon.line("accept_failed", times=daemon.count("accept_failed") + 8)
+        assert daemon.count("job_unclaimed") == 0
+    finally:
+        for connection in held:
+            connection.close()
 
 
 # Who may come

@@ -211,7 +211,8 @@ async def test_the_log_is_followed_to_the_end(scene: Scene, daemon: Running, tmp
     await run.wait()
 
 
-async def test_a_stream_that_does_not_end_with_its_container_is_left(scene: Scene, daemon: Running) -> None:
+async def test_a_stream_that_does_not_end_with_its_container_is_left(scene: Scene) -> None:
+    await scene.daemon(pace=10)
     run = await scene.call("run", await scene.package(script="trap 'exit 0' TERM; echo up; sleep 600 & wait"))
     await run.line("up")
     await scene.fault(verb="log", times=1, action={"do": "hang"})

@@ -88,6 +88,16 @@ class Container:
         assert self._process.stdin is not None
         await self._process.stdin.send(command.encode() + b"\n")
 
+    async def execute(self, uid: int, *command: str) -> tuple[int, str, str]:
+        """Execute a command in the container as any user; return its exit code, and what it has printed on both."""
+        children = anyio.Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        [init] = (await children.read_text()).split()
+        user = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+        done = await anyio.run_process(
+            ["nsenter", f"--target={init}", "--mount", "--pid", *user, *command], env={"PATH": PATH}, check=False
+        )
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
+
     async def end(self) -> None:
         """End process 1, and with it the container."""
         assert self._process.stdin is not None

@@ -100,6 +100,33 @@ async def test_people_ask_the_daemon_out_of_the_peers_container(builder: Path, s
 
 
 @needs_namespaces()
+async def test_root_finds_a_daemon_of_the_peers_user(builder: Path, scene: Scene, tmp_path: Path) -> None:
+    given = NETWORKS["fabric operator"]
+    async with container(given, builder, scene, tmp_path) as inside:
+        assert (await inside.call("detect", "source", "metadata"))[0] == 0
+        code, answer, errors = await inside.execute(0, f"{given.path}/bin/k8s-builder", "status", "--json")
+        assert (code, errors) == (0, "")
+        assert json.loads(answer)["daemon"]["instance"] == given.hostname
+
+
+@needs_namespaces()
+@pytest.mark.parametrize("run_is_writable", [False, True])
+async def test_another_user_is_told_that_the_daemon_is_not_for_him(
+    run_is_writable: bool, builder: Path, scene: Scene, tmp_path: Path
+) -> None:
+    given = NETWORKS["hlf-operator"]  # as root
+    async with container(given, builder, scene, tmp_path, run_is_writable=run_is_writable) as inside:
+        assert (await inside.call("detect", "source", "metadata"))[0] == 0
+        directory = "/run/k8s-builder" if run_is_writable else "/tmp/k8s-builder-0"
+        code, answer, errors = await inside.execute(7051, f"{given.path}/bin/k8s-builder", "status")
+        assert (code, answer) == (1, "")
+        assert errors == (
+            f"Error: cannot reach k8s-builderd at {directory}/builder.sock: Permission denied."
+            " Run this as the daemon's user or group\n"
+        )
+
+
+@needs_namespaces()
 async def test_the_peers_pod_owns_the_jobs_and_takes_them_along(builder: Path, scene: Scene, tmp_path: Path) -> None:
     """No setting says which pod it is, nor need it have the host's name; its service account's token names it."""
     metadata = (await peer_pod(scene))["metadata"]

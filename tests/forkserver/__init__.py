@@ -87,14 +87,15 @@ class ForkServer:
                 env={"PATH": os.environ["PATH"]},
             )
 
-    def start(self, environment: Mapping[str, str], stderr: int) -> Forked:
+    def start(self, environment: Mapping[str, str], stderr: int, *, pace: float = 1) -> Forked:
         """Start a daemon.
 
+        :param pace: how fast its time runs (`clock`).
         :raises OSError: if the server has gone.
         """
         reading, writing = os.pipe()
         try:
-            request = json.dumps({**environment}).encode()
+            request = json.dumps({"environment": {**environment}, "pace": pace}).encode()
             socket.send_fds(self._socket, [request], [stderr, writing])
         finally:
             os.close(writing)

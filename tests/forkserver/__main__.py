@@ -8,15 +8,19 @@ import selectors
 import socket
 import struct
 from contextlib import suppress
+from typing import Any
 
+import anyio
+import click  # noqa: F401 - what a daemon imports
 import coverage
 
-import k8s_builderd.daemon  # noqa: F401 - what a daemon imports
+import k8s_builderd.daemon  # noqa: F401
 import k8s_builderd.logconf  # noqa: F401
-from k8s_builderd.kube import slim
+from k8s_builderd.kube import slim, tls  # noqa: F401
+from tests.forkserver import clock
 
 
-def serve(requests: socket.socket) -> tuple[dict[str, str], int] | None:
+def serve(requests: socket.socket) -> tuple[dict[str, Any], int] | None:
     """Fork for each request; return None at the end, and in each fork what it is to become."""
     with selectors.DefaultSelector() as selector:
         selector.register(requests, selectors.EVENT_READ)
@@ -45,19 +49,22 @@ def serve(requests: socket.socket) -> tuple[dict[str, str], int] | None:
                 socket.send_fds(requests, [struct.pack("i", pid)], [descriptor])
 
 
-def become(environment: dict[str, str], stderr: int) -> None:
+def become(request: dict[str, Any], stderr: int) -> None:
     """Be `python -m k8s_builderd`."""
     os.dup2(stderr, 2)
     os.dup2(1, 0)  # both /dev/null
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(request["environment"])
+    if request["pace"] != 1:
+        clock.hurry(request["pace"])
     coverage.process_startup()  # where the environment says so
     runpy.run_module("k8s_builderd", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
     slim.load()
+    anyio.run(anyio.sleep, 0)  # which imports what an event loop needs
     gc.freeze()
     if (request := serve(socket.socket(fileno=0))) is not None:
         become(*request)

@@ -726,7 +726,7 @@ async def test_a_server_that_never_answers_is_unreachable_in_time(kubeconfig: Pa
     async def answer(request: Request, reply: Reply) -> None:
         await anyio.sleep_forever()
 
-    async with rogue(answer) as server, opened(server, kubeconfig, patience=0.3) as api:
+    async with rogue(answer) as server, opened(server, kubeconfig, patience=0.1) as api:
         with anyio.fail_after(PATIENCE / 3), pytest.raises(Unreachable, match="no answer in time"):
             await REQUESTS[what](api)
 
@@ -852,7 +852,7 @@ async def ends_in_time(api: Api, what: str) -> None:
 async def test_a_tls_handshake_that_is_not_answered_ends(kubeconfig: Path, what: str) -> None:
     async with (
         silent_port() as port,
-        opened(Rogue(f"https://127.0.0.1:{port}"), kubeconfig, patience=0.3) as api,
+        opened(Rogue(f"https://127.0.0.1:{port}"), kubeconfig, patience=0.1) as api,
     ):
         await ends_in_time(api, what)
 
@@ -864,7 +864,7 @@ async def test_a_proxy_that_does_not_answer_ends(kubeconfig: Path, what: str, sc
         return  # such a proxy takes the request as the API server does, and the head may come late
     async with silent_port() as port:
         proxy = {"proxy-url": f"http://127.0.0.1:{port}"}
-        async with opened(Rogue(f"{scheme}://127.0.0.1:1"), kubeconfig, patience=0.3, cluster=proxy) as api:
+        async with opened(Rogue(f"{scheme}://127.0.0.1:1"), kubeconfig, patience=0.1, cluster=proxy) as api:
             await ends_in_time(api, what)
 
 
@@ -876,7 +876,7 @@ async def test_a_name_server_that_does_not_answer_ends(
         await anyio.sleep_forever()
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", never)
-    async with opened(Rogue("http://api.example:6443"), kubeconfig, patience=0.3) as api:
+    async with opened(Rogue("http://api.example:6443"), kubeconfig, patience=0.1) as api:
         await ends_in_time(api, what)
 
 
@@ -902,7 +902,7 @@ async def test_an_answer_that_stops_in_its_middle_ends_in_time(kubeconfig: Path,
         await reply.chunked(b'{"metadata"', end=False)
         await anyio.sleep_forever()
 
-    async with rogue(answer) as server, opened(server, kubeconfig, patience=0.3) as api:
+    async with rogue(answer) as server, opened(server, kubeconfig, patience=0.1) as api:
         with anyio.fail_after(PATIENCE / 3), pytest.raises(Unreachable, match="no answer in time"):
             await REQUESTS[what](api)
 

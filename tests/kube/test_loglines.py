@@ -73,6 +73,7 @@ class Log:
 
 texts = st.one_of(
     st.sampled_from([b"", b"a", b"b", b"same", b"\r", b"crlf\r", b"\xff\xfe", b"2026-11-23T06:56:59Z x", b" "]),
+    st.sampled_from([b"run [1]: Lost", b"build [", b"n [1]: Lost", b"release[", b" run [1]"]),
     st.binary(max_size=40).map(lambda data: data.replace(b"\n", b"?")),
     st.builds(
         lambda size, byte: byte * size,
@@ -109,6 +110,7 @@ cuts = st.lists(st.sampled_from([1, 2, 7, 31, 100, 4096, PIECE, PIECE + 31, 6553
 def sound(batch: Batch) -> bytes:
     """Return the lines of a batch, once they are seen to be what the client and the peer can take."""
     assert batch.lines.endswith(b"\n")
+    assert batch.lines.count(b"\n") == batch.count
     assert max(map(len, batch.lines.split(b"\n"))) < PEERS_LONGEST
     assert len(batch.lines) < MAX_PAYLOAD - MAX_CURSOR - 2
     return batch.lines
@@ -323,11 +325,49 @@ def test_a_flood_of_lines_comes_in_batches_that_fit_a_frame() -> None:
     assert max(sizes) <= BATCH + 1001
 
 
+stored_lines = st.lists(
+    st.one_of(
+        st.builds(
+            lambda stamp, text: stamp + b" " + text,
+            st.sampled_from([Line(0, b"").stamp, Line(1, b"").stamp, b"2026-11-23T07:57:01.5+01:00"]),
+            st.one_of(texts, st.sampled_from([b"x" * (PIECE + 1)])),
+        ),
+        st.sampled_from([Line(2, b"").stamp, b"", b"failed to watch the file"]),
+    ),
+    max_size=60,
+)
+
+
+@exact
+@given(stored_lines, st.sampled_from([b"newest", b"2026-13-23T06:56:51Z newest"]), st.sampled_from([b"", b"a ", b"ru"]))
+def test_many_lines_at_once_come_as_they_do_one_by_one(stored: list[bytes], newest: bytes, prefix: bytes) -> None:
+    stored.append(newest)
+    together, alone = Reader(prefix=prefix), Reader(prefix=prefix)
+    one = b"".join(batch.lines for line in stored for batch in alone.feed(line + b"\n"))
+    many = b"".join(batch.lines for batch in together.feed(b"".join(line + b"\n" for line in stored)))
+    assert many == one
+    assert together.position == alone.position
+
+
+@pytest.mark.parametrize("size", [31, 4096, 65536, 1_000_000])
+def test_lines_alike_are_counted_over_many_others(size: int) -> None:
+    """The count is the same wherever the answer is cut: by it the place is found again."""
+    others = [Line(0, b"other %d" % number).stored for number in range(300)]
+    same = [Line(0, b"same").stored] * 5000
+    data = b"".join(line + b"\n" for line in [*same, *others, *same[:7]])
+    reader = Reader()
+    for chunk in cut(data, [size]):
+        for _ in reader.feed(chunk):
+            pass
+    assert reader.position is not None
+    assert reader.position.alike == 5007
+
+
 def test_how_much_is_remembered_of_lines_alike_is_bounded() -> None:
     reader = Reader()
     for number in range(20_000):
         [*reader.feed(Line(number, b"x").stored + b"\n")]
-    assert len(reader._seen) <= 4096
+    assert len(reader._seen) + len(reader._seen_before) <= 4096
 
 
 @pytest.mark.parametrize("zone", [b"Z", b"+02:00", b"-11:30", b"+00:00"])
@@ -340,7 +380,15 @@ def test_timestamps_of_any_zone_and_precision_are_taken_off_and_found_again(zone
 
 
 @pytest.mark.parametrize(
-    "text", [b"2026-11-23T06:56:51Zx", b"2026-11-23 06:56:51Z", b"2026-11-23T06:56:51", b"x 2026-11-23T06:56:51Z"]
+    "text",
+    [
+        b"2026-11-23T06:56:51Zx",
+        b"2026-11-23 06:56:51Z",
+        b"2026-11-23T06:56:51",
+        b"2026-13-23T06:56:51Z",
+        b"2026-11-23T06:56:51+31:00",
+        b"x 2026-11-23T06:56:51Z",
+    ],
 )
 def test_what_is_no_timestamp_is_left_as_it_is(text: bytes) -> None:
     assert read(text + b" words")[0] == text + b" words\n"

@@ -335,7 +335,7 @@ def with_tokens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serv
     folder = tmp_path_factory.mktemp("registry")
     (folder / "tokens.pem").write_bytes(tokens.pem)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         realm = f"http://127.0.0.1:{server.server_port}/token"
         auth = (
@@ -450,7 +450,7 @@ def recorder() -> Iterator[tuple[str, dict[str, tuple[int, dict[str, str]]], lis
     asked: list[str] = []
     handler = type("Handler", (Recorder,), {"answers": answers, "asked": asked})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
             yield f"127.0.0.1:{server.server_port}", answers, asked
@@ -542,7 +542,7 @@ def test_the_way_that_needs_no_login_is_taken(resolve: Resolve, challenges: list
             self.wfile.write(body)
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         result = resolve(f"127.0.0.1:{server.server_port}/cc:1", None, "--plain-http")
         server.shutdown()
@@ -601,7 +601,7 @@ def answering(headers: dict[str, str], body: bytes = b"{}", status: int = 200) -
     """Run a registry that answers everything with the same."""
     fields = {"headers_to_send": headers, "body": body, "status": status}
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Answers,), fields)) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
             yield f"127.0.0.1:{server.server_port}"

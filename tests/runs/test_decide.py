@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from k8s_builderd.fabric.plan import TICKS, Start
 from k8s_builderd.runs.decide import (
     CRASH_NEWS,
     DROPPED,
@@ -60,6 +61,16 @@ def ended(at: float, **facts: Any) -> Known:
     return old(**{"state": State.ENDED, "started": True, "ended": at, **facts})
 
 
+def new(**facts: Any) -> Known:
+    """Return a later launch, of the same peer process."""
+    return Known(**{"run": "new", "job": "cc-new", "since": CAME + 1, "peer": "p", **facts})
+
+
+def started(seconds: float, boot: str = "b") -> Start:
+    """Return the start of a `run`, by the kernel's clock."""
+    return Start(boot, int(seconds * TICKS))
+
+
 SOON = CAME + 0.1
 LATER = CAME + END_NEWS + 0.1
 DUE = CAME + 2.0 + END_MARGIN
@@ -88,8 +99,10 @@ CASES: dict[str, tuple[list[Known], float, Decision]] = {
         [pending(peer="q", since=99.0, claimed=99.0)], SOON, Replace(OLD)),
     "it is known to be dropped, however long ago": (
         [old(state=State.WAITING, claimed=10.0, dropped=True)], SOON, Yield(DROPPED_TOGETHER, OLD)),
-    "a newer launch waits": (
-        [Known(run="new", job="cc-new", since=CAME + 1, peer="p", claimed=CAME + 1)], CAME + 2, Yield(LAUNCHED_AGAIN)),
+    "a newer launch waits, after the peer's patience": (
+        [new(since=CAME + 6, claimed=CAME + 6)], CAME + 7, Yield(LAUNCHED_AGAIN)),
+    "a newer launch waits, and so does the peer for this one: it has dropped both": (
+        [new(since=CAME + 1, claimed=CAME + 1)], CAME + 2, Yield(DROPPED_TOGETHER, frozenset({"new"}))),
     # Waiting for the end.
     "its deletion is not accepted yet": ([replaced(told=None, pod_told=False)], LATER, Wait(float("inf"), "cc-old")),
     "and the API says why": (
@@ -172,6 +185,48 @@ class TestOneThatComesBackDropped:
     def test_it_ends_together_with_what_is_ending(self) -> None:
         assert self.decide(replaced()) == Wait(DUE, "cc-old")
         assert self.decide(replaced(), now=DUE) == Yield(DROPPED)
+
+
+class TestOneThatComesLate:
+    """Its `run` was started before that of another launch, whose first request has come before its own."""
+
+    def decide(
+        self, *others: Known, now: float = SOON, may_reuse: bool = False, start: Start | None = None
+    ) -> Decision:
+        me = replace(ME, start=start or started(50))
+        return decide(me, others, now, peer_patience=PATIENCE, may_reuse=may_reuse)
+
+    def test_it_ends_nobody_that_is_later(self) -> None:
+        later = started(80)
+        assert self.decide(running(start=later, claimed=10.0), now=LATER) == Yield(LAUNCHED_AGAIN)
+        assert self.decide(running(start=later), now=LATER) == Yield(LAUNCHED_AGAIN)
+        assert self.decide(pending(start=later, claimed=99.0)) == Yield(LAUNCHED_AGAIN)
+        assert self.decide(old(start=later, claimed=99.0)) == Yield(LAUNCHED_AGAIN)
+
+    def test_nor_does_it_begin_where_the_later_one_is_over(self) -> None:
+        assert self.decide(ended(90.0, start=started(80))) == Yield(LAUNCHED_AGAIN)
+        assert self.decide(replaced(start=started(80)), now=LATER) == Yield(LAUNCHED_AGAIN)
+
+    def test_nor_does_it_take_the_later_ones_job(self) -> None:
+        assert self.decide(pending(start=started(80)), may_reuse=True) == Yield(LAUNCHED_AGAIN)
+
+    def test_it_ends_together_with_one_that_the_peer_has_launched_within_its_patience(self) -> None:
+        assert self.decide(old(start=started(54), claimed=10.0)) == Yield(DROPPED_TOGETHER, OLD)
+        assert self.decide(pending(start=started(54), claimed=10.0)) == Yield(DROPPED_TOGETHER, OLD)
+        assert self.decide(running(start=started(54), claimed=10.0)) == Yield(LAUNCHED_AGAIN)
+
+    def test_what_is_earlier_is_replaced_though_it_has_come_later(self) -> None:
+        assert self.decide(new(start=started(40), claimed=CAME + 1), now=CAME + 2) == Replace(frozenset({"new"}))
+
+    def test_patience_counts_from_launch_to_launch(self) -> None:
+        """Since when a client is connected tells less: it comes again to each daemon."""
+        assert self.decide(pending(start=started(40), claimed=99.0, on_its_way=False)) == Replace(OLD)
+        assert self.decide(pending(start=started(46), claimed=10.0)) == Yield(DROPPED_TOGETHER, OLD)
+
+    @pytest.mark.parametrize("theirs", [None, started(50), started(80, "another boot")], ids=["none", "same", "boot"])
+    def test_where_the_starts_do_not_tell_the_first_requests_do(self, theirs: Start | None) -> None:
+        assert self.decide(running(start=theirs, claimed=10.0), now=LATER) == Replace(OLD)
+        assert self.decide(new(start=theirs, claimed=CAME + 6, since=CAME + 6), now=CAME + 7) == Yield(LAUNCHED_AGAIN)
 
 
 class TestReuse:

@@ -264,8 +264,8 @@ async def _new() -> Run:
 
 async def test_what_is_told_of_a_run_is_counted() -> None:
     run = new()
-    run.passed_on(b"one\ntwo\n")
-    run.passed_on(b"three\n")
+    run.passed_on(2, 8)
+    run.passed_on(1, 6)
     assert (run.log_lines, run.log_bytes, run.log_interruptions) == (3, 14, 0)
     assert run.problem is None
     run.interrupted("why")

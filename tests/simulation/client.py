@@ -8,6 +8,7 @@ import anyio
 
 from k8s_builder_client.reconnect import LONGEST_DELAY, LONGEST_DELAY_AT_START, Reconnect
 from k8s_builderd.errors import ClientGone, ProtocolError
+from k8s_builderd.fabric.plan import TICKS
 
 if TYPE_CHECKING:
     from tests.simulation.peer import Process
@@ -117,6 +118,7 @@ class Client:
         self.certificate = f"certificate {number}" if self.site.tls else ""
         self.key = (chaincode_id, self.site.msp_id, self.site.address, self.site.peer_id)
         self.started_at = self.world.now
+        self.started_ticks = int(self.world.now * TICKS)
         self.cursor = ""
         self.words: list[tuple[float, str]] = []
         self.lines: list[bytes] = []
@@ -127,6 +129,8 @@ class Client:
         self.stopped_at: float | None = None
         self.asked_at: float | None = None
         """When its request has reached a daemon for the first time."""
+        self.daemons: list[Any] = []
+        """Those that its request has reached."""
         self.knocked_at = self.world.now
         """When it has last been connected, or has tried to be."""
         self.jobs: set[str] = set()
@@ -235,6 +239,7 @@ class Client:
         self._reconnect.connected(now, "the daemon does not answer", "")
         self.connection = Connection(self)
         self.asked_at = now if self.asked_at is None else self.asked_at
+        self.daemons.append(daemon)
         daemon.accept(self.connection)
         if self.stopped_at is not None:
             self.connection.send_stop()

@@ -11,7 +11,7 @@ import msgspec
 from structlog.contextvars import bound_contextvars
 
 from k8s_builderd.errors import BuilderError, ClientGone, SettingsError
-from k8s_builderd.gateway.protocol import Request
+from k8s_builderd.gateway.protocol import STARTED, Request
 from k8s_builderd.gateway.stages import run
 from k8s_builderd.metrics import Metrics
 from k8s_builderd.owner import OwnPod
@@ -58,6 +58,7 @@ class Daemon:
         self.api.creating = lambda job: self.world.job_created(self, job)
         self.api.deleting = lambda job: self.world.job_deleted(self, job)
         self.alive = True
+        self.metrics = Metrics()
         self._scope = anyio.CancelScope()
         self._tasks: anyio.abc.TaskGroup
         self.store: Store
@@ -69,10 +70,9 @@ class Daemon:
         try:
             with self._scope:
                 async with anyio.create_task_group() as self._tasks:
-                    metrics = Metrics()
-                    self.store = Store(api, self.settings, metrics)
+                    self.store = Store(api, self.settings, self.metrics)
                     self._templates = PodTemplates(self.settings)
-                    self._runs = Runs(api, self.store, self.settings, metrics)
+                    self._runs = Runs(api, self.store, self.settings, self.metrics)
                     async with self.store.open():
                         self.listening = True
                         self._tasks.start_soon(self.store.expire_orphans)
@@ -152,6 +152,8 @@ def _request(client: Client) -> Request:
         "root_cert": client.process.root_cert,
         "mspid": site.msp_id,
     }
+    if site.tells_start:
+        environment[STARTED] = f"b007 {client.started_ticks}"
     documents = {"image.json": IMAGE, "chaincode.json": msgspec.json.encode(chaincode)}
     return Request("run", client.number, environment, documents, {}, (), client.token.encode(), client.cursor)
 

@@ -69,6 +69,7 @@ class Setting:
     startup_timeout: float = 40.0
     start_timeout: str = ""
     clock: float = 0.0
+    tells_start: bool = True
 
     @classmethod
     def draw(cls, random: Random, *, apart: bool = False) -> "Setting":
@@ -81,6 +82,7 @@ class Setting:
             random.choice([20.0, 40.0, 300.0]),
             random.choice(["", "", "15s", "2m"]),
             random.choice([0.0, 0.0, 3.0, -3.0]),
+            random.random() < 0.8,
         )
 
 
@@ -106,6 +108,7 @@ class Play:
                 own_pod=setting.own_pod,
                 startup_timeout=setting.startup_timeout,
                 start_timeout=setting.start_timeout,
+                tells_start=setting.tells_start,
             )
 
     # Playing
@@ -225,6 +228,10 @@ class Play:
     def _act_terminate_run(self, site: Site, which: int, _: int) -> None:
         if (run := self._run(site, which)) is not None:
             self._call(run.terminate)
+
+    def _act_slow_runs(self, _: Site, which: int, how: int) -> None:
+        """Have the `run`s that are started from now on come late, or no longer."""
+        self.world.late = WAITS[which % 12] if how % 2 else 0.0
 
     def _act_freeze_run(self, site: Site, which: int, _: int) -> None:
         if (run := self._run(site, which)) is not None:

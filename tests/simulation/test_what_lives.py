@@ -99,6 +99,7 @@ def test_a_container_that_starts_before_its_job_can_be_deleted(world: World) -> 
     site.daemon.api.faults.clear()
     world.advance(40)
     assert asked.container is not None
+    assert len([text for _, text in world.clients[0].words if text.startswith("Running chaincode ID")]) == 1
     lives(world, site)
     over(world)
 
@@ -146,16 +147,21 @@ def test_a_pod_that_loses_its_label(world: World) -> None:
 
 
 @pytest.mark.parametrize("value", ["5e" * 32, ""], ids=["another run", "no run"])
-@pytest.mark.parametrize("kind", ["jobs", "pods"])
-def test_an_annotation_that_somebody_overwrites(world: World, kind: str, value: str) -> None:
-    """The one that says whose a Job or pod is. It has been seen before, and its `run` is there."""
+@pytest.mark.parametrize(("kind", "away"), [("jobs", False), ("jobs", True), ("pods", False)])
+def test_an_annotation_that_somebody_overwrites(world: World, kind: str, value: str, away: bool) -> None:
+    """The one that says whose a Job or pod is. Its `run` is there, and a daemon may have seen it before."""
     world.cluster.image.program = Program(prints_every=10_000)
     site = launched(world)
     container = world.cluster.containers[0]
+    if away:
+        world.advance(5)
+        world.end_daemon(site)
     item = next(it for name, it in world.cluster.objects[kind].items() if container.name.startswith(name))
     annotations = {**item["metadata"]["annotations"], TOKEN_ANNOTATION: value}
     changed = {**item, "metadata": {**item["metadata"], "annotations": annotations}}
     world.sim.call(lambda: world.cluster.update(kind, changed))
+    if away:
+        world.start_daemon(site)
     world.advance(400)
     lives(world, site)
     world.sim.call(container.exit, 3)
@@ -193,5 +199,68 @@ def test_a_proxys_404_for_the_job_of_a_run_that_comes_back(world: World) -> None
     world.start_daemon(site).api.faults.append(pages)
     world.advance(60)
     assert not pages.times
+    lives(world, site)
+    over(world)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_run_that_comes_late(world: World, restart: bool) -> None:
+    """It was started, and did nothing until the peer had given it up and launched again with success."""
+    site = world.site(startup_timeout=20)
+    world.late = 60
+    assert world.request(site).container is None
+    world.late = 0
+    assert world.works(site) == 1
+    if restart:
+        world.end_daemon(site)
+        world.start_daemon(site)
+    world.advance(60)
+    late, newer = world.clients
+    assert late.code == 1
+    assert late.said("the peer has launched this chaincode again"), late.words
+    assert newer.alive
+    assert world.request(site).container is world.cluster.containers[0]
+    assert len(world.cluster.containers) == 1
+    over(world)
+
+
+def test_two_runs_that_find_the_daemon_in_the_wrong_order(world: World) -> None:
+    """It was away. Whoever comes first, the later launch is the one that the peer waits for."""
+    site = world.site(startup_timeout=20)
+    world.end_daemon(site)
+    world.ask(site)
+    world.advance(22)
+    asked = world.ask(site)
+    earlier, later = world.clients
+    world.sim.call(earlier.freeze)
+    world.start_daemon(site)
+    world.advance(5)
+    assert asked.container is not None
+    world.sim.call(earlier.thaw)
+    world.advance(60)
+    assert earlier.code == 1
+    assert later.alive
+    assert world.request(site).container is asked.container
+    over(world)
+
+
+@pytest.mark.parametrize("orphan", [False, True])
+def test_a_daemon_that_stood_still_has_heard_nobody(world: World, orphan: bool) -> None:
+    """Its node had no time for it, until the grace was over; whoever has knocked meanwhile is heard only now."""
+    site = launched(world)
+    if orphan:
+        world.end_daemon(site)
+    world.sim.call(world.clients[0].freeze)
+    if orphan:
+        world.start_daemon(site)
+    else:
+        assert site.daemon is not None
+        world.sim.call(site.daemon.connections[0].hang_up)
+    world.advance(9.5 if not orphan else 59.5)
+    world.sim.stand_still(100)
+    world.advance(10)
+    assert not world.logged("job_unclaimed")
+    world.sim.call(world.clients[0].thaw)
+    world.advance(60)
     lives(world, site)
     over(world)

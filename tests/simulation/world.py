@@ -51,6 +51,8 @@ class Site:
     peer: Process | None = None
     pod: Object | None = None
     msp_id: str = "Org1MSP"
+    tells_start: bool = True
+    """Whether its `run`s say when they were started; those of an earlier version do not."""
 
     @property
     def address(self) -> str:
@@ -81,6 +83,8 @@ class World:
         self.healthy_since = 0.0
         self.mistakes_expected = False
         """Whether the daemon may log a mistake of its own: one is made on purpose."""
+        self.late = 0.0
+        """Seconds for which each new `run` does nothing at first."""
         self.wait = WAIT
         self._peers = 0
         self._seeds = Random(seed + 1)
@@ -210,6 +214,9 @@ class World:
         client = Client(process, chaincode_id, len(self.clients) + 1)
         self.clients.append(client)
         self.note(f"{process} starts run {client.number}")
+        if self.late:
+            client.freeze()
+            self.sim.after(self.late, client.thaw)
         return client
 
     def running(self) -> list[Client]:
@@ -307,7 +314,7 @@ class World:
         clients = self.clients_of(job)
         if any(client.stopped_at is not None for client in clients):
             return
-        if any(self._is_launched_again(client) for client in clients):
+        if any(self._is_launched_again(client, daemon) for client in clients):
             return
         grace = daemon.settings.reconnect_grace
         knocked = max((client.knocks for client in clients), default=-1000.0)
@@ -317,13 +324,19 @@ class World:
         why = "its run is there" if knocked > self.now - grace else "it is another daemon's"
         self.wrong(f"{daemon} deletes {name}, whose chaincode is healthy: {why}")
 
-    def _is_launched_again(self, client: Client) -> bool:
+    def _is_launched_again(self, client: Client, daemon: Daemon | None) -> bool:
         """Say whether a later launch of the same chaincode by the same peer has reached a daemon.
 
-        Which of two is the later one is told by their first requests: nobody but the peer knows more.
+        The start of their `run`s says which of two is later; but a daemon that has not heard one of them since its own
+        start, or that is told no start, knows no more than when the first requests came.
         """
-        asked = client.asked_at or 0.0
-        return any(it.key == client.key and it.asked_at is not None and it.asked_at > asked for it in self.clients)
+
+        def is_later(it: Client) -> bool:
+            if client.site.tells_start and it.started_ticks != client.started_ticks and daemon in client.daemons:
+                return it.started_ticks > client.started_ticks
+            return (it.asked_at or 0.0) > (client.asked_at or 0.0)
+
+        return any(it.key == client.key and it.asked_at is not None and is_later(it) for it in self.clients)
 
     def _is_of(self, daemon: Daemon, meta: Object) -> bool:
         owners = meta.get("ownerReferences") or ()
@@ -349,7 +362,7 @@ class World:
             uid = _job_uid(container)
             if uid not in client.jobs:
                 continue
-            again = self._is_launched_again(client)
+            again = self._is_launched_again(client, client.site.daemon)
             since = self.cluster.seen_running_since(container)
             job = self._job(container)
             there = job is not None and "deletionTimestamp" not in job["metadata"]
@@ -384,6 +397,7 @@ class World:
         """Have everything behave from now on. A silent stream stays silent, and a frozen `run` is let go on."""
         self.healthy_since = self.now
         self.note("everything behaves again")
+        self.late = 0.0
         cluster = self.cluster
         cluster.image.there = True
         cluster.image.program = type(cluster.image.program)()

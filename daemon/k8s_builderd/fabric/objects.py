@@ -1,6 +1,7 @@
 """Jobs and Pods of launches: Kubernetes' objects with what our annotations say of them."""
 
 from msgspec import Struct, field
+from msgspec.structs import force_setattr, replace
 
 from k8s_builderd.fabric.names import (
     CHAINCODE_ANNOTATION,
@@ -69,10 +70,34 @@ class Meta(objects.Meta, frozen=True):
         return self.annotations.peer if self.annotations else ""
 
 
+class TemplateMeta(Struct, frozen=True, gc=False):
+    """`spec.template.metadata` of a Job."""
+
+    annotations: Annotations | None = None
+
+
+class Template(Struct, frozen=True, gc=False):
+    """`spec.template` of a Job, as far as it is read. The API server lets nobody change it."""
+
+    metadata: TemplateMeta = TemplateMeta()
+
+
+class JobSpec(Struct, frozen=True, gc=False):
+    """`spec` of a Job."""
+
+    template: Template = Template()
+
+
 class Job(objects.Job, frozen=True):
-    """The Job of a launch."""
+    """The Job of a launch. Its annotations are those of its template, which nobody can overwrite."""
 
     metadata: Meta
+    spec: JobSpec = JobSpec()
+
+    def __post_init__(self) -> None:
+        """Take the annotations that the Job was made with."""
+        if (made_with := self.spec.template.metadata.annotations) is not None and made_with.token_sha256:
+            force_setattr(self, "metadata", replace(self.metadata, annotations=made_with))
 
     @property
     def job_name(self) -> str:

@@ -1,5 +1,7 @@
 """All that one launch is made from. Pure."""
 
+import os
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Self
@@ -13,6 +15,9 @@ from k8s_builderd.fabric.package import Chaincode, Image
 
 GRACE_SECONDS = 2
 """What a process that ignores SIGTERM (Node.js as PID 1 for one) may go on for; Kubernetes' default is 30."""
+
+TICKS = os.sysconf("SC_CLK_TCK")
+"""Clock ticks in a second."""
 
 
 class SecurityProfile(StrEnum):
@@ -56,6 +61,24 @@ class Owner(Struct, frozen=True):
     uid: str
 
 
+class Start(Struct, frozen=True):
+    """When the kernel has started a `run`: of two of one boot it tells which one the peer has launched later."""
+
+    boot: str
+    ticks: int
+    """Clock ticks since that boot."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Return what a client says; None where it says nothing, or something else."""
+        found = re.fullmatch(r"([-0-9a-f]{1,64}) ([0-9]{1,19})", text)
+        return cls(found[1], int(found[2])) if found else None
+
+    def until(self, later: Self) -> float | None:
+        """Return the seconds from this start to another one, below zero if that came before; None across boots."""
+        return (later.ticks - self.ticks) / TICKS if self.boot == later.boot else None
+
+
 class Plan(Struct, frozen=True):
     """All that one launch is made from. Its key material is in `chaincode`, whose repr hides it."""
 
@@ -75,6 +98,8 @@ class Plan(Struct, frozen=True):
     pod: PodSettings = PodSettings()
     template: tuple[Mapping[str, Any], ...] = ()
     """The operator's pod template for this chaincode: each is laid over what is there, in this order."""
+    start: Start | None = None
+    """When the `run` of this launch was started; None where it does not say."""
     log_prefix: str = ""
     """A template of what stands in front of each line of the log."""
     takeovers: int = 0

@@ -66,12 +66,14 @@ class Listener:
         metrics: Metrics,
         *,
         knocked: Callable[[Request, str], bool],
+        deaf: Callable[[], None],
         inherited: socket.socket | None = None,
     ) -> None:
         """Prepare to listen.
 
         :param knocked: is told of a `run` that is turned away to come again, and why; returns whether that is news to
             its client. Only token and cursor are in its request.
+        :param deaf: is told that nobody can be heard for a while.
         :param inherited: a socket that listens already; whoever made it decides its path and who may use it.
         """
         self.open = False
@@ -82,6 +84,7 @@ class Listener:
         self._stages = stages
         self._metrics = metrics
         self._knocked = knocked
+        self._deaf = deaf
         self._inherited = inherited
         self._served: set[Connection] = set()
 
@@ -113,6 +116,7 @@ class Listener:
                             raise
                         # The queue keeps who comes; without a pause this loop would only burn the CPU.
                         _log.warning("accept_failed", reason=error.strerror)
+                        self._deaf()
                         await anyio.sleep(ACCEPT_PAUSE)
 
     async def _give_signs(self) -> None:

@@ -26,6 +26,8 @@ ARGUMENTS = {
     "stop": ("chaincode",),
 }
 """The arguments that a stage takes."""
+STARTED = "started"
+"""The environment entry of `run` that is none: when its process was started."""
 LISTING = ("build", "release")
 """The stages that send paths."""
 
@@ -260,9 +262,13 @@ class RequestReader:
             raise ProtocolError(f"more than {most} {what}")
 
 
+def _header(kind: Kind, length: int) -> bytes:
+    return bytes([kind]) + length.to_bytes(4, "big")
+
+
 def frame(kind: Kind, payload: bytes) -> bytes:
     """Return a frame as bytes."""
-    return bytes([kind]) + len(payload).to_bytes(4, "big") + payload
+    return _header(kind, len(payload)) + payload
 
 
 SIGN_OF_LIFE = frame(Kind.WORDS, b"")
@@ -282,7 +288,8 @@ def words(stage: str, pid: int, text: str, *, debug: bool = False) -> bytes:
 def log(cursor: str, lines: bytes = b"") -> bytes:
     """Return the frame of whole lines of a log and the cursor after them."""
     at = cursor.encode()
-    return frame(Kind.LOG, len(at).to_bytes(2, "big") + at + lines)
+    head = len(at).to_bytes(2, "big") + at
+    return b"".join((_header(Kind.LOG, len(head) + len(lines)), head, lines))  # lines may be many: copied once
 
 
 def copy(source: str, destination: str) -> bytes:

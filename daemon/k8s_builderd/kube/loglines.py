@@ -6,10 +6,10 @@ several lines may share one. The order of the lines in the file never changes, w
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from hashlib import blake2b
-from itertools import islice
 
 from msgspec import Struct
 
@@ -23,13 +23,15 @@ DISORDER = timedelta(seconds=0.05)
 """By how much a line's timestamp may be later than that of the next; 4.7 ms were measured."""
 
 _OURS = (b"run [", b"detect [", b"build [", b"release [")
-_REMEMBERED = 512  # up to twice as many: some 200 KB for a busy log; lines alike stand close together
-_LONGEST_KEY = 256  # bytes; a longer line is remembered by its hash
-_SECOND = len("2026-11-23T06:57:07")
+_REMEMBERED = 512  # and those of one more answer; lines alike stand close together
 _REMEMBERED_WORDS = 64
 _LONGEST_TIMESTAMP = 40
-_FRACTION = re.compile(rb"(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)\Z")
-_TIMESTAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)\Z")
+_SECOND = len("2026-11-23T06:57:07")
+_SHORTEST_LINE = len("2026-11-23T06:57:07Z \n")
+_STAMP = rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-][01]\d:[0-5]\d)"
+_TIMESTAMP = re.compile(_STAMP + rb"\Z")
+_PLAIN = re.compile(b"(?m)^%b (?!%b)(.{0,%d}\n)" % (_STAMP, b"|".join(map(re.escape, _OURS)), PIECE))
+"""A line that is passed on without its timestamp, and otherwise as it is."""
 
 
 class Position(Struct, frozen=True):
@@ -53,6 +55,7 @@ class Batch(Struct, frozen=True):
     """Whole lines for stderr, and the position after them; None where no line of the log itself has come yet."""
 
     lines: bytes
+    count: int
     position: Position | None
 
 
@@ -80,9 +83,13 @@ class Reader:
         self._prefix = prefix
         self._reported = set() if reported is None else reported
         self._latest = _time(after.at) + DISORDER if after else None
-        self._seen: dict[bytes, int] = {}
+        self._seen: Counter[int] = Counter()  # how often which line has come, by its hash
+        self._seen_before: Counter[int] = Counter()
+        self._stretch = BATCH * _SHORTEST_LINE // (_SHORTEST_LINE + len(prefix))
+        """Bytes of lines that make a batch, even if all are short."""
+        self._is_harmless = not any(prefix and (ours.startswith(prefix) or prefix.startswith(ours)) for ours in _OURS)
         self._rest = b""
-        self._second = b""  # of the newest timestamp
+        self._second = b""  # of the newest line
         # The line that is being read.
         self._last = b""  # its timestamp and its first piece
         self._in_line = False
@@ -93,28 +100,15 @@ class Reader:
 
     def feed(self, chunk: bytes) -> Iterator[Batch]:
         """Take in bytes cut anywhere, and yield what may be passed on; while not `found`, that is nothing."""
-        *whole, rest = (self._rest + chunk).split(b"\n")
-        out: list[bytes] = []
-        size = 0
-        for line in whole:
-            # What nearly all lines are goes without a generator for each.
-            if (plain := self._whole(line)) is not None:
-                out.append(plain)
-                size += len(plain)
-            for text in () if plain is not None else self._line(line, ended=True):
-                out.append(text)
-                size += len(text)
-                if size >= BATCH:
-                    yield Batch(b"".join(out), self.position)
-                    out, size = [], 0
-            if size >= BATCH:
-                yield Batch(b"".join(out), self.position)
-                out, size = [], 0
-        self._rest = rest
-        if len(rest) > PIECE + _LONGEST_TIMESTAMP + 1:
-            out += self._line(rest, ended=False)
-        if out:
-            yield Batch(b"".join(out), self.position)
+        data = self._rest + chunk
+        start, whole = 0, data.rfind(b"\n") + 1
+        while start < whole:
+            end = data.find(b"\n", start + self._stretch, whole) + 1 or whole
+            yield from self._lines(data[start:end])
+            start = end
+        self._rest = data[whole:]
+        if len(self._rest) > PIECE + _LONGEST_TIMESTAMP + 1 and (out := [*self._line(self._rest, ended=False)]):
+            yield self._batch(out)
 
     def end(self, *, gone: bool = False) -> Iterator[Batch]:
         """Take what is left as a line of its own: the container has ended, its log has no more.
@@ -126,7 +120,7 @@ class Reader:
             out = list(self._line(self._rest, ended=True))
             self._rest = b""
             if out:
-                yield Batch(b"".join(out), self.position)
+                yield self._batch(out)
 
     @property
     def tail(self) -> tuple[int, bytes]:
@@ -156,33 +150,49 @@ class Reader:
         at = self._last.partition(b" ")[0].decode()
         return Position(at, _hash(self._last), self._alike, self._pieces if self._stamped else 0)
 
-    def _whole(self, line: bytes) -> bytes | None:
-        """Return a line as it may be passed on; None where there is more to it than that it is short and wanted."""
-        if not self.found or self._in_line or len(line) > PIECE:
-            return None
-        stamp, space, text = line.partition(b" ")
-        if not space:
-            return None
-        if stamp[:_SECOND] != self._second or _FRACTION.match(stamp, _SECOND) is None:
-            if not _is_time(stamp):
-                return None
-            self._second = stamp[:_SECOND]
-        self._stamped = True
-        self._silent = 0
-        self._remember(line)
-        text = self._prefix + text + b"\n"
-        return b"| " + text if text.startswith(_OURS) else text
+    def _lines(self, data: bytes) -> Iterator[Batch]:
+        """Yield what may be passed on of whole lines."""
+        lines = data.split(b"\n")
+        lines.pop()
+        if self.found and not self._in_line and self._is_harmless:
+            # Nearly all lines are plain ones. A loop in Python over each would take most of the daemon's time.
+            texts = _PLAIN.findall(data)
+            if len(texts) == len(lines) and self._is_timed(lines[-1]):
+                self._remember(lines)
+                self._stamped = True
+                self._silent = 0
+                yield Batch(self._prefix + self._prefix.join(texts), len(texts), self.position)
+                return
+        out: list[bytes] = []
+        size = 0
+        for line in lines:
+            for text in self._line(line, ended=True):
+                out.append(text)
+                size += len(text)
+                if size >= BATCH:
+                    yield self._batch(out)
+                    out, size = [], 0
+        if out:
+            yield self._batch(out)
 
-    def _remember(self, last: bytes) -> None:
-        """Take this for the newest line, and count those that are like it."""
-        self._last = last
-        key = last if len(last) <= _LONGEST_KEY else _hash(last).encode()
-        self._alike = self._seen.pop(key, 0) + 1
-        self._seen[key] = self._alike
-        if len(self._seen) > 2 * _REMEMBERED:
-            # Half of them at once: to find the oldest, Python passes all that were deleted before it.
-            for old in [*islice(self._seen, _REMEMBERED)]:
-                del self._seen[old]
+    def _is_timed(self, line: bytes) -> bool:
+        """Say whether what has the form of a time is one; that of a plain line changes once a second."""
+        second = line[:_SECOND]
+        if second != self._second and _is_time(line.partition(b" ")[0]):
+            self._second = second
+        return second == self._second
+
+    def _batch(self, lines: list[bytes]) -> Batch:
+        return Batch(b"".join(lines), len(lines), self.position)
+
+    def _remember(self, lines: list[bytes]) -> None:
+        """Take the last of these for the newest line, and count those that are like it."""
+        if len(self._seen) > _REMEMBERED:
+            self._seen, self._seen_before = Counter(), self._seen
+        self._seen.update(map(hash, lines))
+        self._last = lines[-1]
+        key = hash(self._last)
+        self._alike = self._seen[key] + self._seen_before[key]
 
     def _line(self, data: bytes, *, ended: bool) -> Iterator[bytes]:
         """Yield the pieces of a line that may be passed on; without `ended`, keep what is not a whole piece yet."""
@@ -216,7 +226,7 @@ class Reader:
             self._silent = 0 if self.found else _WHOLE
 
     def _identify(self, stamp: bytes, first: bytes) -> None:
-        self._remember(stamp + b" " + first)
+        self._remember([stamp + b" " + first])
         after = self._after
         if self.found or after is None or self._latest is None:
             self._silent = 0

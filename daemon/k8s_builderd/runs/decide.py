@@ -8,6 +8,8 @@ The rules are the peer's own (Fabric's core/chaincode):
   end has dropped the new launch, which then ends as well. The next request succeeds.
 - A launch that fails drops its id once more, whoever holds it by then (runtime_launcher.go, Launch). So a dropped
   launch and the one after it end in one moment.
+- A peer waits for its newest launch only. Which that is, the start of the `run`s tells. Where it is not known, the
+  launch whose first request has come last counts as the newest.
 - A peer that has waited for chaincode.startuptimeout forgets the launch and stops nothing. If each launch began anew, a
   start slower than that would never succeed. So a new launch goes on with a Job whose pod is still on its way.
 """
@@ -18,6 +20,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from k8s_builderd.fabric.plan import Start
 from k8s_builderd.runs.record import Reason, Run, State
 
 END_NEWS = 2.0
@@ -47,6 +50,8 @@ class Known(Struct, frozen=True, kw_only=True):
     job: str
     since: float
     """When this daemon first heard of it."""
+    start: Start | None = None
+    """When its `run` was started; None where that is not known."""
     peer: str = ""
     """The peer process that launched it; empty where the peer runs without TLS."""
     reuse_key: Any = None
@@ -106,6 +111,7 @@ class Known(Struct, frozen=True, kw_only=True):
             run=run.token_sha256,
             job=run.job_name,
             since=run.since,
+            start=run.start,
             peer=run.peer,
             reuse_key=run.made.reuse_key if reusable and run.made is not None else None,
             state=run.state,
@@ -202,8 +208,10 @@ def decide(
     if came_dropped:
         ending = [it for it in alive if it.told is not None and now < _due(it, me)]
         return Wait(max(_due(it, me) for it in ending), _names(ending)) if ending else Yield(DROPPED)
-    if doomed := [it.run for it in others if it.since < me.since and _is_waited_for(it, me, now, peer_patience)]:
+    if doomed := [it.run for it in others if _drop_each_other(it, me, now, peer_patience)]:
         return Yield(DROPPED_TOGETHER, frozenset(doomed))
+    if any(_is_newer(it, me) for it in others):
+        return Yield(LAUNCHED_AGAIN)
     if may_reuse:
         for it in alive:
             if (
@@ -213,8 +221,6 @@ def decide(
                 and now <= it.since + REUSABLE
             ):
                 return Reuse(it.run)
-    if any(it.state is State.WAITING and it.claimed is not None and it.since > me.since for it in others):
-        return Yield(LAUNCHED_AGAIN)  # the peer waits for the newest only
     # A peer launches again only after the old stream has closed. A container that still seems to run has most likely
     # just crashed: its node is to say so first, for its own `run` to tell why, and for no launch to be dropped.
     if any(_may_have_crashed(it, me, now) for it in alive):
@@ -261,14 +267,33 @@ def _may_have_crashed(it: Known, me: Known, now: float) -> bool:
     return it.started and it.told is None and not it.deleting and now < me.since + END_NEWS
 
 
-def _is_waited_for(it: Known, me: Known, now: float, patience: float) -> bool:
-    """Say whether the peer process still waits for a launch, though it has launched again: it has dropped it.
+def _lead(it: Known, other: Known) -> float | None:
+    """Return by how many seconds the peer has launched one before the other; None where the two do not tell."""
+    lead = it.start.until(other.start) if it.start is not None and other.start is not None else None
+    return lead or None
 
-    It waits for as long as the launch's `run` is there; only after its chaincode.startuptimeout it does not any more.
+
+def _is_newer(it: Known, me: Known) -> bool:
+    """Say whether the peer waits for another launch, because it has launched that one later."""
+    lead = _lead(me, it)
+    if lead is not None:
+        return lead > 0
+    return it.since > me.since and it.state is State.WAITING and it.claimed is not None
+
+
+def _drop_each_other(one: Known, other: Known, now: float, patience: float) -> bool:
+    """Say whether the peer process still waits for the first of two launches, though it has launched again.
+
+    Then it has dropped the first, and the end of that one drops the second. It waits for as long as the first one's
+    `run` is there; only after its chaincode.startuptimeout it does not any more.
     """
-    if it.claimed is None or it.started or it.state is State.ENDED or it.peer != me.peer:
+    lead = _lead(one, other)
+    first, second = (one, other) if (lead or other.since - one.since) > 0 else (other, one)
+    if first.peer != second.peer or first.claimed is None or second.claimed is None:
         return False
-    return it.dropped or now < it.claimed + patience
+    if {first.state, second.state} & {State.RUNNING, State.ENDED}:
+        return False
+    return first.dropped or (now - first.claimed if lead is None else abs(lead)) < patience
 
 
 def _outlast(alive: list[Known], me: Known, now: float, watch_error: str) -> Decision:

@@ -71,7 +71,6 @@ class Launch:
         self._had_started = run.observed.started
         self._audience = audience
         self._job_uid = ""
-        self._introduced = False
         self._last_error = ""
         self._refusal = ""
         self._may_exist = False
@@ -109,11 +108,13 @@ class Launch:
         return await self._end(knew_pod=knew_pod)
 
     async def _start(self, owner: Owner | None, cursor: Cursor | None) -> None:
-        self._job_uid = await self._job(owner, cursor)
-        if cursor is None and not self._introduced:
-            self._introduced = True
-            await self._introduce()
-        await beside(lambda: self._seen.until(lambda seen: seen.started or seen.ended), self._secret)
+        async with self._store.turns.turn():
+            is_new = not self._job_uid
+            self._job_uid = await self._job(owner, cursor)
+            if is_new and cursor is None:
+                await self._introduce()
+            await beside(lambda: self._seen.until(lambda seen: not seen.needs_secret), self._secret)
+        await self._seen.until(lambda seen: seen.started or seen.ended)
 
     def _count_start(self) -> None:
         if (started_at := self._seen.started_at) is not None and not self._had_started:
@@ -253,8 +254,8 @@ class Launch:
         body = manifests.secret(self._plan, self._job_uid)
 
         async def create() -> None:
-            if self._seen.has_secret or self._seen.started or self._seen.job_gone:
-                return  # it is known to be there: its volume is mounted; or it will never be needed
+            if not self._seen.needs_secret:
+                return
             with suppress(AlreadyExists):  # of this run: no other has this name
                 await self._api.create(SECRETS, ObjectOnly, body)
             self._run.has_secret()
@@ -353,9 +354,9 @@ class Launch:
 
         async def deliver(batch: Batch) -> None:
             await self._audience.log(self._cursor(uid, batch.position), batch.lines)
-            self._metrics.logged(batch.lines)
-            self._run.passed_on(batch.lines)
-            self._last_lines = (self._last_lines + batch.lines)[-TAIL:]
+            self._metrics.logged(batch.count, len(batch.lines))
+            self._run.passed_on(batch.count, len(batch.lines))
+            self._last_lines = (self._last_lines + batch.lines[-TAIL:])[-TAIL:]
 
         def interrupted(error: ApiError) -> None:
             self._metrics.log_interrupted(error.kind)

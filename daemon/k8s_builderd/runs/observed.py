@@ -56,6 +56,11 @@ class Observed:
                 self.started_at = now
         self._note(now)
 
+    def got_secret(self) -> None:
+        """Note that the Job's Secret is there."""
+        self.has_secret = True
+        self._tell()
+
     def lost_job(self, now: float) -> None:
         """Note that the Job is gone, where no watch has seen it go."""
         self.job_gone = True
@@ -71,6 +76,9 @@ class Observed:
             self.ended_at = None  # its pod has turned up late
         elif self.ended_at is None:
             self.ended_at = now
+        self._tell()
+
+    def _tell(self) -> None:
         self.version += 1
         self._changed.set()
         self._changed = anyio.Event()
@@ -107,6 +115,11 @@ class Observed:
         if self.pod is not None:
             return container_ended(self.pod)
         return self.job is not None and self.job.finished
+
+    @property
+    def needs_secret(self) -> bool:
+        """Say whether its Secret may be missing: it has not mounted it yet, and may come to do so."""
+        return not (self.has_secret or self.started or self.ended or self.job_gone)
 
     @property
     def certain(self) -> bool:

@@ -40,8 +40,15 @@ async def reuse(store: Store, plan: Plan, peer_patience: float) -> Plan:
     """
     if store.find(plan.token.sha256) is not None:
         return plan
+    now = anyio.current_time()
     me = Known(
-        run=plan.token.sha256, job=plan.job_name, since=anyio.current_time(), peer=plan.peer, reuse_key=plan.reuse_key
+        run=plan.token.sha256,
+        job=plan.job_name,
+        since=now,
+        claimed=now,
+        start=plan.start,
+        peer=plan.peer,
+        reuse_key=plan.reuse_key,
     )
 
     def reusable() -> Run | None:

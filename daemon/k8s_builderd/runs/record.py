@@ -20,7 +20,7 @@ from msgspec import Struct
 from k8s_builderd.errors import BuilderError
 from k8s_builderd.fabric.names import LaunchKey
 from k8s_builderd.fabric.objects import Job, Pod
-from k8s_builderd.fabric.plan import Plan
+from k8s_builderd.fabric.plan import Plan, Start
 from k8s_builderd.kube.watch import Applied, Deleted
 from k8s_builderd.runs.failures import Audience
 from k8s_builderd.runs.observed import Observed
@@ -163,6 +163,7 @@ class Run:
         self.observed = Observed()
         self._job_name = job_name
         self._peer = ""
+        self._start: Start | None = None
         self._told: set[str] = set()
         self._made: Plan | None = None
         self._takeovers = 0
@@ -221,6 +222,11 @@ class Run:
     def peer(self) -> str:
         """The peer process that launched it (`Plan.peer`); empty where the peer runs without TLS."""
         return self._peer
+
+    @property
+    def start(self) -> Start | None:
+        """When its `run` was started, or the one that has gone on with it; None where that is not known."""
+        return self._start
 
     @property
     def made(self) -> Plan | None:
@@ -298,7 +304,7 @@ class Run:
         """Give it to the connection that asks with this plan; return the claim, of which nobody else has one now."""
         assert plan.token.sha256 == self.token_sha256
         assert plan.takeovers >= self._takeovers
-        self._takeovers, self._peer = plan.takeovers, plan.peer
+        self._takeovers, self._peer, self._start = plan.takeovers, plan.peer, plan.start
         self._claim = Claim(client_pid, audience)
         self.end_absence()
         return self._claim
@@ -341,10 +347,10 @@ class Run:
 
     # What is told of it
 
-    def passed_on(self, lines: bytes) -> None:
-        """Count lines of its log that its client has been sent."""
-        self._log_lines += lines.count(b"\n")
-        self._log_bytes += len(lines)
+    def passed_on(self, lines: int, size: int) -> None:
+        """Count lines of its log that its client has been sent, and their bytes."""
+        self._log_lines += lines
+        self._log_bytes += size
 
     def interrupted(self, why: str) -> None:
         """Count a break in its log."""
@@ -403,7 +409,7 @@ class Run:
 
     def has_secret(self) -> None:
         """Note that its Secret is there, by the answer to its creation: no watch tells of it."""
-        self.observed.has_secret = True
+        self.observed.got_secret()
 
     def confirm(self) -> None:
         """Note that the API, asked, has said what there is of its pod."""

@@ -28,6 +28,7 @@ from k8s_builderd.runs.failures import Audience
 from k8s_builderd.runs.record import Absence, Claim, Deletion, Reason, Run, State
 from k8s_builderd.runs.stop import delete_job
 from k8s_builderd.runs.story import Story
+from k8s_builderd.runs.turns import Turns
 from k8s_builderd.settings import Settings
 
 AFTER_CRASH = 5.0
@@ -38,6 +39,9 @@ LOST_LABEL = 15.0
 
 KNOCK = 15.0
 """Seconds that a client which has knocked is waited for: it sleeps for 5 between two attempts at most."""
+
+PIECE = 1.0
+"""Seconds of an absence that are waited for at once. Where that takes twice as long, this daemon has stood still."""
 
 _log = structlog.get_logger("k8s_builderd.runs")
 
@@ -72,6 +76,8 @@ class Store:
     def __init__(self, api: Api, settings: Settings, metrics: Metrics, story: Story | None = None) -> None:
         self.story = story or Story()
         """What becomes of the runs is told to it."""
+        self.turns = Turns()
+        """What the launches take to ask for what they need."""
         self._api = api
         self._settings = settings
         self._metrics = metrics
@@ -200,7 +206,15 @@ class Store:
         if (run := self._by_token.get(token_sha256)) is not None:
             if self.keep(run):
                 self._miss(run, self._settings.reconnect_grace, Reason.CLIENT_GONE)
-            run.knock(anyio.current_time() + max(KNOCK, self._settings.reconnect_grace))
+            self._may_knock(run)
+
+    def deaf(self) -> None:
+        """Note that nobody can be heard now: whoever is missed may be knocking."""
+        for run in self._by_token.values():
+            self._may_knock(run)
+
+    def _may_knock(self, run: Run) -> None:
+        run.knock(anyio.current_time() + max(KNOCK, self._settings.reconnect_grace))
 
     async def expire_orphans(self) -> None:
         """Start the grace of the Jobs that nobody claims, once the watches are synced. Call when the socket is open."""
@@ -227,8 +241,11 @@ class Store:
 
     async def _expire(self, run: Run, absence: Absence) -> None:
         while not absence.over.is_set() and (left := absence.until - anyio.current_time()) > 0:
-            with anyio.move_on_after(left):  # a knock may put it off meanwhile
+            before = anyio.current_time()
+            with anyio.move_on_after(min(left, PIECE)):  # a knock may put it off meanwhile
                 await absence.over.wait()
+            if anyio.current_time() > before + 2 * PIECE:
+                self._may_knock(run)  # who has knocked while the daemon stood still is heard only now
         if absence.over.is_set():
             return
         if absence.reason is Reason.LEFT_OVER or run.state.may_run:

@@ -8,10 +8,10 @@ from k8s_builderd.errors import BuilderError, ClientGone, ProtocolError
 from k8s_builderd.fabric import names
 from k8s_builderd.fabric.names import Token
 from k8s_builderd.fabric.package import CHAINCODE_FILE, IMAGE_FILE, decode_built_image, decode_chaincode
-from k8s_builderd.fabric.plan import Plan
+from k8s_builderd.fabric.plan import Plan, Start
 from k8s_builderd.fabric.template import PodTemplate
 from k8s_builderd.gateway.connection import Connection
-from k8s_builderd.gateway.protocol import Request
+from k8s_builderd.gateway.protocol import STARTED, Request
 from k8s_builderd.runs.attend import Runs, cannot_continue
 from k8s_builderd.runs.cursor import Cursor
 from k8s_builderd.settings import Settings
@@ -77,7 +77,8 @@ def make_plan(request: Request, settings: Settings, cursor: Cursor | None, templ
     token = token_of(request, cursor)
     layers = template.layers(names.package_id(chaincode.chaincode_id).label)
     takeovers = cursor.takeovers if cursor is not None else 0
-    return settings.plan(launch, chaincode, image, token, layers, takeovers=takeovers)
+    start = Start.parse(request.environment.get(STARTED, ""))
+    return settings.plan(launch, chaincode, image, token, layers, takeovers=takeovers, start=start)
 
 
 def knocked(request: Request, because: str, *, runs: Runs) -> bool:
