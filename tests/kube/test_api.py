@@ -416,7 +416,7 @@ async def test_many_requests_refused_at_once_load_the_credentials_once(
             for _ in range(AT_ONCE):
                 tasks.start_soon(api.list, JOBS, ObjectOnly)
     assert loads.count == 2  # at the start, and now
-    assert len(server.asked) == 100
+    assert len(server.asked) == 2 * AT_ONCE
 
 
 async def test_who_was_refused_with_older_credentials_takes_the_newer_ones(
