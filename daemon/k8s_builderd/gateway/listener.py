@@ -122,8 +122,9 @@ class Listener:
     async def _give_signs(self) -> None:
         while True:
             await anyio.sleep(SIGNS)
+            now = anyio.current_time()
             for connection in self._served:
-                connection.give_sign_if_due()
+                connection.give_sign_if_due(now)
 
     async def _handle(self, accepted: socket.socket) -> None:
         self.connections += 1
