@@ -325,7 +325,7 @@ async def crowd(plan: Plan, cluster: RealCluster, builder: Builder, daemon: Daem
     """Stops and probes while a peer starts 50 chaincodes, for as long as that takes."""
     stops: list[float] = []
     probes: list[float] = []
-    for _ in range(plan.of(10, 2)):
+    for _ in range(plan.of(15, 2)):
         victims = builder.launch(40)
         await cluster.made(builder, victims)
         starting = builder.launch(50)
