@@ -1,7 +1,7 @@
 """A real etcd and kube-apiserver, and builders whose `run` programs are started as a peer starts them.
 
-No controller and no node is there, so a Job gets no pod, and what waits for one waits. When Jobs and Secrets appear is
-read from the API server's audit log: so nothing that is measured has to look for them.
+No controller and no node is there, so a Job gets no pod until `benchmarks.node` gives it one. When Jobs and Secrets
+appear is read from the API server's audit log: so nothing that is measured has to look for them.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 import click
 
 from benchmarks.apiserver import kubeconfig
+from benchmarks.node import open_node
 from benchmarks.plan import Plan
 from benchmarks.scene import Cluster, Daemon, chaincode_json, cpu_seconds, image_json, memory
 from k8s_builder.programs import install
@@ -48,7 +49,7 @@ PATIENCE = 120.0
 LOOK = 0.02
 """Seconds between two looks at the audit log."""
 SETTLE = 3.0
-"""Seconds after which launches have nothing left to do but to wait."""
+"""Seconds after which chaincode that was launched does nothing but run."""
 
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 _numbers = count()
@@ -133,9 +134,10 @@ class Builder:
 class RealCluster(Cluster):
     """A server of one's own, and its daemons."""
 
-    def __init__(self, directory: Path, server: RealServer) -> None:
+    def __init__(self, directory: Path, server: RealServer, authority: Authority) -> None:
         super().__init__(directory)
-        self._server = server
+        self.server = server
+        self.authority = authority
         self._audit = directory / "audit.log"
         self._read = 0
         self._made: dict[str, dict[str, float]] = {"jobs": {}, "secrets": {}}
@@ -143,7 +145,7 @@ class RealCluster(Cluster):
     @property
     def cpu(self) -> float:
         """The CPU seconds that etcd and the API server have taken."""
-        return sum(cpu_seconds(pid) for pid in self._server.pids)
+        return sum(cpu_seconds(pid) for pid in self.server.pids)
 
     def builder(self, run: Path, daemon: Daemon | None = None, **environment: str) -> Builder:
         """Return a builder whose programs find this cluster."""
@@ -179,7 +181,7 @@ class RealCluster(Cluster):
     async def clear(self) -> None:
         """Delete all Jobs and Secrets: each round finds as few as the first."""
         for kind in ("apis/batch/v1/namespaces/default/jobs", "api/v1/namespaces/default/secrets"):
-            status = await asyncio.to_thread(self._server.call, "DELETE", f"/{kind}?propagationPolicy=Background")
+            status = await asyncio.to_thread(self.server.call, "DELETE", f"/{kind}?propagationPolicy=Background")
             if status != 200:
                 raise RuntimeError(f"deleting {kind} was answered with {status}")
 
@@ -200,7 +202,7 @@ async def open_cluster(assets: Path) -> AsyncIterator[RealCluster]:
         ]
         with started(assets, directory, *arguments) as server:
             kubeconfig(directory, server.server, authority, TOKEN)
-            yield RealCluster(directory, server)
+            yield RealCluster(directory, server, authority)
 
 
 # What is measured
@@ -267,8 +269,8 @@ async def real(plan: Plan) -> None:
             both.add(plan, f"from exec to Job and Secret, {name}", "ms", 1e3)
             cpu.add(plan, f"CPU of a launch, {name}", "ms CPU", 1e3)
             server.add(plan, f"CPU of API server and etcd for it, {name}", "ms CPU", 1e3)
-        await waiting(plan, cluster, ours, theirs)
         await crowd(plan, cluster, ours, daemon)
+        await running(plan, cluster, ours, theirs)
 
 
 async def in_turn(
@@ -294,33 +296,36 @@ async def once(cluster: RealCluster, builder: Builder, many: int) -> Round:
     return taken
 
 
-async def waiting(plan: Plan, cluster: RealCluster, ours: Builder, theirs: Builder | None) -> None:
-    """What launches cost that wait for their pods."""
-    many, seconds = 35, plan.of(30, 5)
+async def running(plan: Plan, cluster: RealCluster, ours: Builder, theirs: Builder | None) -> None:
+    """What chaincode that runs costs."""
+    many, seconds = 50, plan.of(30, 5)
     memory, cpu = Pairs(), Pairs()
-    for _ in range(plan.of(3, 1)):
-        found: list[tuple[list[float], list[float]]] = []
-        for builder in filter(None, (ours, theirs)):
-            launches = builder.launch(many)
-            await cluster.made(builder, launches)
-            await asyncio.sleep(SETTLE)
-            before = builder.cpu(launches)
-            await asyncio.sleep(seconds)
-            found.append(([builder.memory(launches)], [(builder.cpu(launches) - before) / seconds * 100]))
-            await asyncio.gather(*(each.stop() for each in launches))
-            await cluster.clear()
-        mine, other = found if len(found) == 2 else (*found, ([], []))
-        memory.take(mine[0], other[0])
-        cpu.take(mine[1], other[1])
-    memory.add(plan, f"memory while {many} wait for their pods", "MB")
-    cpu.add(plan, f"CPU while {many} wait for their pods", "% of a core")
+    async with open_node(cluster.server, cluster.authority) as node:
+        for _ in range(plan.of(3, 1)):
+            found: list[tuple[list[float], list[float]]] = []
+            for builder in filter(None, (ours, theirs)):
+                launches = builder.launch(many)
+                await cluster.made(builder, launches)
+                await node.run_all()
+                await asyncio.sleep(SETTLE)
+                before = builder.cpu(launches)
+                await asyncio.sleep(seconds)
+                found.append(([builder.memory(launches)], [(builder.cpu(launches) - before) / seconds * 100]))
+                await asyncio.gather(*(each.stop() for each in launches))
+                await node.clear()
+                await cluster.clear()
+            mine, other = found if len(found) == 2 else (*found, ([], []))
+            memory.take(mine[0], other[0])
+            cpu.take(mine[1], other[1])
+    memory.add(plan, f"memory while {many} chaincodes run, programs and daemon", "MB")
+    cpu.add(plan, f"CPU while {many} chaincodes run, programs and daemon", "% of a core")
 
 
 async def crowd(plan: Plan, cluster: RealCluster, builder: Builder, daemon: Daemon) -> None:
     """Stops and probes while a peer starts 50 chaincodes, for as long as that takes."""
     stops: list[float] = []
     probes: list[float] = []
-    for _ in range(plan.of(10, 2)):
+    for _ in range(plan.of(15, 2)):
         victims = builder.launch(40)
         await cluster.made(builder, victims)
         starting = builder.launch(50)

@@ -147,7 +147,7 @@ def test_a_pod_that_loses_its_label(world: World) -> None:
 
 
 @pytest.mark.parametrize("value", ["5e" * 32, ""], ids=["another run", "no run"])
-@pytest.mark.parametrize(("kind", "away"), [("jobs", False), ("jobs", True), ("pods", False)])
+@pytest.mark.parametrize(("kind", "away"), [("jobs", False), ("jobs", True), ("pods", False), ("pods", True)])
 def test_an_annotation_that_somebody_overwrites(world: World, kind: str, value: str, away: bool) -> None:
     """The one that says whose a Job or pod is. Its `run` is there, and a daemon may have seen it before."""
     world.cluster.image.program = Program(prints_every=10_000)
@@ -262,5 +262,24 @@ def test_a_daemon_that_stood_still_has_heard_nobody(world: World, orphan: bool) 
     assert not world.logged("job_unclaimed")
     world.sim.call(world.clients[0].thaw)
     world.advance(60)
+    lives(world, site)
+    over(world)
+
+
+def test_a_pod_whose_annotation_somebody_overwrites_before_it_is_looked_for(world: World) -> None:
+    """It is its Job's all the same: nobody can change an owner."""
+    site = world.site(start_timeout="8s")
+    assert site.daemon is not None
+    world.advance(1)
+    world.sim.call(site.daemon.api.silence, "pods")
+    asked = world.ask(site)
+    world.advance(3)
+    (name,) = (container.name for container in world.cluster.containers)
+    pod = world.cluster.find("pods", name)
+    assert pod is not None
+    changed = {**pod, "metadata": {**pod["metadata"], "annotations": {TOKEN_ANNOTATION: "5e" * 32}}}
+    world.sim.call(lambda: world.cluster.update("pods", changed))
+    world.advance(30)
+    assert asked.container is not None
     lives(world, site)
     over(world)

@@ -60,7 +60,7 @@ async def delete_job(
             _log.info("job_deleted", job=run.job_name, reason=deletion.reason)
         if deletion.withdrawn or (not there and _came_to_nothing(run, deletion)):
             return False  # too late, where the Job was there: its run is told by the watch
-        if not there and seen.pod is not None and not seen.ended and not seen.told_to_end and seen.pod.left_behind:
+        if not there and seen.pod is not None and not seen.ended and not seen.told_to_end and not seen.pod.job_uid:
             deletion.orphaned_pod = seen.pod.metadata.name
             _log.warning("pod_without_job", job=run.job_name, pod=deletion.orphaned_pod)
         deletion.accept()
