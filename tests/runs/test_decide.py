@@ -205,6 +205,17 @@ class TestOneThatComesLate:
         assert self.decide(pending(start=later, claimed=99.0)) == Yield(LAUNCHED_AGAIN)
         assert self.decide(old(start=later, claimed=99.0)) == Yield(LAUNCHED_AGAIN)
 
+    def test_a_moment_tells(self) -> None:
+        later = started(50.02)
+        assert self.decide(running(start=later, claimed=10.0), now=LATER) == Yield(LAUNCHED_AGAIN)
+        assert self.decide(old(start=later, since=CAME, claimed=CAME, dropped=True)) == Yield(DROPPED_TOGETHER, OLD)
+        dropped = replace(ME, start=started(50), dropped=True)
+        far = new(start=later, since=CAME + 0.1, claimed=CAME + 0.1)
+        assert decide(dropped, [far], SOON, peer_patience=0.0) == Yield(DROPPED_TOGETHER, frozenset({"new"}))
+        assert decide(dropped, [replace(far, start=None)], SOON, peer_patience=0.0) == Yield(
+            DROPPED_TOGETHER, frozenset({"new"})
+        )
+
     def test_nor_does_it_begin_where_the_later_one_is_over(self) -> None:
         assert self.decide(ended(90.0, start=started(80))) == Yield(LAUNCHED_AGAIN)
         assert self.decide(replaced(start=started(80)), now=LATER) == Yield(LAUNCHED_AGAIN)
