@@ -24,7 +24,7 @@ from benchmarks import relist
 from benchmarks.figures import Plot, show, write_json, write_page
 from benchmarks.plan import Plan
 from benchmarks.real import real
-from benchmarks.scene import Run, Scene, cpu_seconds, open_scene
+from benchmarks.scene import Daemon, Run, Scene, cpu_seconds, open_scene
 from k8s_builder.programs import install
 
 Command = list[str]
@@ -118,8 +118,12 @@ async def many(plan: Plan) -> None:
         idle = plan.of(20, 5)
         await asyncio.sleep(idle)
         plan.add(f"CPU while {most:,} chaincodes are idle", "% of a core", [(daemon.cpu - before) / idle * 100])
-        lag = [await longest_pause(daemon.socket, runs) for _ in range(plan.of(5, 2))]
-        plan.add(f"longest pause in 2 s of launches and stops beside {most:,}", "ms", lag)
+        pauses = [await longest_pauses(daemon) for _ in range(plan.of(5, 2))]
+        for name in ("pause wall", "pause CPU", "collection wall", "collection CPU"):
+            found = [pause.get(name, 0.0) for pause in pauses]
+            what, kind = name.split()
+            about = f"longest {what} in 2 s of launches and stops beside {most:,}"
+            plan.add(about, "ms" if kind == "wall" else "ms CPU", found)
         stops = [await run.stop() * 1e3 for run in runs[: plan.of(20, 5)]]
         plan.add(f"a stop beside {most:,} chaincodes", "ms", stops)
         await asyncio.gather(*(run.stop() for run in runs[plan.of(20, 5) :]))
@@ -146,31 +150,17 @@ async def many(plan: Plan) -> None:
     )
 
 
-async def longest_pause(socket: Path, runs: list[Run]) -> float:
-    """Ask for a refusal again and again while others launch and stop; return the longest that one took, in ms."""
+async def longest_pauses(daemon: Daemon) -> dict[str, float]:
+    """Launch and stop for 2 s; return the longest pauses of the daemon's event loop meanwhile, in ms."""
     deadline = time.monotonic() + 2
-    longest = 0.0
-
-    async def ask() -> None:
-        nonlocal longest
-        while time.monotonic() < deadline:
-            began = time.monotonic()
-            reader, writer = await asyncio.open_unix_connection(str(socket))
-            writer.write(b"?....")  # no frame: answered without the API
-            await reader.read()
-            longest = max(longest, time.monotonic() - began)
-            writer.close()
-
-    async def churn() -> None:
-        turn = 0
+    turn = 0
+    async with daemon.watched() as found:
         while time.monotonic() < deadline:
             turn += 1
-            run = await Run.open(socket, "idle", f"churn{turn}")
+            run = await Run.open(daemon.socket, "idle", f"churn{turn}")
             await run.until(lambda run: run.lines >= 1)
             await run.stop()
-
-    await asyncio.gather(ask(), churn())
-    return longest * 1e3
+    return found
 
 
 async def one(plan: Plan) -> None:

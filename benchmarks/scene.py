@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import ssl
 import sys
 import tempfile
@@ -137,9 +138,10 @@ class Run:
 class Daemon:
     """The daemon's process, looked at from outside."""
 
-    def __init__(self, process: asyncio.subprocess.Process, socket: Path, health: str) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, socket: Path, health: str, report: Path) -> None:
         self.process = process
         self.socket = socket
+        self.report = report
         self._health = health
 
     @property
@@ -166,6 +168,18 @@ class Daemon:
             text = await answer.text()
         lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, _, value in lines}
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[dict[str, float]]:
+        """Hand out what becomes the longest pauses of its event loop meanwhile (`benchmarks.watched`), in ms."""
+        found: dict[str, float] = {}
+        self.report.unlink(missing_ok=True)
+        self.process.send_signal(signal.SIGUSR1)
+        yield found
+        self.process.send_signal(signal.SIGUSR1)
+        while not self.report.exists():  # noqa: ASYNC110 - another process writes it
+            await asyncio.sleep(0.02)
+        found |= json.loads(self.report.read_text())
 
     async def probe(self) -> float:
         """Ask whether it is alive, and return the seconds that it took."""
@@ -197,12 +211,17 @@ class Cluster:
             "FABRIC_K8S_BUILDER_INSTANCE": f"bench{self._count}",
             **environment,
         }
+        report = self.directory / f"pauses{self._count}"
         with (self.directory / f"daemon{self._count}.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                *(command or (sys.executable, "-m", "k8s_builderd")), env=variables, stderr=log, stdout=log, cwd=ROOT
+                *(command or (sys.executable, "-m", "benchmarks.watched", str(report))),
+                env=variables,
+                stderr=log,
+                stdout=log,
+                cwd=ROOT,
             )
         try:
-            daemon = Daemon(process, socket, f"127.0.0.1:{port}")
+            daemon = Daemon(process, socket, f"127.0.0.1:{port}", report)
             while not socket.exists():
                 if process.returncode is not None:
                     raise RuntimeError((self.directory / f"daemon{self._count}.log").read_text()[-2000:])

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from k8s_builderd import memory
-from k8s_builderd.memory import ENOUGH, FEW, Tidying
+from k8s_builderd.memory import ENOUGH, FEW, LATER, Tidying
 
 NEITHER, COLLECT, GIVE_BACK, BOTH = (False, False), (True, False), (False, True), (True, True)
 
@@ -27,6 +27,12 @@ NEITHER, COLLECT, GIVE_BACK, BOTH = (False, False), (True, False), (False, True)
 def test_what_is_due(looks: list[tuple[int, int]], due: list[tuple[bool, bool]]) -> None:
     tidying = Tidying()
     assert [tuple(tidying.due(begun, ended)) for begun, ended in looks] == due
+
+
+def test_memory_is_given_back_once_more_when_the_last_connections_have_gone() -> None:
+    tidying = Tidying()
+    looks = [tidying.due(1000, 950), tidying.due(1000, 1000), *(tidying.due(1000, 1000) for _ in range(3 * LATER))]
+    assert [number for number, due in enumerate(looks) if due.give_back] == [0, 1 + LATER]
 
 
 def test_what_is_there_at_the_start_is_never_looked_at_again() -> None:

@@ -26,6 +26,9 @@ FEW = 50
 ENOUGH = 100
 """Ended launches after which memory is given back."""
 
+LATER = 6
+"""Looks without another end after which it is given back once more: by then idle connections have been closed."""
+
 
 def settle() -> None:
     """Take what is there now for what stays, and set the thresholds."""
@@ -46,7 +49,8 @@ class Tidying:
 
     def __init__(self) -> None:
         """Begin, before the first launch."""
-        self._begun = self._given_back_at = 0
+        self._begun = self._ended = self._given_back_at = 0
+        self._quiet = LATER
 
     def due(self, begun: int, ended: int) -> Due:
         """Say what to do.
@@ -55,10 +59,12 @@ class Tidying:
         :param ended: how many of them have ended.
         """
         new, self._begun = begun - self._begun, begun
+        self._quiet = self._quiet + 1 if ended == self._ended else 0
+        self._ended = ended
         give_back = ended - self._given_back_at >= ENOUGH
         if give_back:
             self._given_back_at = ended
-        return Due(new <= FEW, give_back)
+        return Due(new <= FEW, give_back or self._quiet == LATER)
 
 
 async def tidy(begun: Callable[[], int], ended: Callable[[], int]) -> None:

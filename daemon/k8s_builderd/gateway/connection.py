@@ -71,6 +71,7 @@ class Connection:
         while True:
             request = self._reader.add(*await self._frame())
             if request is not None:
+                self._reader = RequestReader()  # what it has read is the caller's alone
                 return request
 
     async def read_claim(self) -> Request:

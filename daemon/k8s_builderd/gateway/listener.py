@@ -81,7 +81,7 @@ class Listener:
         self.most = min(settings.max_connections, _descriptors())
         """How many connections may be open."""
         self._settings = settings
-        self._stages = stages
+        self._stages = {name: serve if name in _UNLIMITED else _limited(serve) for name, serve in stages.items()}
         self._metrics = metrics
         self._knocked = knocked
         self._deaf = deaf
@@ -206,8 +206,7 @@ class Listener:
     async def _serve(self, request: Request, connection: Connection) -> int:
         category = None
         try:
-            with anyio.fail_after(None if request.stage in _UNLIMITED else CALL_TIMEOUT):
-                return await self._stages[request.stage](request, connection)
+            return await self._stages[request.stage](request, connection)
         except TimeoutError:
             text = f"the client did not read its answer within {CALL_TIMEOUT:g} s"
         except SettingsError as error:
@@ -248,6 +247,14 @@ class _Full(Exception):
 
 class _NotAllowed(ProtocolError):
     """Raised where the client's user is none that may call."""
+
+
+def _limited(serve: Serve) -> Serve:
+    async def limited(request: Request, connection: Connection) -> int:
+        with anyio.fail_after(CALL_TIMEOUT):
+            return await serve(request, connection)
+
+    return limited
 
 
 def _accept(listening: socket.socket) -> Iterator[socket.socket]:

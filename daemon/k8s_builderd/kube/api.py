@@ -423,14 +423,17 @@ async def _chunks(
     response: aiohttp.ClientResponse, verb: str, rbac: str, silence: float | None
 ) -> AsyncIterator[bytes]:
     try:
-        while True:
-            with anyio.fail_after(silence):
-                chunk = await response.content.readany()
-            if not chunk:
-                return
+        while chunk := await _next_chunk(response.content, silence):
             yield chunk
     except (aiohttp.ClientError, OSError) as error:
         raise _unreachable(error, verb, rbac) from error
+
+
+async def _next_chunk(content: aiohttp.StreamReader, silence: float | None) -> bytes:
+    if silence is None:
+        return await content.readany()
+    with anyio.fail_after(silence):
+        return await content.readany()
 
 
 async def _beginning(content: aiohttp.StreamReader, size: int) -> bytes:

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 
-import anyio
-
 from k8s_builderd.fabric.manifests import CONTAINER
 from k8s_builderd.fabric.objects import Job, Pod
 from k8s_builderd.kube.objects import Terminated
 from k8s_builderd.kube.watch import Applied, Deleted
+from k8s_builderd.tasks import Bell
 
 
 class Observed:
@@ -33,7 +32,12 @@ class Observed:
         """When somebody was seen to have asked for the pod's end, while its container was not known to have ended."""
         self.ended_at: float | None = None
         self.version = 0
-        self._changed = anyio.Event()
+        self._changed = Bell()
+        self._attentive: Callable[[], None] | None = None
+
+    def tell(self, changed: Callable[[], None] | None) -> None:
+        """Have somebody told each change, as it comes, and nobody else; None: nobody any more."""
+        self._attentive = changed
 
     def fold(self, change: Applied[Job] | Deleted[Job] | Applied[Pod] | Deleted[Pod], now: float) -> None:
         """Take in one change, learnt of at `now`."""
@@ -80,8 +84,9 @@ class Observed:
 
     def _tell(self) -> None:
         self.version += 1
-        self._changed.set()
-        self._changed = anyio.Event()
+        self._changed.ring()
+        if self._attentive is not None:
+            self._attentive()
 
     async def until(self, holds: Callable[["Observed"], bool]) -> None:
         """Wait until something holds of this. No wake-up can be missed: it is looked at before each wait."""

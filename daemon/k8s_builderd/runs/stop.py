@@ -21,8 +21,8 @@ is watched for: a create request that was cut off may be carried out late."""
 _log = structlog.get_logger("k8s_builderd.stop")
 
 
-def _unnoticed(verb: str, resource: str) -> None:
-    """Take no notice of a request that is made again."""
+def _unnoticed(*_: str) -> None:
+    """Take no notice of it."""
 
 
 async def delete_job(
@@ -31,11 +31,13 @@ async def delete_job(
     deletion: Deletion,
     watch_error: Callable[[], str | None],
     retried: Callable[[str, str], None] = _unnoticed,
+    accepted: Callable[[], None] = _unnoticed,
 ) -> bool:
     """Delete the run's Job until it is gone, and wait until its container has ended.
 
     :param watch_error: returns why the watches do not tell what there is, or None.
     :param retried: is told verb and resource of each request that is made again.
+    :param accepted: is told when the API has accepted the deletion.
     :returns: False where the deletion came to nothing, because the container of a Job that was to be deleted for not
         starting has started, or because it was withdrawn.
     """
@@ -62,6 +64,7 @@ async def delete_job(
             deletion.orphaned_pod = seen.pod.metadata.name
             _log.warning("pod_without_job", job=run.job_name, pod=deletion.orphaned_pod)
         deletion.accept()
+        accepted()
         if await _is_over(run, deletion, watch_error, there=there):
             if deletion.is_late:
                 _log.info("deletion_done", job=run.job_name)

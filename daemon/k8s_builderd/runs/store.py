@@ -30,6 +30,7 @@ from k8s_builderd.runs.stop import delete_job
 from k8s_builderd.runs.story import Story
 from k8s_builderd.runs.turns import Turns
 from k8s_builderd.settings import Settings
+from k8s_builderd.tasks import Bell
 
 FIRST_LISTS = 1.0
 """Seconds for which the first deletions of a daemon wait until it knows what there is; `run` waits for 2."""
@@ -55,13 +56,12 @@ class Siblings:
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
         self.version = 0
-        self._changed = anyio.Event()
+        self._changed = Bell()
 
     def ring(self) -> None:
         """Wake who waits."""
         self.version += 1
-        self._changed.set()
-        self._changed = anyio.Event()
+        self._changed.ring()
 
     async def changed_since(self, version: int) -> None:
         """Wait until one of the runs has changed, come or gone since there was this version."""
@@ -288,12 +288,18 @@ class Store:
         return deletion
 
     async def _carry_out(self, run: Run, deletion: Deletion) -> None:
-        self.begin(self._ring_when_settled, run, deletion)
         with anyio.move_on_after(FIRST_LISTS):
             await self.synced()
         while True:
             try:
-                over = await delete_job(self._api, run, deletion, lambda: self.watch_error, self._metrics.retried)
+                over = await delete_job(
+                    self._api,
+                    run,
+                    deletion,
+                    lambda: self.watch_error,
+                    self._metrics.retried,
+                    lambda: self._ring(run),
+                )
                 break
             except Exception:  # noqa: BLE001 - a mistake of ours keeps no Job
                 _log.exception("run_crashed", job=run.job_name)
@@ -330,10 +336,6 @@ class Store:
                 _log.exception("run_crashed", job=run.job_name)
 
         self._tasks.start_soon(guarded)
-
-    async def _ring_when_settled(self, run: Run, deletion: Deletion) -> None:
-        await deletion.settled.wait()
-        self._ring(run)
 
     def _settle(self, run: Run) -> None:
         """Forget a run that is over and that nobody attends, once its Job finishes by itself."""
