@@ -7,7 +7,7 @@ container runtime.
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -88,10 +88,11 @@ async def open_node(server: RealServer, authority: Authority) -> AsyncIterator[N
 
     async def log(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
-        await response.prepare(request)
-        await response.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}000Z ".encode() + LINE)
-        if request.query.get("follow"):
-            await asyncio.Event().wait()
+        with suppress(ConnectionError):  # it may be left before it begins
+            await response.prepare(request)
+            await response.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}000Z ".encode() + LINE)
+            if request.query.get("follow"):
+                await asyncio.Event().wait()
         return response
 
     app = web.Application()

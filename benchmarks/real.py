@@ -341,14 +341,12 @@ async def crowd(plan: Plan, cluster: RealCluster, node: Node, builder: Builder, 
         await asyncio.gather(*(run.until(lambda run: run.lines) for run in beside))
         victims = builder.launch(20)
         await cluster.made(builder, victims)
-        starting = builder.launch(50)
-        made = asyncio.create_task(cluster.made(builder, starting))
-        while victims and not made.done():
+        starting = asyncio.create_task(fifty(cluster, builder))
+        while victims and not starting.done():
             stops.append(await beside.pop().stop() * 1e3)
             probes.append(await daemon.probe() * 1e3)
             exits.append(await victims.pop().stop() * 1e3)
-        await made
-        await asyncio.gather(*(each.stop() for each in [*starting, *victims]))
+        await asyncio.gather(*(each.stop() for each in [*await starting, *victims]))
         await node.collect()
     await asyncio.gather(*(run.stop() for run in beside))
     await cluster.clear()
@@ -356,3 +354,10 @@ async def crowd(plan: Plan, cluster: RealCluster, node: Node, builder: Builder, 
     plan.add(f"a stop while a peer starts 50 beside {BESIDE}", "ms", stops)
     plan.add("from SIGTERM to run's exit meanwhile", "ms", exits)
     plan.add("/livez meanwhile", "ms", probes)
+
+
+async def fifty(cluster: RealCluster, builder: Builder) -> list[Launch]:
+    """Start 50 chaincodes as a peer does, in a thread of its own, and wait for their Jobs."""
+    launches = await asyncio.to_thread(builder.launch, 50)
+    await cluster.made(builder, launches)
+    return launches
