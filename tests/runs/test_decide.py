@@ -101,6 +101,11 @@ CASES: dict[str, tuple[list[Known], float, Decision]] = {
         [old(state=State.WAITING, claimed=10.0, dropped=True)], SOON, Yield(DROPPED_TOGETHER, OLD)),
     "a newer launch waits, after the peer's patience": (
         [new(since=CAME + 6, claimed=CAME + 6)], CAME + 7, Yield(LAUNCHED_AGAIN)),
+    "a newer launch has its chaincode": (
+        [new(since=CAME + 6, claimed=CAME + 6, state=State.RUNNING, started=True)], CAME + 9, Yield(LAUNCHED_AGAIN)),
+    "a newer launch is over": (
+        [new(since=CAME + 6, claimed=CAME + 6, state=State.ENDED, started=True, ended=CAME + 7, peer="q")], CAME + 9,
+        Create()),
     "a newer launch waits, and so does the peer for this one: it has dropped both": (
         [new(since=CAME + 1, claimed=CAME + 1)], CAME + 2, Yield(DROPPED_TOGETHER, frozenset({"new"}))),
     # Waiting for the end.
