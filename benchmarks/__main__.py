@@ -1,9 +1,10 @@
 """Measures the daemon and its programs with one command: a table, JSON, and a page with plots.
 
-    python -m benchmarks [--quick] [--json FILE] [--page PAGE] [--go-builder DIR] [--kubectl FILE] [NAME ...]
+    python -m benchmarks [OPTIONS] [NAME ...]        # --help
 
-Everything runs against a stand-in API server over TLS on this machine (benchmarks/apiserver.py). What is compared is
-measured in turn, one run of each after the other: the ratio is the median of these pairs. Nothing here has a verdict.
+Everything but `real` runs against a stand-in API server over TLS on this machine (benchmarks/apiserver.py). What is
+compared is measured in turn, one run of each after the other: the ratio is the median of these pairs. Nothing here has
+a verdict.
 """
 
 import asyncio
@@ -13,41 +14,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from statistics import median
 
 import click
 
 from benchmarks import relist
-from benchmarks.figures import Figure, Plot, show, write_json, write_page
-from benchmarks.scene import Run, Scene, cpu_seconds, open_scene
+from benchmarks.figures import Plot, show, write_json, write_page
+from benchmarks.plan import Plan
+from benchmarks.real import real
+from benchmarks.scene import Daemon, Run, Scene, cpu_seconds, open_scene
 from k8s_builder.programs import install
 
 Command = list[str]
 
 PYTHON = Path(sys.executable).resolve()
-
-
-class Plan:
-    """How much is measured, and what with."""
-
-    def __init__(self, *, quick: bool, go_builder: Path | None, kubectl: Path | None) -> None:
-        self.quick = quick
-        self.go_builder = go_builder
-        self.kubectl = kubectl
-        self.figures: list[Figure] = []
-        self.plots: list[Plot] = []
-
-    def of(self, whole: int, quick: int) -> int:
-        """Return how often."""
-        return quick if self.quick else whole
-
-    def add(
-        self, what: str, unit: str, samples: Sequence[float], against: str = "", ratios: Sequence[float] = ()
-    ) -> None:
-        """Take in a figure."""
-        self.figures.append(Figure(what, unit, list(samples), against, list(ratios)))
 
 
 # The programs
@@ -136,8 +118,12 @@ async def many(plan: Plan) -> None:
         idle = plan.of(20, 5)
         await asyncio.sleep(idle)
         plan.add(f"CPU while {most:,} chaincodes are idle", "% of a core", [(daemon.cpu - before) / idle * 100])
-        lag = [await longest_pause(daemon.socket, runs) for _ in range(plan.of(5, 2))]
-        plan.add(f"longest pause in 2 s of launches and stops beside {most:,}", "ms", lag)
+        pauses = [await longest_pauses(daemon) for _ in range(plan.of(5, 2))]
+        for name in ("pause wall", "pause CPU", "collection wall", "collection CPU"):
+            found = [pause.get(name, 0.0) for pause in pauses]
+            what, kind = name.split()
+            about = f"longest {what} in 2 s of launches and stops beside {most:,}"
+            plan.add(about, "ms" if kind == "wall" else "ms CPU", found)
         stops = [await run.stop() * 1e3 for run in runs[: plan.of(20, 5)]]
         plan.add(f"a stop beside {most:,} chaincodes", "ms", stops)
         await asyncio.gather(*(run.stop() for run in runs[plan.of(20, 5) :]))
@@ -164,31 +150,17 @@ async def many(plan: Plan) -> None:
     )
 
 
-async def longest_pause(socket: Path, runs: list[Run]) -> float:
-    """Ask for a refusal again and again while others launch and stop; return the longest that one took, in ms."""
+async def longest_pauses(daemon: Daemon) -> dict[str, float]:
+    """Launch and stop for 2 s; return the longest pauses of the daemon's event loop meanwhile, in ms."""
     deadline = time.monotonic() + 2
-    longest = 0.0
-
-    async def ask() -> None:
-        nonlocal longest
-        while time.monotonic() < deadline:
-            began = time.monotonic()
-            reader, writer = await asyncio.open_unix_connection(str(socket))
-            writer.write(b"?....")  # no frame: answered without the API
-            await reader.read()
-            longest = max(longest, time.monotonic() - began)
-            writer.close()
-
-    async def churn() -> None:
-        turn = 0
+    turn = 0
+    async with daemon.watched() as found:
         while time.monotonic() < deadline:
             turn += 1
-            run = await Run.open(socket, "idle", f"churn{turn}")
+            run = await Run.open(daemon.socket, "idle", f"churn{turn}")
             await run.until(lambda run: run.lines >= 1)
             await run.stop()
-
-    await asyncio.gather(ask(), churn())
-    return longest * 1e3
+    return found
 
 
 async def one(plan: Plan) -> None:
@@ -275,12 +247,9 @@ async def logs(plan: Plan) -> None:
                 their_cpu.append(used)
             await flood.stop()
     ratios = [a / b for a, b in zip(ours, theirs, strict=False)]
-    plan.add("lines of a log, one line 130 bytes", "lines/s", ours, "kubectl logs -f" if theirs else "", ratios)
+    plan.add("lines of a log, one line 130 bytes", "lines/s", ours, "kubectl logs -f" if theirs else "", ratios, theirs)
     ratios = [a / b for a, b in zip(cpu, their_cpu, strict=False)]
-    plan.add("CPU for a million lines", "s", cpu, "kubectl logs -f" if theirs else "", ratios)
-    if theirs:
-        plan.add("kubectl: lines of a log", "lines/s", theirs)
-        plan.add("kubectl: CPU for a million lines", "s", their_cpu)
+    plan.add("CPU for a million lines", "s", cpu, "kubectl logs -f" if theirs else "", ratios, their_cpu)
     plan.add("a stop beside a log at full speed", "ms", stops)
     series = {"k8s-builderd": [(0.0, median(ours))]}
     if theirs:
@@ -351,6 +320,7 @@ BENCHMARKS: dict[str, Callable[[Plan], Awaitable[None]]] = {
     "logs": logs,
     "many": many,
     "api": api,
+    "real": real,
 }
 
 
@@ -359,8 +329,16 @@ BENCHMARKS: dict[str, Callable[[Plan], Awaitable[None]]] = {
 @click.option("--quick", is_flag=True, help="Fewer rounds: to see that it works, not to quote.")
 @click.option("--json", "document", type=click.Path(path_type=Path), help="Write all samples to this file.")
 @click.option("--page", type=click.Path(exists=True, path_type=Path), help="Put table and plots into this page.")
-@click.option("--go-builder", type=click.Path(exists=True, path_type=Path), help="A folder with the Go builder's.")
+@click.option(
+    "--go-builder", type=click.Path(exists=True, path_type=Path), help="A folder with the Go builder's detect and run."
+)
 @click.option("--kubectl", type=click.Path(exists=True, path_type=Path), help="A kubectl to compare with.")
+@click.option(
+    "--assets",
+    envvar="KUBEBUILDER_ASSETS",
+    type=click.Path(exists=True, path_type=Path),
+    help="A folder with etcd and kube-apiserver, for `real`.",
+)
 def main(
     names: tuple[str, ...],
     quick: bool,
@@ -368,9 +346,10 @@ def main(
     page: Path | None,
     go_builder: Path | None,
     kubectl: Path | None,
+    assets: Path | None,
 ) -> None:
-    """Measure the daemon and its programs. NAME: only these of client, one, bursts, logs, many, api."""
-    plan = Plan(quick=quick, go_builder=go_builder, kubectl=kubectl or _found("kubectl"))
+    """Measure the daemon and its programs. NAME: only these of client, one, bursts, logs, many, api, real."""
+    plan = Plan(quick=quick, go_builder=go_builder, kubectl=kubectl or _found("kubectl"), assets=assets)
     for name in names or BENCHMARKS:
         click.echo(f"{name} ...", err=True)
         asyncio.run(_run(BENCHMARKS[name], plan))

@@ -310,8 +310,8 @@ def refusal(code: int, reason: str, name: str) -> web.Response:
     return web.json_response(body, status=code)
 
 
-def kubeconfig(directory: Path, port: int, authority: Authority) -> None:
-    """Write how the server is reached."""
+def kubeconfig(directory: Path, server: str, authority: Authority, token: str) -> None:
+    """Write how a server is reached."""
     document = {
         "apiVersion": "v1",
         "kind": "Config",
@@ -319,10 +319,10 @@ def kubeconfig(directory: Path, port: int, authority: Authority) -> None:
         "clusters": [
             {
                 "name": "c",
-                "cluster": {"server": f"https://127.0.0.1:{port}", "certificate-authority": str(authority.file)},
+                "cluster": {"server": server, "certificate-authority": str(authority.file)},
             }
         ],
-        "users": [{"name": "u", "user": {"token": "t"}}],
+        "users": [{"name": "u", "user": {"token": token}}],
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "default"}}],
     }
     unfinished = directory / "kubeconfig.new"
@@ -337,7 +337,7 @@ async def main(directory: Path) -> None:
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=authority.server(), backlog=2048, shutdown_timeout=0.1)
     await site.start()
-    kubeconfig(directory, runner.addresses[0][1], authority)
+    kubeconfig(directory, f"https://127.0.0.1:{runner.addresses[0][1]}", authority, "t")
     await asyncio.to_thread(sys.stdin.read)
     await runner.cleanup()
 

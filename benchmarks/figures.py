@@ -6,7 +6,7 @@ import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from msgspec import Struct, to_builtins
@@ -20,6 +20,7 @@ class Figure(Struct, frozen=True):
     """One thing that was measured: all its samples, and what it is compared with.
 
     `ratios` are those of pairs measured one right after the other: what the machine does meanwhile is in both.
+    `theirs` are the samples of what it is compared with, where they are told of nowhere else.
     """
 
     what: str
@@ -27,14 +28,18 @@ class Figure(Struct, frozen=True):
     samples: list[float]
     against: str = ""
     ratios: list[float] = []
+    theirs: list[float] = []
 
     @property
     def cells(self) -> list[str]:
         """Return a row of the table."""
         ordered = sorted(self.samples)
         spread = f"{_number(ordered[0])} to {_number(ordered[-1])}" if len(ordered) > 1 else ""
+        # A hundredth of fewer samples is less than one of them.
+        last = _number(quantiles(ordered, n=100)[-1]) if len(ordered) >= 100 else ""
         ratio = f"{median(self.ratios):.2f}" if self.ratios else ""
-        return [self.what, f"{_number(median(ordered))} {self.unit}", spread, ratio, self.against]
+        against = self.against + (f": {_number(median(self.theirs))} {self.unit}" if self.theirs else "")
+        return [self.what, f"{_number(median(ordered))} {self.unit}".rstrip(), spread, last, ratio, against]
 
 
 class Plot(Struct, frozen=True):
@@ -48,7 +53,7 @@ class Plot(Struct, frozen=True):
     bars: bool = False
 
 
-HEADINGS = ["what", "median", "from, to", "ratio", "compared with"]
+HEADINGS = ["what", "median", "from, to", "99 %", "ratio", "compared with"]
 
 
 def show(figures: Sequence[Figure]) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import ssl
 import sys
 import tempfile
@@ -19,12 +20,12 @@ from k8s_builder_client import wire
 ROOT = Path(__file__).parents[1]
 DIGEST = "sha256:" + "5e" * 32
 HASH = "6f98c4bb29414771312eddd1a813eef583df2121c235c4797792f141a46d4b45"
-TICKS = os.sysconf("SC_CLK_TCK")
+_CPUCLOCK_SCHED = 2  # what clock_getcpuclockid(3) makes of a pid, which Python has for threads only
 
 
-def request(image: str, label: str, *, token: str = "") -> bytes:
-    """Return the request of a `run`, as the client sends it."""
-    chaincode = {
+def chaincode_json(label: str) -> bytes:
+    """Return what a peer writes for the `run` of a chaincode."""
+    document = {
         "chaincode_id": f"{label}:{HASH}",
         "peer_address": "peer0.org1.example.com:7052",
         "client_cert": "-----BEGIN CERTIFICATE-----\n" + "c" * 800,
@@ -32,13 +33,22 @@ def request(image: str, label: str, *, token: str = "") -> bytes:
         "root_cert": "-----BEGIN CERTIFICATE-----\n" + "r" * 800,
         "mspid": "Org1MSP",
     }
-    document = {"name": f"localhost/{image}", "digest": DIGEST}
+    return json.dumps(document).encode()
+
+
+def image_json(image: str) -> bytes:
+    """Return the package of an image."""
+    return json.dumps({"name": f"localhost/{image}", "digest": DIGEST}).encode()
+
+
+def request(image: str, label: str, *, token: str = "") -> bytes:
+    """Return the request of a `run`, as the client sends it."""
     return b"".join(
         [
             wire.frame(wire.HELLO, wire.VERSION, b"run", b"1"),
             wire.frame(wire.ENVIRONMENT, b"CORE_PEER_ID", b"peer0.org1.example.com"),
-            wire.frame(wire.DOCUMENT, b"image.json", json.dumps(document).encode()),
-            wire.frame(wire.DOCUMENT, b"chaincode.json", json.dumps(chaincode).encode()),
+            wire.frame(wire.DOCUMENT, b"image.json", image_json(image)),
+            wire.frame(wire.DOCUMENT, b"chaincode.json", chaincode_json(label)),
             wire.frame(wire.TOKEN, (token or os.urandom(16).hex()).encode()),
             wire.frame(wire.END),
         ]
@@ -46,9 +56,14 @@ def request(image: str, label: str, *, token: str = "") -> bytes:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU seconds that a process has taken, user and system."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    """Return the CPU seconds that a process has taken, user and system, to the nanosecond."""
+    return time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
+
+
+def memory(pid: int) -> float:
+    """Return the memory of a process in MB; of pages that it shares, its part."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in rollup.splitlines() if line.startswith("Pss:"))
 
 
 class Run:
@@ -123,9 +138,10 @@ class Run:
 class Daemon:
     """The daemon's process, looked at from outside."""
 
-    def __init__(self, process: asyncio.subprocess.Process, socket: Path, health: str) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, socket: Path, health: str, report: Path) -> None:
         self.process = process
         self.socket = socket
+        self.report = report
         self._health = health
 
     @property
@@ -153,6 +169,18 @@ class Daemon:
         lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, _, value in lines}
 
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[dict[str, float]]:
+        """Hand out what becomes the longest pauses of its event loop meanwhile (`benchmarks.watched`), in ms."""
+        found: dict[str, float] = {}
+        self.report.unlink(missing_ok=True)
+        self.process.send_signal(signal.SIGUSR1)
+        yield found
+        self.process.send_signal(signal.SIGUSR1)
+        while not self.report.exists():  # noqa: ASYNC110 - another process writes it
+            await asyncio.sleep(0.02)
+        found |= json.loads(self.report.read_text())
+
     async def probe(self) -> float:
         """Ask whether it is alive, and return the seconds that it took."""
         began = time.monotonic()
@@ -161,20 +189,13 @@ class Daemon:
         return time.monotonic() - began
 
 
-class Scene:
-    """The server and a daemon."""
+class Cluster:
+    """An API server, whose kubeconfig is in `directory`, and its daemons."""
 
-    def __init__(self, directory: Path, session: aiohttp.ClientSession, server: str) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._session = session
-        self._server = server
+        self.kubeconfig = directory / "kubeconfig"
         self._count = 0
-
-    async def control(self, what: str, method: str = "GET") -> dict[str, Any]:
-        """Ask the stand-in server something."""
-        async with self._session.request(method, f"{self._server}/control/{what}") as answer:
-            found: dict[str, Any] = await answer.json()
-            return found
 
     @asynccontextmanager
     async def daemon(self, *command: str, **environment: str) -> AsyncIterator[Daemon]:
@@ -184,18 +205,23 @@ class Scene:
         port = _free_port()
         variables = {
             "PATH": os.defpath,
-            "KUBECONFIG_PATH": str(self.directory / "kubeconfig"),
+            "KUBECONFIG_PATH": str(self.kubeconfig),
             "FABRIC_K8S_BUILDER_SOCKET": str(socket),
             "FABRIC_K8S_BUILDER_HEALTH_ADDRESS": f"127.0.0.1:{port}",
             "FABRIC_K8S_BUILDER_INSTANCE": f"bench{self._count}",
             **environment,
         }
+        report = self.directory / f"pauses{self._count}"
         with (self.directory / f"daemon{self._count}.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                *(command or (sys.executable, "-m", "k8s_builderd")), env=variables, stderr=log, stdout=log, cwd=ROOT
+                *(command or (sys.executable, "-m", "benchmarks.watched", str(report))),
+                env=variables,
+                stderr=log,
+                stdout=log,
+                cwd=ROOT,
             )
         try:
-            daemon = Daemon(process, socket, f"127.0.0.1:{port}")
+            daemon = Daemon(process, socket, f"127.0.0.1:{port}", report)
             while not socket.exists():
                 if process.returncode is not None:
                     raise RuntimeError((self.directory / f"daemon{self._count}.log").read_text()[-2000:])
@@ -209,6 +235,21 @@ class Scene:
                 except TimeoutError:
                     process.kill()
                     await process.wait()
+
+
+class Scene(Cluster):
+    """The stand-in server and its daemons."""
+
+    def __init__(self, directory: Path, session: aiohttp.ClientSession, server: str) -> None:
+        super().__init__(directory)
+        self._session = session
+        self._server = server
+
+    async def control(self, what: str, method: str = "GET") -> dict[str, Any]:
+        """Ask the stand-in server something."""
+        async with self._session.request(method, f"{self._server}/control/{what}") as answer:
+            found: dict[str, Any] = await answer.json()
+            return found
 
 
 def _free_port() -> int:

@@ -1,6 +1,7 @@
 """Where the daemon is that a peer's programs have started, for a command in the same container."""
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,13 +10,13 @@ from k8s_builder_client.call import Call, CallError
 _PROC = Path("/proc")
 
 
-def find_socket(programs: str) -> str:
+def find_socket(programs: str, running: Mapping[str, int]) -> str:
     """Return the socket of the daemon that runs, whoever has started it, or where the programs would start one.
 
     :param programs: the folder of the programs.
+    :param running: what `daemons` has found.
     :raises SystemExit: if the programs themselves could not use a socket here; it says why.
     """
-    running = daemons()
     found = {path for path, uid in running.items() if uid == os.geteuid()} or set(running)
     if len(found) == 1:
         return found.pop()

@@ -74,6 +74,7 @@ async def serve(settings: Settings, peer: PeerProcess | None = None, manager: Se
             },
             metrics,
             knocked=partial(run.knocked, runs=runs),
+            deaf=store.deaf,
             inherited=manager.listening,
         )
         checks: dict[str, health.Check] = {
@@ -120,7 +121,7 @@ async def serve(settings: Settings, peer: PeerProcess | None = None, manager: Se
             _log.info("daemon_started", namespace=settings.namespace, instance=settings.instance)
             tasks.start_soon(store.expire_orphans)
             tasks.start_soon(metrics.measure_lag)
-            tasks.start_soon(memory.tidy, lambda: store.forgotten, lambda: store.count)
+            tasks.start_soon(memory.tidy, lambda: store.forgotten + store.count, lambda: store.forgotten)
             tasks.start_soon(templates.watch)
             tasks.start_soon(templates.try_out, api)
             tasks.start_soon(access.keep_asking, api, settings.access_interval)

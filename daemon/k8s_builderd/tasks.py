@@ -34,6 +34,27 @@ async def background() -> AsyncIterator[TaskGroup]:
             del failure  # or it would hold this frame, and this frame it
 
 
+class Bell:
+    """Wakes all who wait for it at the moment. One that nobody waits for is but a small object."""
+
+    __slots__ = ("_rings",)
+
+    def __init__(self) -> None:
+        self._rings: anyio.Event | None = None
+
+    def ring(self) -> None:
+        """Wake them."""
+        if self._rings is not None:
+            self._rings.set()
+            self._rings = None
+
+    async def wait(self) -> None:
+        """Wait for the next time that it rings."""
+        if self._rings is None:
+            self._rings = anyio.Event()
+        await self._rings.wait()
+
+
 async def beside(main: Callable[[], Awaitable[T]], *others: Callable[[], Awaitable[object]]) -> T:
     """Return what `main` returns; the others run meanwhile."""
     # Shielded: what cancels the caller cancels `main`, and the end of `main` cancels these.

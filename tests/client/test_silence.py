@@ -19,15 +19,16 @@ def is_quiet(descriptor: int, seconds: float) -> bool:
 @pytest.mark.parametrize("stage", ["detect", "run"])
 def test_a_daemon_that_is_frozen_is_told_and_given_up(peer: Peer, stage: str) -> None:
     """The kernel connects for it: to be connected proves nothing."""
+    peer.hurry(FIRST_WORDS=0.4)
     elapsed = Elapsed()
-    program = peer.call(stage, FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="3s")
+    program = peer.call(stage, FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="700ms")
     program.says(f"Waiting for k8s-builderd at {peer.daemon.path}: the daemon does not answer")
-    assert elapsed.seconds >= 2
+    assert elapsed.seconds >= 0.4
     program.says(
-        f"Could not reach k8s-builderd at {peer.daemon.path} within 3s: the daemon does not answer. See its log"
+        f"Could not reach k8s-builderd at {peer.daemon.path} within 0.7s: the daemon does not answer. See its log"
     )
     assert program.ends_saying() == 1
-    assert elapsed.seconds >= 3
+    assert elapsed.seconds >= 0.7
 
 
 @pytest.mark.parametrize("stage", ["build", "run"])

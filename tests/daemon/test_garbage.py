@@ -33,7 +33,7 @@ sys.exit(__main__.main())
 TRANSPORT = {"_SelectorSocketTransport", "TransportSocket", "socket", "dict", "method", "tuple"}
 """asyncio's own transport, without TLS, holds itself. The health port has one for each request, as has a test's API."""
 
-TIMES = 3
+TIMES = 2
 
 
 async def is_stopped(scene: Scene, label: str) -> None:

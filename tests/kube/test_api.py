@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from k8s_builderd.errors import SettingsError
 from k8s_builderd.kube import slim
-from k8s_builderd.kube.api import Api
+from k8s_builderd.kube.api import AT_ONCE, Api
 from k8s_builderd.kube.credentials import Credentials
 from k8s_builderd.kube.errors import (
     AlreadyExists,
@@ -349,6 +349,33 @@ async def test_a_kubeconfig_that_names_what_is_not_there_is_refused(
 # Many at once
 
 
+async def test_so_many_requests_are_on_their_way_and_those_of_one_verb_wait_for_no_other(tmp_path: Path) -> None:
+    asked, most, let_go = 0, 0, anyio.Event()
+
+    async def answer(request: Request, reply: Reply) -> None:
+        nonlocal asked, most
+        if request.method != "DELETE":
+            asked += 1
+            most = max(most, asked)
+            await let_go.wait()
+            asked -= 1
+        await reply.whole(200, EMPTY)
+
+    async with rogue(answer) as server, opened(server, tmp_path / "kubeconfig") as api:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(AT_ONCE + 10):
+                tasks.start_soon(api.list, PODS, ObjectOnly)
+
+            async def all_there_may_be() -> bool:
+                return asked == AT_ONCE
+
+            await eventually(all_there_may_be)
+            await api.delete(JOBS, "name", "uid")
+            let_go.set()
+        assert most == AT_ONCE
+        assert len(server.asked) == AT_ONCE + 10 + 1
+
+
 class Loads:
     """Counts how often the credentials are loaded."""
 
@@ -378,7 +405,7 @@ async def test_many_requests_refused_at_once_load_the_credentials_once(
             await reply.whole(200, EMPTY)
             return
         refused += 1
-        if refused == 50:
+        if refused == AT_ONCE:
             all_refused.set()
         await all_refused.wait()
         await reply.whole(401, status(401, "Unauthorized", "Unauthorized"))
@@ -386,10 +413,10 @@ async def test_many_requests_refused_at_once_load_the_credentials_once(
     async with rogue(answer) as server, opened(server, kubeconfig, patience=PATIENCE, **user) as api:
         file.write_text("second")
         async with anyio.create_task_group() as tasks:
-            for _ in range(50):
+            for _ in range(AT_ONCE):
                 tasks.start_soon(api.list, JOBS, ObjectOnly)
     assert loads.count == 2  # at the start, and now
-    assert len(server.asked) == 100
+    assert len(server.asked) == 2 * AT_ONCE
 
 
 async def test_who_was_refused_with_older_credentials_takes_the_newer_ones(

@@ -524,10 +524,10 @@ class Running(Ended):
     def end(self) -> None:
         self.ended = True
         self._changed.set()
+        self._changed = anyio.Event()
 
     async def changed(self) -> None:
         await self._changed.wait()
-        await anyio.lowlevel.checkpoint()
 
 
 def stamped(*numbers: int) -> bytes:
@@ -943,7 +943,7 @@ async def test_a_proxys_404_is_not_the_end_of_a_log(kubeconfig: Path) -> None:
         pages = 4
 
     served, container = BehindAProxy(4, 2), Running()
-    async with following(kubeconfig, served, container) as follower:
+    async with following(kubeconfig, served, container, drain=1.5) as follower:
         await follower.until(b"line 2\n")
         container.end()
         assert await follower.end() == b"line 1\nline 2\nline 3\nline 4\n"

@@ -13,6 +13,7 @@ from random import Random
 from typing import Any, Literal, cast
 
 import anyio
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
@@ -59,6 +60,7 @@ class Kubelet:
         self.file = File()
         self.printed = 0
         self.refuses = False
+        self.asked = 0
         self._open: set[Stream] = set()
 
     def do(self, step: Step) -> None:
@@ -91,6 +93,7 @@ class Kubelet:
     @asynccontextmanager
     async def log(self, _: str, query: Mapping[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
         await anyio.sleep(MOMENT)
+        self.asked += 1
         if self.refuses:
             raise Unavailable("no", verb="get", resource="pods/log")
         since = datetime.fromisoformat(query["sinceTime"]) if "sinceTime" in query else None
@@ -187,6 +190,31 @@ def test_what_is_left_by_rotations_comes_though_nothing_more_is_printed(
         numbers = [int(n) for n in re.findall(rb"line (\d+)\n", came)]
         assert numbers == sorted(set(numbers))
         assert len(numbers) == kubelet.printed or follower.gaps
+
+    simulation = Simulation()
+    try:
+        simulation.run(played())
+    finally:
+        simulation.close()
+
+
+def test_a_rest_that_is_refused_is_not_asked_for_in_a_storm() -> None:
+    kubelet, follower = Kubelet(), Follower()
+
+    async def played() -> None:
+        async with anyio.create_task_group() as tasks:
+
+            async def end() -> None:
+                await follower.until(b"line 0\n")
+                kubelet.do(Step(0, "refuse"))
+                kubelet.stop()
+
+            tasks.start_soon(end)
+            kubelet.do(Step(0, "print"))
+            follow = partial(logs.follow, cast(Api, kubelet), "pod", "chaincode", kubelet.container, None)
+            with pytest.raises(logs.LogIncomplete):
+                await follow(deliver=follower._deliver, gap=follower._gap, refused=follower._refused, rng=Random(1))
+        assert kubelet.asked < 50
 
     simulation = Simulation()
     try:

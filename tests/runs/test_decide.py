@@ -101,6 +101,11 @@ CASES: dict[str, tuple[list[Known], float, Decision]] = {
         [old(state=State.WAITING, claimed=10.0, dropped=True)], SOON, Yield(DROPPED_TOGETHER, OLD)),
     "a newer launch waits, after the peer's patience": (
         [new(since=CAME + 6, claimed=CAME + 6)], CAME + 7, Yield(LAUNCHED_AGAIN)),
+    "a newer launch has its chaincode": (
+        [new(since=CAME + 6, claimed=CAME + 6, state=State.RUNNING, started=True)], CAME + 9, Yield(LAUNCHED_AGAIN)),
+    "a newer launch is over": (
+        [new(since=CAME + 6, claimed=CAME + 6, state=State.ENDED, started=True, ended=CAME + 7, peer="q")], CAME + 9,
+        Create()),
     "a newer launch waits, and so does the peer for this one: it has dropped both": (
         [new(since=CAME + 1, claimed=CAME + 1)], CAME + 2, Yield(DROPPED_TOGETHER, frozenset({"new"}))),
     # Waiting for the end.
@@ -141,6 +146,7 @@ DROPS: dict[str, tuple[Known, Known, float, bool]] = {
     "it runs for a process of the peer that is no more": (ME, running(peer="q"), LATER, False),
     "it never ran": (ME, pending(), LATER, False),
     "it had ended before": (ME, ended(99.0), LATER, False),
+    "it had been told to end, and ended just when the launch came": (ME, ended(CAME, told=99.0), LATER, False),
     "the news of its end came soon: a crash": (ME, ended(CAME + 1.2), LATER, False),
     "its end came too late for a crash": (ME, ended(CAME + CRASH_NEWS + 0.1), LATER, True),
     "it was told to end after the launch": (ME, ended(CAME + 0.3, told=CAME + 0.1), LATER, True),
@@ -168,9 +174,10 @@ def test_a_dropped_launch_ends_when_what_it_was_dropped_for_has_ended() -> None:
     dropped = replace(ME, dropped=True)
     assert decide(dropped, [running()], LATER, peer_patience=PATIENCE) == Replace(OLD)
     assert decide(dropped, [replaced()], LATER, peer_patience=PATIENCE) == Wait(DUE, "cc-old")
-    assert decide(dropped, [ended(LATER, deleting=True, replaced=True)], LATER, peer_patience=PATIENCE) == Yield(
-        DROPPED
-    )
+    over = ended(LATER, deleting=True, replaced=True)
+    assert decide(dropped, [over], LATER, peer_patience=PATIENCE) == Yield(DROPPED)
+    assert decide(ME, [over], LATER, peer_patience=PATIENCE) == Yield(DROPPED), "though nobody has noted it yet"
+    assert decide(dropped, [], LATER, peer_patience=PATIENCE) == Yield(DROPPED), "though nothing else is known of it"
 
 
 class TestOneThatComesBackDropped:
@@ -202,6 +209,17 @@ class TestOneThatComesLate:
         assert self.decide(running(start=later), now=LATER) == Yield(LAUNCHED_AGAIN)
         assert self.decide(pending(start=later, claimed=99.0)) == Yield(LAUNCHED_AGAIN)
         assert self.decide(old(start=later, claimed=99.0)) == Yield(LAUNCHED_AGAIN)
+
+    def test_a_moment_tells(self) -> None:
+        later = started(50.02)
+        assert self.decide(running(start=later, claimed=10.0), now=LATER) == Yield(LAUNCHED_AGAIN)
+        assert self.decide(old(start=later, since=CAME, claimed=CAME, dropped=True)) == Yield(DROPPED_TOGETHER, OLD)
+        dropped = replace(ME, start=started(50), dropped=True)
+        far = new(start=later, since=CAME + 0.1, claimed=CAME + 0.1)
+        assert decide(dropped, [far], SOON, peer_patience=0.0) == Yield(DROPPED_TOGETHER, frozenset({"new"}))
+        assert decide(dropped, [replace(far, start=None)], SOON, peer_patience=0.0) == Yield(
+            DROPPED_TOGETHER, frozenset({"new"})
+        )
 
     def test_nor_does_it_begin_where_the_later_one_is_over(self) -> None:
         assert self.decide(ended(90.0, start=started(80))) == Yield(LAUNCHED_AGAIN)
@@ -237,6 +255,9 @@ class TestReuse:
 
     def test_its_job_is_taken(self) -> None:
         assert self.decide(pending()) == Reuse("old")
+
+    def test_to_the_last_second_of_its_certificate(self) -> None:
+        assert self.decide(pending(since=SOON - REUSABLE)) == Reuse("old")
 
     def test_also_from_a_client_that_the_peer_has_given_up(self) -> None:
         assert self.decide(pending(claimed=10.0)) == Reuse("old")

@@ -58,6 +58,7 @@ class Daemon:
         self.api.creating = lambda job: self.world.job_created(self, job)
         self.api.deleting = lambda job: self.world.job_deleted(self, job)
         self.alive = True
+        self.metrics = Metrics()
         self._scope = anyio.CancelScope()
         self._tasks: anyio.abc.TaskGroup
         self.store: Store
@@ -69,10 +70,9 @@ class Daemon:
         try:
             with self._scope:
                 async with anyio.create_task_group() as self._tasks:
-                    metrics = Metrics()
-                    self.store = Store(api, self.settings, metrics)
+                    self.store = Store(api, self.settings, self.metrics)
                     self._templates = PodTemplates(self.settings)
-                    self._runs = Runs(api, self.store, self.settings, metrics)
+                    self._runs = Runs(api, self.store, self.settings, self.metrics)
                     async with self.store.open():
                         self.listening = True
                         self._tasks.start_soon(self.store.expire_orphans)

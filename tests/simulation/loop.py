@@ -81,6 +81,9 @@ class Loop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._virtual.now
 
+    def stand_still(self, seconds: float) -> None:
+        self._virtual.now += seconds
+
 
 class Simulation:
     """A virtual time in which tasks and timers live, and which is moved on from outside, step by step."""
@@ -129,6 +132,10 @@ class Simulation:
     def advance(self, seconds: float) -> None:
         """Let so much time go by."""
         self.run(asyncio.sleep(seconds))
+
+    def stand_still(self, seconds: float) -> None:
+        """Let time go by in which nothing is done: all that is due then is done afterwards."""
+        self.loop.stand_still(seconds)
 
     def advance_until(self, holds: Callable[[], bool], seconds: float, step: float = 0.05) -> bool:
         """Let time go by until it holds, so many seconds at most; return whether it does."""

@@ -4,7 +4,7 @@ import pytest
 
 from k8s_builderd.fabric.template import PodTemplate
 from tests.simulation.cluster import Program
-from tests.simulation.stories import over
+from tests.simulation.stories import lives, over
 from tests.simulation.world import World
 
 
@@ -31,4 +31,22 @@ def test_a_job_is_replaced_whose_pod_no_watch_has_told_of(world: World, late: fl
     assert second is not None
     assert first.ended_at is not None
     assert second.started_at > first.ended_at
+    over(world)
+
+
+def test_what_is_known_to_be_there_is_not_made_again(world: World) -> None:
+    """No watch tells of Secrets. A connection that breaks while the pod is pending makes none anew."""
+    site = world.site()
+    assert site.daemon is not None
+    world.cluster.image.there = False
+    world.ask(site)
+    world.advance(2)
+    for _ in range(3):
+        world.sim.call(world.clients[0].cut_off)
+        world.advance(5)
+    made = [plural for _, verb, plural in site.daemon.api.requests if verb == "create"]
+    assert made == ["jobs", "secrets"]
+    world.cluster.image.there = True
+    world.advance(30)
+    lives(world, site)
     over(world)

@@ -99,6 +99,7 @@ def test_a_container_that_starts_before_its_job_can_be_deleted(world: World) -> 
     site.daemon.api.faults.clear()
     world.advance(40)
     assert asked.container is not None
+    assert len([text for _, text in world.clients[0].words if text.startswith("Running chaincode ID")]) == 1
     lives(world, site)
     over(world)
 
@@ -146,7 +147,7 @@ def test_a_pod_that_loses_its_label(world: World) -> None:
 
 
 @pytest.mark.parametrize("value", ["5e" * 32, ""], ids=["another run", "no run"])
-@pytest.mark.parametrize(("kind", "away"), [("jobs", False), ("jobs", True), ("pods", False)])
+@pytest.mark.parametrize(("kind", "away"), [("jobs", False), ("jobs", True), ("pods", False), ("pods", True)])
 def test_an_annotation_that_somebody_overwrites(world: World, kind: str, value: str, away: bool) -> None:
     """The one that says whose a Job or pod is. Its `run` is there, and a daemon may have seen it before."""
     world.cluster.image.program = Program(prints_every=10_000)
@@ -240,4 +241,67 @@ def test_two_runs_that_find_the_daemon_in_the_wrong_order(world: World) -> None:
     assert earlier.code == 1
     assert later.alive
     assert world.request(site).container is asked.container
+    over(world)
+
+
+@pytest.mark.parametrize("orphan", [False, True])
+def test_a_daemon_that_stood_still_has_heard_nobody(world: World, orphan: bool) -> None:
+    """Its node had no time for it, until the grace was over; whoever has knocked meanwhile is heard only now."""
+    site = launched(world)
+    if orphan:
+        world.end_daemon(site)
+    world.sim.call(world.clients[0].freeze)
+    if orphan:
+        world.start_daemon(site)
+    else:
+        assert site.daemon is not None
+        world.sim.call(site.daemon.connections[0].hang_up)
+    world.advance(9.5 if not orphan else 59.5)
+    world.sim.stand_still(100)
+    world.advance(10)
+    assert not world.logged("job_unclaimed")
+    world.sim.call(world.clients[0].thaw)
+    world.advance(60)
+    lives(world, site)
+    over(world)
+
+
+def test_a_pod_whose_annotation_somebody_overwrites_before_it_is_looked_for(world: World) -> None:
+    """It is its Job's all the same: nobody can change an owner."""
+    site = world.site(start_timeout="8s")
+    assert site.daemon is not None
+    world.advance(1)
+    world.sim.call(site.daemon.api.silence, "pods")
+    asked = world.ask(site)
+    world.advance(3)
+    (name,) = (container.name for container in world.cluster.containers)
+    pod = world.cluster.find("pods", name)
+    assert pod is not None
+    changed = {**pod, "metadata": {**pod["metadata"], "annotations": {TOKEN_ANNOTATION: "5e" * 32}}}
+    world.sim.call(lambda: world.cluster.update("pods", changed))
+    world.advance(30)
+    assert asked.container is not None
+    lives(world, site)
+    over(world)
+
+
+@pytest.mark.parametrize("most", [4096, 0], ids=["free", "full"])
+def test_a_daemon_that_does_not_know_the_form_of_a_cursor(world: World, most: int) -> None:
+    """The daemon before it was a newer one. The chaincode goes on, and is attended when that one is back."""
+    site = launched(world)
+    client = world.clients[0]
+    world.end_daemon(site)
+    cursor, client.cursor = client.cursor, "3 and more"
+    site.settings["max_connections"] = most
+    world.start_daemon(site)
+    world.advance(200)
+    assert client.alive
+    assert world.cluster.containers[0].alive
+    assert most == 0 or client.said("k8s-builderd cannot continue this launch: the cursor is not from a daemon of this")
+    world.end_daemon(site)
+    client.cursor = cursor
+    site.settings["max_connections"] = 4096
+    world.start_daemon(site)
+    world.advance(30)
+    lives(world, site)
     over(world)

@@ -82,9 +82,9 @@ class World:
         self.refused: list[Container] = []
         self.healthy_since = 0.0
         self.mistakes_expected = False
+        """Whether the daemon may log a mistake of its own: one is made on purpose."""
         self.late = 0.0
         """Seconds for which each new `run` does nothing at first."""
-        """Whether the daemon may log a mistake of its own: one is made on purpose."""
         self.wait = WAIT
         self._peers = 0
         self._seeds = Random(seed + 1)

@@ -117,6 +117,6 @@ class Pod(objects.Pod, frozen=True):
         return owner or (self.metadata.labels.job_name if self.metadata.labels else "")
 
     @property
-    def left_behind(self) -> bool:
-        """Say whether no Job owns it: somebody has deleted that without its pod."""
-        return not any(owner.kind == "Job" for owner in self.metadata.owner_references or ())
+    def job_uid(self) -> str:
+        """The uid of the Job that owns it; empty where none does, because somebody has deleted that without its pod."""
+        return next((owner.uid for owner in self.metadata.owner_references or () if owner.kind == "Job"), "")

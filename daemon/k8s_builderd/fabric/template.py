@@ -85,6 +85,8 @@ class _Container(Struct, rename="camel"):
     volume_mounts: list[_VolumeMount] = []
     resources: _Resources | None = None
     security_context: dict[str, Any] | None = None
+    restart_policy: str | None = None
+    restart_policy_rules: list[dict[str, Any]] | None = None
 
 
 class _Named(Struct):
@@ -228,6 +230,9 @@ def _fault(template: Mapping[str, Any]) -> str | None:
     return None
 
 
+_NEVER = "cannot be set: it is Never, because the peer starts its chaincode again itself"
+
+
 def _of_layer(template: _Layer) -> Iterator[str]:
     for part, given, ours in (
         ("labels", template.metadata.labels, LABELS),
@@ -238,7 +243,7 @@ def _of_layer(template: _Layer) -> Iterator[str]:
         )
     spec = template.spec
     if spec.restart_policy not in {None, "Never"}:
-        yield "spec.restartPolicy cannot be set: it is Never, because the peer starts its chaincode again itself"
+        yield f"spec.restartPolicy {_NEVER}"
     if spec.termination_grace_period_seconds is not None and spec.termination_grace_period_seconds < 1:
         yield (
             "spec.terminationGracePeriodSeconds must be 1 or more: with 0 the pod would go before its process, and"
@@ -260,6 +265,10 @@ def _of_layer(template: _Layer) -> Iterator[str]:
             continue
         if container.image is not None:
             yield f"{path}.image cannot be set: the chaincode's package names the image"
+        if container.restart_policy not in {None, "Never"}:
+            yield f"{path}.restartPolicy {_NEVER}"
+        if container.restart_policy_rules:
+            yield f"{path}.restartPolicyRules cannot be set: the peer starts its chaincode again itself"
         for number, variable in enumerate(container.env):
             if variable.name in ENVIRONMENT:
                 yield f"{path}.env[{number}].name cannot be {variable.name}: each launch sets it"

@@ -18,6 +18,7 @@ SIGN_INTERVAL = 5.0
 
 _RECEIVE = 64 * 1024
 _SHOWN = 256 * 1024
+NOTHING = memoryview(b"")
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -46,7 +47,7 @@ class Connection:
         self._frames = Frames()
         self._reader = RequestReader()
         self._received: Iterator[tuple[int, bytes]] = iter(())
-        self._unsent = memoryview(b"")
+        self._unsent = NOTHING
         self._sending = anyio.Lock()
         self._sent_at = anyio.current_time()
 
@@ -70,6 +71,7 @@ class Connection:
         while True:
             request = self._reader.add(*await self._frame())
             if request is not None:
+                self._reader = RequestReader()  # what it has read is the caller's alone
                 return request
 
     async def read_claim(self) -> Request:
@@ -144,17 +146,21 @@ class Connection:
 
     def give_sign(self) -> None:
         """Tell the client that this daemon is alive, unless something is on its way. Never waits, never raises."""
+        self._give_sign(anyio.current_time())
+
+    def give_sign_if_due(self, now: float) -> None:
+        """Do so where the client has heard nothing for a while. It must have said hello."""
+        if now >= self._sent_at + SIGN_INTERVAL:
+            self._give_sign(now)
+
+    def _give_sign(self, now: float) -> None:
         if self._unsent:
             return  # the client takes nothing, or is just being told something
         with suppress(OSError):
             sent = self._socket.send(protocol.SIGN_OF_LIFE)
-            self._unsent = memoryview(protocol.SIGN_OF_LIFE)[sent:]
-            self._sent_at = anyio.current_time()
-
-    def give_sign_if_due(self) -> None:
-        """Do so where the client has heard nothing for a while. It must have said hello."""
-        if anyio.current_time() >= self._sent_at + SIGN_INTERVAL:
-            self.give_sign()
+            if sent < len(protocol.SIGN_OF_LIFE):
+                self._unsent = memoryview(protocol.SIGN_OF_LIFE)[sent:]
+            self._sent_at = now
 
     async def _frame(self) -> tuple[int, bytes]:
         while True:
@@ -198,7 +204,7 @@ class Connection:
             except OSError:
                 raise ClientGone from None
             else:
-                self._unsent = self._unsent[sent:]
+                self._unsent = self._unsent[sent:] if sent < len(self._unsent) else NOTHING
                 self._sent_at = anyio.current_time()
 
 

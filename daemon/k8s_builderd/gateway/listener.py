@@ -66,12 +66,14 @@ class Listener:
         metrics: Metrics,
         *,
         knocked: Callable[[Request, str], bool],
+        deaf: Callable[[], None],
         inherited: socket.socket | None = None,
     ) -> None:
         """Prepare to listen.
 
         :param knocked: is told of a `run` that is turned away to come again, and why; returns whether that is news to
             its client. Only token and cursor are in its request.
+        :param deaf: is told that nobody can be heard for a while.
         :param inherited: a socket that listens already; whoever made it decides its path and who may use it.
         """
         self.open = False
@@ -79,9 +81,10 @@ class Listener:
         self.most = min(settings.max_connections, _descriptors())
         """How many connections may be open."""
         self._settings = settings
-        self._stages = stages
+        self._stages = {name: serve if name in _UNLIMITED else _limited(serve) for name, serve in stages.items()}
         self._metrics = metrics
         self._knocked = knocked
+        self._deaf = deaf
         self._inherited = inherited
         self._served: set[Connection] = set()
 
@@ -113,13 +116,15 @@ class Listener:
                             raise
                         # The queue keeps who comes; without a pause this loop would only burn the CPU.
                         _log.warning("accept_failed", reason=error.strerror)
+                        self._deaf()
                         await anyio.sleep(ACCEPT_PAUSE)
 
     async def _give_signs(self) -> None:
         while True:
             await anyio.sleep(SIGNS)
+            now = anyio.current_time()
             for connection in self._served:
-                connection.give_sign_if_due()
+                connection.give_sign_if_due(now)
 
     async def _handle(self, accepted: socket.socket) -> None:
         self.connections += 1
@@ -201,8 +206,7 @@ class Listener:
     async def _serve(self, request: Request, connection: Connection) -> int:
         category = None
         try:
-            with anyio.fail_after(None if request.stage in _UNLIMITED else CALL_TIMEOUT):
-                return await self._stages[request.stage](request, connection)
+            return await self._stages[request.stage](request, connection)
         except TimeoutError:
             text = f"the client did not read its answer within {CALL_TIMEOUT:g} s"
         except SettingsError as error:
@@ -243,6 +247,14 @@ class _Full(Exception):
 
 class _NotAllowed(ProtocolError):
     """Raised where the client's user is none that may call."""
+
+
+def _limited(serve: Serve) -> Serve:
+    async def limited(request: Request, connection: Connection) -> int:
+        with anyio.fail_after(CALL_TIMEOUT):
+            return await serve(request, connection)
+
+    return limited
 
 
 def _accept(listening: socket.socket) -> Iterator[socket.socket]:

@@ -91,12 +91,12 @@ class Request(Struct, frozen=True):
     arguments: dict[str, str] = {}
 
     def document(self, name: str) -> bytes:
-        """Return a document's content.
+        """Return a document's content, once: there may be a key in it, and a request is kept as long as its call lasts.
 
         :raises PackageError: if the client could not read it.
         """
         if name in self.documents:
-            return self.documents[name]
+            return self.documents.pop(name)
         raise PackageError(name, f"cannot be read: {self.unreadable.get(name, 'the client has not sent it')}")
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:

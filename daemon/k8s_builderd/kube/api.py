@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import sys
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from http import HTTPStatus
@@ -31,6 +32,9 @@ KEEPALIVE_IDLE = 20
 KEEPALIVE_INTERVAL = 10
 UNACKNOWLEDGED = 30_000
 """Milliseconds after which unanswered data or probes end a connection (TCP_USER_TIMEOUT)."""
+
+AT_ONCE = 32
+"""Requests of one verb that are on their way at once; watches and logs do not count. More are only more connections."""
 
 CLOSE_TIMEOUT = 2.0
 """Seconds that the connections may take to close when the daemon ends."""
@@ -140,6 +144,7 @@ class Api:
         self._credentials = credentials
         self._session = session
         self._patience = patience
+        self._turns: dict[str, anyio.Semaphore] = defaultdict(lambda: anyio.Semaphore(AT_ONCE))
         # `connect` is all that comes before the request: DNS, a proxy, TCP and TLS.
         self._limits = aiohttp.ClientTimeout(total=None, connect=patience, sock_connect=patience)
 
@@ -265,9 +270,10 @@ class Api:
         with self._telling(verb, resource.rbac):
             try:
                 with anyio.fail_after(self._patience):
-                    response = await self._send(request)
-                    async with response:
-                        content = await response.read()
+                    async with self._turns[verb]:  # one verb that hangs holds up no other
+                        response = await self._send(request)
+                        async with response:
+                            content = await response.read()
             except (aiohttp.ClientError, OSError) as error:
                 self._asked(request, NO_ANSWER, anyio.current_time() - asked)
                 raise _unreachable(error, verb, resource.rbac) from error
@@ -427,16 +433,19 @@ async def _chunks(
     response: aiohttp.ClientResponse, verb: str, rbac: str, silence: float | None
 ) -> AsyncIterator[bytes]:
     try:
-        while True:
-            with anyio.fail_after(silence):
-                chunk = await response.content.readany()
-            if not chunk:
-                return
+        while chunk := await _next_chunk(response.content, silence):
             yield chunk
             for _ in range(len(chunk) // TURN):
                 await anyio.lowlevel.checkpoint()
     except (aiohttp.ClientError, OSError) as error:
         raise _unreachable(error, verb, rbac) from error
+
+
+async def _next_chunk(content: aiohttp.StreamReader, silence: float | None) -> bytes:
+    if silence is None:
+        return await content.readany()
+    with anyio.fail_after(silence):
+        return await content.readany()
 
 
 async def _beginning(content: aiohttp.StreamReader, size: int) -> bytes:

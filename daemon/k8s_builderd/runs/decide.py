@@ -212,31 +212,31 @@ def decide(
         return Yield(DROPPED_TOGETHER, frozenset(doomed))
     if any(_is_newer(it, me) for it in others):
         return Yield(LAUNCHED_AGAIN)
-    if may_reuse:
-        for it in alive:
-            if (
-                it.on_its_way
-                and it.reuse_key is not None
-                and it.reuse_key == me.reuse_key
-                and now <= it.since + REUSABLE
-            ):
-                return Reuse(it.run)
+    if may_reuse and (reusable := [it.run for it in alive if _is_reusable(it, me, now)]):
+        return Reuse(reusable[0])
     # A peer launches again only after the old stream has closed. A container that still seems to run has most likely
     # just crashed: its node is to say so first, for its own `run` to tell why, and for no launch to be dropped.
     if any(_may_have_crashed(it, me, now) for it in alive):
         return Wait(me.since + END_NEWS)
-    if standing := [
-        it.run
-        for it in others
-        if (it.state.may_run and not it.given_up and it.has_job and not it.deleting)
-        or (it.claimed is not None and it.state is not State.ENDED)
-    ]:
+    if standing := [it.run for it in others if _stands(it)]:
         return Replace(frozenset(standing))
     if alive:
         return _outlast(alive, me, now, watch_error)
     if unknown := [it.run for it in others if it.state is State.ENDED and not it.certain]:
         return Look(frozenset(unknown))  # a Job may be gone before its pod was told of
     return Yield(DROPPED) if me.dropped or is_dropped(me, others, now) else Create()
+
+
+def _is_reusable(it: Known, me: Known, now: float) -> bool:
+    """Say whether the pod of another launch is on its way still, and made from what this one would make it from."""
+    is_same = it.reuse_key is not None and it.reuse_key == me.reuse_key
+    return it.on_its_way and is_same and now <= it.since + REUSABLE
+
+
+def _stands(it: Known) -> bool:
+    """Say whether another launch goes on, and nobody has told it to end yet."""
+    has_job = it.state.may_run and it.has_job and not it.deleting and not it.given_up
+    return has_job or (it.claimed is not None and it.state is not State.ENDED)
 
 
 def is_dropped(me: Known, others: Collection[Known], now: float) -> bool:
@@ -278,7 +278,7 @@ def _is_newer(it: Known, me: Known) -> bool:
     lead = _lead(me, it)
     if lead is not None:
         return lead > 0
-    return it.since > me.since and it.state is State.WAITING and it.claimed is not None
+    return it.since > me.since and it.claimed is not None and it.state is not State.ENDED
 
 
 def _drop_each_other(one: Known, other: Known, now: float, patience: float) -> bool:

@@ -14,7 +14,7 @@ import anyio
 import structlog
 
 from k8s_builderd.backoff import delays
-from k8s_builderd.errors import BuilderError
+from k8s_builderd.errors import BuilderError, ClientGone
 from k8s_builderd.fabric import manifests
 from k8s_builderd.fabric.manifests import CONTAINER
 from k8s_builderd.fabric.objects import Job
@@ -71,13 +71,13 @@ class Launch:
         self._had_started = run.observed.started
         self._audience = audience
         self._job_uid = ""
-        self._introduced = False
         self._last_error = ""
         self._refusal = ""
         self._may_exist = False
         self._held_up: Diagnosis | None = None
         self._events_error = ""
         self._last_lines = b""
+        self._noticing: anyio.CancelScope | None = None
 
     async def to_end(self, owner: Owner | None, cursor: Cursor | None, deadline: float) -> int:
         """Create what is not there yet, wait until the container runs, pass on its log, and say how it ended.
@@ -105,15 +105,24 @@ class Launch:
             self._count_start()
         await self._find_pod()
         if self._seen.started or knew_pod:
-            await beside(lambda: self._log(cursor), self._notice)
+            self._seen.tell(self._look_for_faults)
+            try:
+                self._look_for_faults()
+                await self._log(cursor)
+            finally:
+                self._seen.tell(None)
+                if self._noticing is not None:
+                    self._noticing.cancel()
         return await self._end(knew_pod=knew_pod)
 
     async def _start(self, owner: Owner | None, cursor: Cursor | None) -> None:
-        self._job_uid = await self._job(owner, cursor)
-        if cursor is None and not self._introduced:
-            self._introduced = True
-            await self._introduce()
-        await beside(lambda: self._seen.until(lambda seen: seen.started or seen.ended), self._secret)
+        async with self._store.turns.turn():
+            is_new = not self._job_uid
+            self._job_uid = await self._job(owner, cursor)
+            if is_new and cursor is None:
+                await self._introduce()
+            await beside(lambda: self._seen.until(lambda seen: not seen.needs_secret), self._secret)
+        await self._seen.until(lambda seen: seen.started or seen.ended)
 
     def _count_start(self) -> None:
         if (started_at := self._seen.started_at) is not None and not self._had_started:
@@ -253,8 +262,8 @@ class Launch:
         body = manifests.secret(self._plan, self._job_uid)
 
         async def create() -> None:
-            if self._seen.has_secret or self._seen.started or self._seen.job_gone:
-                return  # it is known to be there: its volume is mounted; or it will never be needed
+            if not self._seen.needs_secret:
+                return
             with suppress(AlreadyExists):  # of this run: no other has this name
                 await self._api.create(SECRETS, ObjectOnly, body)
             self._run.has_secret()
@@ -392,12 +401,22 @@ class Launch:
             self._run.interrupted(f"the end is missing: {error}")
             await self._audience.say(f"The end of the chaincode's log is missing: {error}")
 
-    async def _notice(self) -> None:
-        """Tell what is wrong with a chaincode that runs, each thing once: its Job is gone, its neighbour has failed."""
+    def _look_for_faults(self) -> None:
+        """Have a task tell what is wrong with a chaincode that runs, where there is anything."""
+        if self._noticing is None and self._wrong_while_running():
+            self._noticing = anyio.CancelScope()
+            self._store.begin(self._notice, self._run, self._noticing)
+
+    async def _notice(self, _run: Run, scope: anyio.CancelScope) -> None:
+        """Tell each thing once, until nothing is wrong: its Job is gone, its neighbour has failed."""
+        with scope, suppress(ClientGone):
+            await self._tell_faults()
+        self._noticing = None
+
+    async def _tell_faults(self) -> None:
         since: dict[str, float] = {}
-        while not self._seen.ended:
+        while found := self._wrong_while_running():
             version, now = self._seen.version, anyio.current_time()
-            found = self._wrong_while_running()
             since = {each.cause: since.get(each.cause, now) for each in found}
             left = [since[each.cause] + UNREADY_AFTER - now for each in found if each.category is Category.NOT_READY]
             for each in found:
@@ -408,6 +427,8 @@ class Launch:
 
     def _wrong_while_running(self) -> list[Diagnosis]:
         pod = self._seen.pod
+        if self._seen.ended:
+            return []
         if (orphaned := left_behind(self._seen)) is not None:
             return [orphaned]
         return degraded(pod) if pod is not None and not (self._seen.told_to_end or self._seen.job_gone) else []

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 
-import anyio
-
 from k8s_builderd.fabric.manifests import CONTAINER
 from k8s_builderd.fabric.objects import Job, Pod
 from k8s_builderd.kube.objects import Terminated
 from k8s_builderd.kube.watch import Applied, Deleted
+from k8s_builderd.tasks import Bell
 
 
 class Observed:
@@ -33,7 +32,12 @@ class Observed:
         """When somebody was seen to have asked for the pod's end, while its container was not known to have ended."""
         self.ended_at: float | None = None
         self.version = 0
-        self._changed = anyio.Event()
+        self._changed = Bell()
+        self._attentive: Callable[[], None] | None = None
+
+    def tell(self, changed: Callable[[], None] | None) -> None:
+        """Have somebody told each change, as it comes, and nobody else; None: nobody any more."""
+        self._attentive = changed
 
     def fold(self, change: Applied[Job] | Deleted[Job] | Applied[Pod] | Deleted[Pod], now: float) -> None:
         """Take in one change, learnt of at `now`."""
@@ -56,6 +60,11 @@ class Observed:
                 self.started_at = now
         self._note(now)
 
+    def got_secret(self) -> None:
+        """Note that the Job's Secret is there."""
+        self.has_secret = True
+        self._tell()
+
     def lost_job(self, now: float) -> None:
         """Note that the Job is gone, where no watch has seen it go."""
         self.job_gone = True
@@ -71,9 +80,13 @@ class Observed:
             self.ended_at = None  # its pod has turned up late
         elif self.ended_at is None:
             self.ended_at = now
+        self._tell()
+
+    def _tell(self) -> None:
         self.version += 1
-        self._changed.set()
-        self._changed = anyio.Event()
+        self._changed.ring()
+        if self._attentive is not None:
+            self._attentive()
 
     async def until(self, holds: Callable[["Observed"], bool]) -> None:
         """Wait until something holds of this. No wake-up can be missed: it is looked at before each wait."""
@@ -107,6 +120,11 @@ class Observed:
         if self.pod is not None:
             return container_ended(self.pod)
         return self.job is not None and self.job.finished
+
+    @property
+    def needs_secret(self) -> bool:
+        """Say whether its Secret may be missing: it has not mounted it yet, and may come to do so."""
+        return not (self.has_secret or self.started or self.ended or self.job_gone)
 
     @property
     def certain(self) -> bool:

@@ -409,7 +409,7 @@ class Run:
 
     def has_secret(self) -> None:
         """Note that its Secret is there, by the answer to its creation: no watch tells of it."""
-        self.observed.has_secret = True
+        self.observed.got_secret()
 
     def confirm(self) -> None:
         """Note that the API, asked, has said what there is of its pod."""

@@ -21,8 +21,8 @@ is watched for: a create request that was cut off may be carried out late."""
 _log = structlog.get_logger("k8s_builderd.stop")
 
 
-def _unnoticed(verb: str, resource: str) -> None:
-    """Take no notice of a request that is made again."""
+def _unnoticed(*_: str) -> None:
+    """Take no notice of it."""
 
 
 async def delete_job(
@@ -31,11 +31,13 @@ async def delete_job(
     deletion: Deletion,
     watch_error: Callable[[], str | None],
     retried: Callable[[str, str], None] = _unnoticed,
+    accepted: Callable[[], None] = _unnoticed,
 ) -> bool:
     """Delete the run's Job until it is gone, and wait until its container has ended.
 
     :param watch_error: returns why the watches do not tell what there is, or None.
     :param retried: is told verb and resource of each request that is made again.
+    :param accepted: is told when the API has accepted the deletion.
     :returns: False where the deletion came to nothing, because the container of a Job that was to be deleted for not
         starting has started, or because it was withdrawn.
     """
@@ -58,10 +60,11 @@ async def delete_job(
             _log.info("job_deleted", job=run.job_name, reason=deletion.reason)
         if deletion.withdrawn or (not there and _came_to_nothing(run, deletion)):
             return False  # too late, where the Job was there: its run is told by the watch
-        if not there and seen.pod is not None and not seen.ended and not seen.told_to_end and seen.pod.left_behind:
+        if not there and seen.pod is not None and not seen.ended and not seen.told_to_end and not seen.pod.job_uid:
             deletion.orphaned_pod = seen.pod.metadata.name
             _log.warning("pod_without_job", job=run.job_name, pod=deletion.orphaned_pod)
         deletion.accept()
+        accepted()
         if await _is_over(run, deletion, watch_error, there=there):
             if deletion.is_late:
                 _log.info("deletion_done", job=run.job_name)

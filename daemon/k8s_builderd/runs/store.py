@@ -28,7 +28,12 @@ from k8s_builderd.runs.failures import Audience
 from k8s_builderd.runs.record import Absence, Claim, Deletion, Reason, Run, State
 from k8s_builderd.runs.stop import delete_job
 from k8s_builderd.runs.story import Story
+from k8s_builderd.runs.turns import Turns
 from k8s_builderd.settings import Settings
+from k8s_builderd.tasks import Bell
+
+FIRST_LISTS = 1.0
+"""Seconds for which the first deletions of a daemon wait until it knows what there is; `run` waits for 2."""
 
 AFTER_CRASH = 5.0
 """Seconds after which a deletion is tried again that a mistake of ours has broken."""
@@ -39,6 +44,9 @@ LOST_LABEL = 15.0
 KNOCK = 15.0
 """Seconds that a client which has knocked is waited for: it sleeps for 5 between two attempts at most."""
 
+PIECE = 1.0
+"""Seconds of an absence that are waited for at once. Where that takes twice as long, this daemon has stood still."""
+
 _log = structlog.get_logger("k8s_builderd.runs")
 
 
@@ -48,13 +56,12 @@ class Siblings:
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
         self.version = 0
-        self._changed = anyio.Event()
+        self._changed = Bell()
 
     def ring(self) -> None:
         """Wake who waits."""
         self.version += 1
-        self._changed.set()
-        self._changed = anyio.Event()
+        self._changed.ring()
 
     async def changed_since(self, version: int) -> None:
         """Wait until one of the runs has changed, come or gone since there was this version."""
@@ -72,6 +79,8 @@ class Store:
     def __init__(self, api: Api, settings: Settings, metrics: Metrics, story: Story | None = None) -> None:
         self.story = story or Story()
         """What becomes of the runs is told to it."""
+        self.turns = Turns()
+        """What the launches take to ask for what they need."""
         self._api = api
         self._settings = settings
         self._metrics = metrics
@@ -80,8 +89,11 @@ class Store:
         self._objects: dict[str, dict[str, Job | Pod]] = {}
         """Every Job and pod that is there, by token and uid: what is known of a run before the run is."""
         self._token_of: dict[str, str] = {}
-        """By uid, the token that each of them had when it was first seen. It counts: whoever overwrites an annotation
+        """By uid, the token of each: a Job's own, or that of the Job which owns a pod. Whoever overwrites an annotation
         takes no chaincode from its run."""
+        self._early_pods: list[Applied[Pod] | Deleted[Pod]] | None = None
+        """What is told of pods before it is known which Jobs there are: a pod is that of the Job which owns it."""
+        self._jobs_known = anyio.Event()
         self.forgotten = 0
         """How many runs are over and forgotten."""
         self._claims_count = False
@@ -95,15 +107,24 @@ class Store:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Watch, and do what has to be done without a client, until the context is left."""
+        self._early_pods = []
         async with anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self.jobs.run)
             self._tasks.start_soon(self.pods.run)
+            self._tasks.start_soon(self._take_in_early_pods)
             self._open = True
             try:
                 yield
             finally:
                 self._open = False
             self._tasks.cancel_scope.cancel()
+
+    async def _take_in_early_pods(self) -> None:
+        await self.jobs.ever_synced.wait()
+        early, self._early_pods = self._early_pods or [], None
+        for change in early:
+            self._pod_changed(change)
+        self._jobs_known.set()
 
     @property
     def count(self) -> int:
@@ -131,7 +152,7 @@ class Store:
 
     async def synced(self) -> None:
         """Wait until it is known what there is."""
-        await self.jobs.ever_synced.wait()
+        await self._jobs_known.wait()
         await self.pods.ever_synced.wait()
 
     # Finding runs
@@ -200,7 +221,15 @@ class Store:
         if (run := self._by_token.get(token_sha256)) is not None:
             if self.keep(run):
                 self._miss(run, self._settings.reconnect_grace, Reason.CLIENT_GONE)
-            run.knock(anyio.current_time() + max(KNOCK, self._settings.reconnect_grace))
+            self._may_knock(run)
+
+    def deaf(self) -> None:
+        """Note that nobody can be heard now: whoever is missed may be knocking."""
+        for run in self._by_token.values():
+            self._may_knock(run)
+
+    def _may_knock(self, run: Run) -> None:
+        run.knock(anyio.current_time() + max(KNOCK, self._settings.reconnect_grace))
 
     async def expire_orphans(self) -> None:
         """Start the grace of the Jobs that nobody claims, once the watches are synced. Call when the socket is open."""
@@ -227,8 +256,11 @@ class Store:
 
     async def _expire(self, run: Run, absence: Absence) -> None:
         while not absence.over.is_set() and (left := absence.until - anyio.current_time()) > 0:
-            with anyio.move_on_after(left):  # a knock may put it off meanwhile
+            before = anyio.current_time()
+            with anyio.move_on_after(min(left, PIECE)):  # a knock may put it off meanwhile
                 await absence.over.wait()
+            if anyio.current_time() > before + 2 * PIECE:
+                self._may_knock(run)  # who has knocked while the daemon stood still is heard only now
         if absence.over.is_set():
             return
         if absence.reason is Reason.LEFT_OVER or run.state.may_run:
@@ -256,10 +288,18 @@ class Store:
         return deletion
 
     async def _carry_out(self, run: Run, deletion: Deletion) -> None:
-        self.begin(self._ring_when_settled, run, deletion)
+        with anyio.move_on_after(FIRST_LISTS):
+            await self.synced()
         while True:
             try:
-                over = await delete_job(self._api, run, deletion, lambda: self.watch_error, self._metrics.retried)
+                over = await delete_job(
+                    self._api,
+                    run,
+                    deletion,
+                    lambda: self.watch_error,
+                    self._metrics.retried,
+                    lambda: self._ring(run),
+                )
                 break
             except Exception:  # noqa: BLE001 - a mistake of ours keeps no Job
                 _log.exception("run_crashed", job=run.job_name)
@@ -297,10 +337,6 @@ class Store:
 
         self._tasks.start_soon(guarded)
 
-    async def _ring_when_settled(self, run: Run, deletion: Deletion) -> None:
-        await deletion.settled.wait()
-        self._ring(run)
-
     def _settle(self, run: Run) -> None:
         """Forget a run that is over and that nobody attends, once its Job finishes by itself."""
         if not run.over:
@@ -324,7 +360,7 @@ class Store:
         pod = run.observed.pod
         if pod is None:
             listed = await self._api.list(PODS, Pod, labelSelector=f"job-name={run.job_name}")
-            mine = [found for found in listed.items if found.metadata.token_sha256 == run.token_sha256]
+            mine = [found for found in listed.items if _is_of(found, run)]
             for found in mine:
                 self.pods.adopt(found)  # so that the next list tells if it has gone
                 if run.observed.pod is None:
@@ -381,6 +417,9 @@ class Store:
         self._ring(run)
 
     def _pod_changed(self, change: Applied[Pod] | Deleted[Pod]) -> None:
+        if self._early_pods is not None:
+            self._early_pods.append(change)
+            return
         pod = change.object
         token = self._remember(change)
         run = self._by_token.get(token)
@@ -402,8 +441,9 @@ class Store:
 
     def _remember(self, change: Applied[Job] | Deleted[Job] | Applied[Pod] | Deleted[Pod]) -> str:
         """Note what is there, and return the token of its run."""
-        meta = change.object.metadata
-        token = self._token_of.setdefault(meta.uid, meta.token_sha256)
+        item, meta = change.object, change.object.metadata
+        of_job = self._token_of.get(item.job_uid) if isinstance(item, Pod) else None
+        token = self._token_of.setdefault(meta.uid, of_job or meta.token_sha256)
         of_token = self._objects.setdefault(token, {})
         if isinstance(change, Applied):
             of_token[meta.uid] = change.object
@@ -436,6 +476,14 @@ def is_mine(job: Meta, *, pod_uid: str, host: str) -> bool:
     if owners:
         return pod_uid in owners
     return job.host in {"", host}  # none: made before there was this annotation
+
+
+def _is_of(pod: Pod, run: Run) -> bool:
+    """Say whether a pod is that of a run: by its owner, which nobody can overwrite, or else by its annotation."""
+    job = run.observed.job
+    if job is not None and pod.job_uid:
+        return pod.job_uid == job.metadata.uid
+    return pod.metadata.token_sha256 == run.token_sha256
 
 
 def _may_run(pod: Pod) -> bool:
