@@ -7,7 +7,7 @@ container runtime.
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ from tests.kube.certificates import Authority
 Object = dict[str, Any]
 
 NAME = "node"
+PODS = "/api/v1/namespaces/default/pods"
 PATCH = "application/merge-patch+json"
 
 
@@ -65,17 +66,20 @@ class Node:
             "metadata": {**template["metadata"], "name": name, "ownerReferences": [owner]},
             "spec": {**template["spec"], "nodeName": NAME},
         }
-        await self.ask("POST", "/api/v1/namespaces/default/pods", pod)
+        await self.ask("POST", PODS, pod)
         running = {"phase": "Running", "containerStatuses": [status({"running": {"startedAt": now()}})]}
-        await self.ask("PATCH", f"/api/v1/namespaces/default/pods/{name}/status", {"status": running})
+        await self.ask("PATCH", f"{PODS}/{name}/status", {"status": running})
         active = {"active": 1, "ready": 1, "startTime": now()}
         path = f"/apis/batch/v1/namespaces/default/jobs/{meta['name']}/status"
         await self.ask("PATCH", path, {"status": active})
 
-    async def clear(self) -> None:
-        """Remove all pods: nobody else does."""
-        path = "/api/v1/namespaces/default/pods?gracePeriodSeconds=0"
-        await self.ask("DELETE", path)
+    async def collect(self) -> None:
+        """Remove the pods of Jobs that are gone, as the garbage collector does."""
+        jobs = (await self.ask("GET", "/apis/batch/v1/namespaces/default/jobs"))["items"]
+        pods = (await self.ask("GET", PODS))["items"]
+        there = {job["metadata"]["uid"] for job in jobs}
+        names = [it["metadata"]["name"] for it in pods if it["metadata"]["ownerReferences"][0]["uid"] not in there]
+        await asyncio.gather(*(self.ask("DELETE", f"{PODS}/{name}?gracePeriodSeconds=0") for name in names))
 
 
 @asynccontextmanager
@@ -84,10 +88,11 @@ async def open_node(server: RealServer, authority: Authority) -> AsyncIterator[N
 
     async def log(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
-        await response.prepare(request)
-        await response.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}000Z ".encode() + LINE)
-        if request.query.get("follow"):
-            await asyncio.Event().wait()
+        with suppress(ConnectionError):  # it may be left before it begins
+            await response.prepare(request)
+            await response.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%f}000Z ".encode() + LINE)
+            if request.query.get("follow"):
+                await asyncio.Event().wait()
         return response
 
     app = web.Application()

@@ -22,9 +22,9 @@ from tempfile import TemporaryDirectory
 import click
 
 from benchmarks.apiserver import kubeconfig
-from benchmarks.node import open_node
+from benchmarks.node import Node, open_node
 from benchmarks.plan import Plan
-from benchmarks.scene import Cluster, Daemon, chaincode_json, cpu_seconds, image_json, memory
+from benchmarks.scene import Cluster, Daemon, Run, chaincode_json, cpu_seconds, image_json, memory
 from k8s_builder.programs import install
 from tests.embedded.realserver import TOKEN, RealServer, started
 from tests.kube.certificates import Authority
@@ -50,6 +50,8 @@ LOOK = 0.02
 """Seconds between two looks at the audit log."""
 SETTLE = 3.0
 """Seconds after which chaincode that was launched does nothing but run."""
+BESIDE = 300
+"""Chaincodes that run beside those that are started."""
 
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 _numbers = count()
@@ -250,7 +252,11 @@ async def real(plan: Plan) -> None:
     if plan.assets is None:
         click.echo("real: left out, because neither --assets nor KUBEBUILDER_ASSETS names a folder", err=True)
         return
-    async with open_cluster(plan.assets) as cluster, cluster.daemon() as daemon:
+    async with (
+        open_cluster(plan.assets) as cluster,
+        open_node(cluster.server, cluster.authority) as node,
+        cluster.daemon() as daemon,
+    ):
         programs = cluster.directory / "programs"
         install(programs, PYTHON)
         ours = cluster.builder(programs / "bin/run", daemon, FABRIC_K8S_BUILDER_SOCKET=str(daemon.socket))
@@ -269,8 +275,8 @@ async def real(plan: Plan) -> None:
             both.add(plan, f"from exec to Job and Secret, {name}", "ms", 1e3)
             cpu.add(plan, f"CPU of a launch, {name}", "ms CPU", 1e3)
             server.add(plan, f"CPU of API server and etcd for it, {name}", "ms CPU", 1e3)
-        await crowd(plan, cluster, ours, daemon)
-        await running(plan, cluster, ours, theirs)
+        await running(plan, cluster, node, ours, theirs)
+        await crowd(plan, cluster, node, ours, daemon)
 
 
 async def in_turn(
@@ -296,45 +302,62 @@ async def once(cluster: RealCluster, builder: Builder, many: int) -> Round:
     return taken
 
 
-async def running(plan: Plan, cluster: RealCluster, ours: Builder, theirs: Builder | None) -> None:
+async def running(plan: Plan, cluster: RealCluster, node: Node, ours: Builder, theirs: Builder | None) -> None:
     """What chaincode that runs costs."""
     many, seconds = 50, plan.of(30, 5)
     memory, cpu = Pairs(), Pairs()
-    async with open_node(cluster.server, cluster.authority) as node:
-        for _ in range(plan.of(3, 1)):
-            found: list[tuple[list[float], list[float]]] = []
-            for builder in filter(None, (ours, theirs)):
-                launches = builder.launch(many)
-                await cluster.made(builder, launches)
-                await node.run_all()
-                await asyncio.sleep(SETTLE)
-                before = builder.cpu(launches)
-                await asyncio.sleep(seconds)
-                found.append(([builder.memory(launches)], [(builder.cpu(launches) - before) / seconds * 100]))
-                await asyncio.gather(*(each.stop() for each in launches))
-                await node.clear()
-                await cluster.clear()
-            mine, other = found if len(found) == 2 else (*found, ([], []))
-            memory.take(mine[0], other[0])
-            cpu.take(mine[1], other[1])
+    for _ in range(plan.of(3, 1)):
+        found: list[tuple[list[float], list[float]]] = []
+        for builder in filter(None, (ours, theirs)):
+            launches = builder.launch(many)
+            await cluster.made(builder, launches)
+            await node.run_all()
+            await asyncio.sleep(SETTLE)
+            before = builder.cpu(launches)
+            await asyncio.sleep(seconds)
+            found.append(([builder.memory(launches)], [(builder.cpu(launches) - before) / seconds * 100]))
+            await asyncio.gather(*(each.stop() for each in launches))
+            await cluster.clear()
+            await node.collect()
+        mine, other = found if len(found) == 2 else (*found, ([], []))
+        memory.take(mine[0], other[0])
+        cpu.take(mine[1], other[1])
     memory.add(plan, f"memory while {many} chaincodes run, programs and daemon", "MB")
     cpu.add(plan, f"CPU while {many} chaincodes run, programs and daemon", "% of a core")
 
 
-async def crowd(plan: Plan, cluster: RealCluster, builder: Builder, daemon: Daemon) -> None:
-    """Stops and probes while a peer starts 50 chaincodes, for as long as that takes."""
+async def crowd(plan: Plan, cluster: RealCluster, node: Node, builder: Builder, daemon: Daemon) -> None:
+    """Stops and probes while a peer starts 50 chaincodes beside 300 that run, for as long as that takes."""
     stops: list[float] = []
+    exits: list[float] = []
     probes: list[float] = []
-    for _ in range(plan.of(15, 2)):
-        victims = builder.launch(40)
+    beside: list[Run] = []
+    for turn in range(plan.of(25, 2)):
+        for index in range(len(beside), BESIDE, 20):
+            new = [await Run.open(daemon.socket, "idle", f"beside{turn}x{index + each}") for each in range(20)]
+            await asyncio.gather(*(run.until(lambda run: run.job) for run in new))
+            beside += new
+        await node.run_all()
+        await asyncio.gather(*(run.until(lambda run: run.lines) for run in beside))
+        victims = builder.launch(20)
         await cluster.made(builder, victims)
-        starting = builder.launch(50)
-        made = asyncio.create_task(cluster.made(builder, starting))
-        while victims and not made.done():
-            stops.append(await victims.pop().stop() * 1e3)
+        starting = asyncio.create_task(fifty(cluster, builder))
+        while victims and not starting.done():
+            stops.append(await beside.pop().stop() * 1e3)
             probes.append(await daemon.probe() * 1e3)
-        await made
-        await asyncio.gather(*(each.stop() for each in [*starting, *victims]))
-        await cluster.clear()
-    plan.add("from SIGTERM to run's exit while a peer starts 50 chaincodes", "ms", stops)
+            exits.append(await victims.pop().stop() * 1e3)
+        await asyncio.gather(*(each.stop() for each in [*await starting, *victims]))
+        await node.collect()
+    await asyncio.gather(*(run.stop() for run in beside))
+    await cluster.clear()
+    await node.collect()
+    plan.add(f"a stop while a peer starts 50 beside {BESIDE}", "ms", stops)
+    plan.add("from SIGTERM to run's exit meanwhile", "ms", exits)
     plan.add("/livez meanwhile", "ms", probes)
+
+
+async def fifty(cluster: RealCluster, builder: Builder) -> list[Launch]:
+    """Start 50 chaincodes as a peer does, in a thread of its own, and wait for their Jobs."""
+    launches = await asyncio.to_thread(builder.launch, 50)
+    await cluster.made(builder, launches)
+    return launches

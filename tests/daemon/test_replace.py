@@ -437,3 +437,22 @@ async def test_ten_launches_in_a_row_without_waiting_for_any(scene: Scene, daemo
     await assert_only_runs(scene, last, ticking, overlaps)
     await nothing_left(scene)
     await forgotten(scene, daemon)
+
+
+@TLS
+async def test_a_run_that_comes_late_replaces_nobody(scene: Scene, tls: bool) -> None:
+    """It was started before the one that works, and has only now found the daemon: the peer waits for it no more."""
+    ticking = await Ticking.make(scene)
+    connect(ticking.package, tls=tls)
+    late = await scene.call("run", ticking.package, FABRIC_K8S_BUILDER_CONNECT_TIMEOUT="5m")
+    await late.line("Waiting for k8s-builderd")
+    late.send(signal.SIGSTOP)
+    await scene.daemon()
+    newer = await scene.call("run", ticking.package)
+    await newer.line("line 0")
+    late.send(signal.SIGCONT)
+    assert await late.wait() == 1
+    assert AGAIN in late.lines[-1]
+    await newer.line(f"line {len(chaincode_lines(newer)) + 1}")
+    assert await newer.terminate() == 0
+    await nothing_left(scene)

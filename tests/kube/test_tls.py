@@ -1,9 +1,10 @@
 """The event loop's own TLS: what comes and goes is whole, ends are told apart, and nothing is left open."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,6 @@ class Seen(asyncio.Protocol):
 @asynccontextmanager
 async def connected(directory: Path, handler: Handler, **options: Any) -> AsyncIterator[tuple[tls.Transport, Seen]]:
     """Connect to a server that serves one connection with the handler."""
-    import socket
-
     authority = Authority(directory)
     served: list[asyncio.Task[None]] = []
 
@@ -312,3 +311,68 @@ async def test_a_server_that_reads_nothing_holds_up_no_close_for_ever(
         transport.close()
         assert transport.get_write_buffer_size()
         await seen.until(lambda: bool(seen.lost))
+
+
+# Sessions
+
+
+@asynccontextmanager
+async def serving(authority: Authority) -> AsyncIterator[Any]:
+    """Serve an echo, and hand out where."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, ssl.SSLError):
+            await echo(reader, writer)
+        writer.transport.abort()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=authority.server("localhost", "127.0.0.1")) as it:
+        yield it.sockets[0].getsockname()
+
+
+async def resumed(address: Any, context: ssl.SSLContext, host: str = "127.0.0.1") -> bool:
+    """Connect, see that it works, and say whether an earlier session was resumed."""
+    plain = socket.socket()
+    plain.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(plain, address)
+    transport, seen = await loop.create_connection(Seen, ssl=context, sock=plain, server_hostname=host)
+    transport.write(b"x")
+    await seen.until(lambda: seen.data == b"x")
+    answer: bool = transport.get_extra_info("ssl_object").session_reused
+    transport.abort()
+    await seen.until(lambda: bool(seen.lost))
+    return answer
+
+
+def client(authority: Authority, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(authority.file))
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.maximum_version = version
+    return context
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_session_is_resumed(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    authority = Authority(tmp_path)
+    context = client(authority, version)
+    async with serving(authority) as address:
+        assert [await resumed(address, context) for _ in range(3)] == [False, True, True]
+
+
+async def test_a_session_is_resumed_with_no_other_login_and_for_no_other_host(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    context = client(authority)
+    async with serving(authority) as address:
+        assert not await resumed(address, context)
+        assert not await resumed(address, client(authority))
+        assert not await resumed(address, context)
+        assert not await resumed(address, context, "localhost")
+        assert await resumed(address, context, "localhost")
+
+
+async def test_a_server_that_knows_no_session_of_an_earlier_one_gets_a_new_one(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    context = client(authority)
+    async with serving(authority) as earlier, serving(authority) as later:
+        assert not await resumed(earlier, context)
+        assert [await resumed(later, context) for _ in range(2)] == [False, True]

@@ -577,6 +577,29 @@ async def test_a_late_word_about_a_deleted_object_does_not_bring_it_back(kubecon
         ]
 
 
+async def test_a_late_word_of_a_deletion_takes_nothing_away(kubeconfig: Path) -> None:
+    """It lost its label for a moment, and a request of ours has seen it since. What nobody knew is no loss either."""
+
+    async def answer(request: Request, reply: Reply) -> None:
+        if "watch" not in request.query:
+            await reply.whole(200, listing(10, thing("a", 5)))
+        else:
+            late.reflector.adopt(of(thing("a", 20)))
+            await reply.chunked(
+                event("DELETED", thing("a", 14)),
+                event("DELETED", thing("unknown", 15)),
+                event("ADDED", thing("end", 16)),
+                end=False,
+            )
+            await anyio.sleep_forever()
+
+    async with scripted(kubeconfig, answer) as late:
+        await late.until(lambda: "end" in late.names)
+        assert late.names == {"a", "end"}
+        assert late.told == [("Applied", "a", "5"), ("Applied", "a", "20"), ("Applied", "end", "16")]
+        assert late.restarts == []
+
+
 async def test_a_watch_from_the_future_is_not_waited_on_for_ever(kubeconfig: Path) -> None:
     """An API server whose store was restored from a backup knows only older versions: 200, and silence (measured)."""
     behind = False

@@ -101,6 +101,11 @@ CASES: dict[str, tuple[list[Known], float, Decision]] = {
         [old(state=State.WAITING, claimed=10.0, dropped=True)], SOON, Yield(DROPPED_TOGETHER, OLD)),
     "a newer launch waits, after the peer's patience": (
         [new(since=CAME + 6, claimed=CAME + 6)], CAME + 7, Yield(LAUNCHED_AGAIN)),
+    "a newer launch has its chaincode": (
+        [new(since=CAME + 6, claimed=CAME + 6, state=State.RUNNING, started=True)], CAME + 9, Yield(LAUNCHED_AGAIN)),
+    "a newer launch is over": (
+        [new(since=CAME + 6, claimed=CAME + 6, state=State.ENDED, started=True, ended=CAME + 7, peer="q")], CAME + 9,
+        Create()),
     "a newer launch waits, and so does the peer for this one: it has dropped both": (
         [new(since=CAME + 1, claimed=CAME + 1)], CAME + 2, Yield(DROPPED_TOGETHER, frozenset({"new"}))),
     # Waiting for the end.
@@ -204,6 +209,17 @@ class TestOneThatComesLate:
         assert self.decide(running(start=later), now=LATER) == Yield(LAUNCHED_AGAIN)
         assert self.decide(pending(start=later, claimed=99.0)) == Yield(LAUNCHED_AGAIN)
         assert self.decide(old(start=later, claimed=99.0)) == Yield(LAUNCHED_AGAIN)
+
+    def test_a_moment_tells(self) -> None:
+        later = started(50.02)
+        assert self.decide(running(start=later, claimed=10.0), now=LATER) == Yield(LAUNCHED_AGAIN)
+        assert self.decide(old(start=later, since=CAME, claimed=CAME, dropped=True)) == Yield(DROPPED_TOGETHER, OLD)
+        dropped = replace(ME, start=started(50), dropped=True)
+        far = new(start=later, since=CAME + 0.1, claimed=CAME + 0.1)
+        assert decide(dropped, [far], SOON, peer_patience=0.0) == Yield(DROPPED_TOGETHER, frozenset({"new"}))
+        assert decide(dropped, [replace(far, start=None)], SOON, peer_patience=0.0) == Yield(
+            DROPPED_TOGETHER, frozenset({"new"})
+        )
 
     def test_nor_does_it_begin_where_the_later_one_is_over(self) -> None:
         assert self.decide(ended(90.0, start=started(80))) == Yield(LAUNCHED_AGAIN)

@@ -138,3 +138,19 @@ def test_a_proxys_404_is_no_word_of_the_job(world: World) -> None:
     assert not world.cluster.alive()
     assert not world.cluster.objects["jobs"]
     over(world)
+
+
+def test_a_run_that_comes_back_too_late_is_told_so(world: World) -> None:
+    """The API has accepted the deletion for want of a client, and the container is about to end."""
+    world.cluster.image.program = Program(obeys=False)
+    site = launched(world)
+    assert site.daemon is not None
+    client = world.clients[0]
+    world.sim.call(client.freeze)
+    world.sim.call(site.daemon.connections[0].hang_up)
+    assert world.sim.advance_until(lambda: bool(world.logged("job_deleted")), 20, 0.01)
+    world.sim.call(client.thaw)
+    assert world.sim.advance_until(lambda: client.code is not None, 20, 0.01)
+    assert client.code == 1
+    assert client.said("is being deleted (client gone)"), client.words
+    over(world)

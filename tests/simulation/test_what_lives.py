@@ -283,3 +283,25 @@ def test_a_pod_whose_annotation_somebody_overwrites_before_it_is_looked_for(worl
     assert asked.container is not None
     lives(world, site)
     over(world)
+
+
+@pytest.mark.parametrize("most", [4096, 0], ids=["free", "full"])
+def test_a_daemon_that_does_not_know_the_form_of_a_cursor(world: World, most: int) -> None:
+    """The daemon before it was a newer one. The chaincode goes on, and is attended when that one is back."""
+    site = launched(world)
+    client = world.clients[0]
+    world.end_daemon(site)
+    cursor, client.cursor = client.cursor, "3 and more"
+    site.settings["max_connections"] = most
+    world.start_daemon(site)
+    world.advance(200)
+    assert client.alive
+    assert world.cluster.containers[0].alive
+    assert most == 0 or client.said("k8s-builderd cannot continue this launch: the cursor is not from a daemon of this")
+    world.end_daemon(site)
+    client.cursor = cursor
+    site.settings["max_connections"] = 4096
+    world.start_daemon(site)
+    world.advance(30)
+    lives(world, site)
+    over(world)

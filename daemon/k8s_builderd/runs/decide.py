@@ -278,7 +278,7 @@ def _is_newer(it: Known, me: Known) -> bool:
     lead = _lead(me, it)
     if lead is not None:
         return lead > 0
-    return it.since > me.since and it.state is State.WAITING and it.claimed is not None
+    return it.since > me.since and it.claimed is not None and it.state is not State.ENDED
 
 
 def _drop_each_other(one: Known, other: Known, now: float, patience: float) -> bool:

@@ -1,6 +1,7 @@
 """`run`: makes the plan of a launch from its request, and attends the run."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import structlog
 
@@ -13,7 +14,7 @@ from k8s_builderd.fabric.template import PodTemplate
 from k8s_builderd.gateway.connection import Connection
 from k8s_builderd.gateway.protocol import STARTED, Request
 from k8s_builderd.runs.attend import Runs, cannot_continue
-from k8s_builderd.runs.cursor import Cursor
+from k8s_builderd.runs.cursor import DROPPED, Cursor
 from k8s_builderd.settings import Settings
 
 _log = structlog.get_logger("k8s_builderd.run")
@@ -32,13 +33,14 @@ async def serve(
     :raises BuilderError: if the request cannot be used or the chaincode does not run.
     :raises ClientGone: if the connection closed.
     """
-    cursor = read_cursor(request)
+    cursor: Cursor | None = None
     try:
+        cursor = read_cursor(request)
         plan = make_plan(request, settings, cursor, await template())
     except BuilderError as error:
-        if cursor is None or not cursor.job:
+        if not request.cursor or cursor == DROPPED:
             raise
-        # An earlier daemon took this request, and its chaincode may be running: no word of ours ends that.
+        # Another daemon took this request, and its chaincode may be running: no word of ours ends that.
         if knocked(request, str(error), runs=runs):
             _log.error("request_refused", reason=str(error))
             await connection.say(cannot_continue(str(error)))
@@ -87,9 +89,11 @@ def knocked(request: Request, because: str, *, runs: Runs) -> bool:
     :param request: need not hold more than token and cursor.
     :param because: why.
     :returns: whether its client has not been told so yet.
-    :raises ProtocolError: if the cursor is none of ours.
     """
-    return runs.knocked(token_of(request, read_cursor(request)).sha256, because)
+    cursor = None
+    with suppress(ProtocolError):
+        cursor = read_cursor(request)
+    return runs.knocked(token_of(request, cursor).sha256, because)
 
 
 def token_of(request: Request, cursor: Cursor | None) -> Token:
@@ -106,4 +110,4 @@ def read_cursor(request: Request) -> Cursor | None:
     try:
         return Cursor.parse(request.cursor) if request.cursor else None
     except ValueError:
-        raise ProtocolError("the cursor is not from a daemon") from None
+        raise ProtocolError("the cursor is not from a daemon of this version") from None
