@@ -1,15 +1,17 @@
 """Several tasks tell one client things, over a real socket: each frame comes whole, whoever waits for whom."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import anyio
 import pytest
 
+from k8s_builderd.errors import ClientGone, ProtocolError
 from k8s_builderd.gateway import protocol
 from k8s_builderd.gateway.connection import Connection
 from k8s_builderd.gateway.protocol import Frames
+from tests.embedded.cluster import PATIENCE
 
 pytestmark = pytest.mark.anyio
 
@@ -94,3 +96,80 @@ async def test_no_sign_of_life_comes_into_a_frame(pair: tuple[socket.socket, soc
     connection.give_sign()
     frames += await read(pair[1], 1)
     assert frames == [protocol.log("0", LINES), protocol.words("builder", 0, "a word"), protocol.SIGN_OF_LIFE]
+
+
+# What the client says while others write
+
+
+def stopped(_connection: Connection, client: socket.socket) -> None:
+    client.send(protocol.frame(protocol.Kind.STOP, b""))
+
+
+def closed(_connection: Connection, client: socket.socket) -> None:
+    client.close()
+
+
+def broke_a_rule(_connection: Connection, client: socket.socket) -> None:
+    client.send(protocol.frame(protocol.Kind.PATH, b"x"))
+
+
+def sent_too_long_a_frame(_connection: Connection, client: socket.socket) -> None:
+    client.send(b"S" + (protocol.MAX_PAYLOAD + 1).to_bytes(4, "big"))
+
+
+WORDS = [(stopped, None), (closed, ClientGone), (broke_a_rule, ProtocolError), (sent_too_long_a_frame, ProtocolError)]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["it has come", "it comes"])
+@pytest.mark.parametrize(("says", "told"), WORDS)
+async def test_the_clients_word_is_told_once(
+    pair: tuple[socket.socket, socket.socket],
+    says: Callable[[Connection, socket.socket], None],
+    told: type[Exception] | None,
+    before: bool,
+) -> None:
+    ours, client = pair
+    connection, heard = Connection(ours), anyio.Event()
+    words: list[Exception | None] = []
+
+    def hear(word: Exception | None) -> None:
+        words.append(word)
+        heard.set()
+
+    if before:
+        says(connection, client)
+    connection.listen(hear)
+    assert heard.is_set() == before
+    if not before:
+        says(connection, client)
+        with anyio.fail_after(PATIENCE):
+            await heard.wait()
+    await anyio.wait_all_tasks_blocked()
+    assert [type(word) if word is not None else None for word in words] == [told]
+    connection.stop_listening()
+
+
+async def test_a_word_that_comes_in_pieces_is_told_when_it_is_whole(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, client = pair
+    connection, heard = Connection(ours), anyio.Event()
+    connection.listen(lambda _: heard.set())
+    frame = protocol.frame(protocol.Kind.STOP, b"")
+    client.send(frame[:3])
+    await anyio.wait_all_tasks_blocked()
+    assert not heard.is_set()
+    client.send(frame[3:])
+    with anyio.fail_after(PATIENCE):
+        await heard.wait()
+    connection.stop_listening()
+
+
+async def test_what_comes_after_the_listening_is_left_where_it_is(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, client = pair
+    connection = Connection(ours)
+    words: list[Exception | None] = []
+    connection.listen(words.append)
+    connection.stop_listening()
+    client.send(protocol.frame(protocol.Kind.STOP, b""))
+    with anyio.fail_after(PATIENCE):
+        await connection.stop_asked()
+    assert words == []
