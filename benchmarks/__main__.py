@@ -242,7 +242,9 @@ async def logs(plan: Plan) -> None:
             cpu.append((daemon.cpu - used) / count * 1e6)
             stops.append(await idle.stop() * 1e3)
             if plan.kubectl is not None:
+                flood.take_nothing()
                 rate, used = await kubectl(plan.kubectl, scene.directory / "kubeconfig", f"{flood.job}-x", seconds)
+                flood.take_all()
                 theirs.append(rate)
                 their_cpu.append(used)
             await flood.stop()

@@ -123,6 +123,14 @@ class Run:
             self._event.clear()
             await self._event.wait()
 
+    def take_nothing(self) -> None:
+        """Read no more, so that the daemon reads no more of the log either."""
+        self._writer.transport.pause_reading()
+
+    def take_all(self) -> None:
+        """Read again."""
+        self._writer.transport.resume_reading()
+
     async def stop(self) -> float:
         """Ask for the end, wait for the answer, and return the seconds that it took."""
         began = time.monotonic()
