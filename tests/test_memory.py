@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from k8s_builderd import memory
-from k8s_builderd.memory import ENOUGH, FEW, LATER, Tidying
+from k8s_builderd.memory import EACH, ENOUGH, FEW, LATER, STRAY, Tidying
 
 NEITHER, COLLECT, GIVE_BACK, BOTH = (False, False), (True, False), (False, True), (True, True)
 
@@ -26,7 +26,20 @@ NEITHER, COLLECT, GIVE_BACK, BOTH = (False, False), (True, False), (False, True)
 )
 def test_what_is_due(looks: list[tuple[int, int]], due: list[tuple[bool, bool]]) -> None:
     tidying = Tidying()
-    assert [tuple(tidying.due(begun, ended)) for begun, ended in looks] == due
+    assert [tidying.due(begun, ended)[:2] for begun, ended in looks] == due
+
+
+def test_all_is_looked_at_where_more_has_stayed_than_the_launches_need() -> None:
+    tidying = Tidying()
+    start = 60_000
+    looks = [
+        (0, 0, start),
+        (1000, 0, start + 1000 * EACH + STRAY),
+        (1000, 0, start + 1000 * EACH + STRAY + 1),
+        (1000, 900, start + 100 * EACH + STRAY),
+        (1000, 1000, start + 100 * EACH + STRAY),
+    ]
+    assert [tidying.due(*look).all for look in looks] == [False, False, True, False, True]
 
 
 def test_memory_is_given_back_once_more_when_the_last_connections_have_gone() -> None:
@@ -73,6 +86,35 @@ anyio.run(main)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False 5000\n"
+
+
+def test_what_was_taken_for_what_stays_is_collected_when_there_is_too_much_of_it() -> None:
+    script = """
+import gc
+import anyio
+from k8s_builderd import memory
+memory.INTERVAL = 0.001
+memory.STRAY = 1000
+gc.disable()
+async def main():
+    class Ring:
+        def __init__(self):
+            self.itself = self
+    memory.settle()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(memory.tidy, lambda: 0, lambda: 0)
+        await anyio.sleep(0.01)
+        rings = [Ring() for _ in range(2000)]
+        frozen = gc.get_freeze_count()
+        while gc.get_freeze_count() < frozen + 2000:
+            await anyio.sleep(0.001)
+        rings.clear()
+        while gc.get_freeze_count() > frozen + 1500:
+            await anyio.sleep(0.001)
+        tasks.cancel_scope.cancel()
+anyio.run(main)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_memory_can_be_given_back_on_this_system() -> None:

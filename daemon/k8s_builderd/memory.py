@@ -2,7 +2,9 @@
 
 The daemon holds some hundred small objects for each chaincode, for as long as it runs. To walk all of them stops
 everything for 0.1 to 0.6 s at a thousand chaincodes, and finds nothing: what has ended was freed by its last reference
-(tests/daemon/test_garbage.py). So only what is new is ever looked at, and what has stayed is taken for what stays.
+(tests/daemon/test_garbage.py). So only what is new is ever looked at, and what has stayed is taken for what stays. An
+error that comes again and again can leave garbage among it; so all is looked at where far more has stayed than the
+launches that go on can need.
 """
 
 import ctypes
@@ -26,6 +28,9 @@ FEW = 50
 ENOUGH = 100
 """Ended launches after which memory is given back."""
 
+EACH, STRAY = 400, 50_000
+"""Objects that a launch which goes on may need (it has some 130), and how many more may have stayed: some 10 MB."""
+
 LATER = 6
 """Looks without another end after which it is given back once more: by then idle connections have been closed."""
 
@@ -42,6 +47,8 @@ class Due(NamedTuple):
 
     collect: bool
     give_back: bool
+    all: bool = False
+    """Whether to collect among what has stayed, too."""
 
 
 class Tidying:
@@ -51,20 +58,25 @@ class Tidying:
         """Begin, before the first launch."""
         self._begun = self._ended = self._given_back_at = 0
         self._quiet = LATER
+        self._at_start: int | None = None
 
-    def due(self, begun: int, ended: int) -> Due:
+    def due(self, begun: int, ended: int, stayed: int = 0) -> Due:
         """Say what to do.
 
         :param begun: how many launches there have been so far.
         :param ended: how many of them have ended.
+        :param stayed: how many objects are taken for what stays.
         """
+        if self._at_start is None:
+            self._at_start = stayed
         new, self._begun = begun - self._begun, begun
         self._quiet = self._quiet + 1 if ended == self._ended else 0
         self._ended = ended
         give_back = ended - self._given_back_at >= ENOUGH
         if give_back:
             self._given_back_at = ended
-        return Due(new <= FEW, give_back or self._quiet == LATER)
+        strays = stayed - self._at_start - EACH * (begun - ended)
+        return Due(new <= FEW, give_back or self._quiet == LATER, strays > STRAY)
 
 
 async def tidy(begun: Callable[[], int], ended: Callable[[], int]) -> None:
@@ -76,8 +88,10 @@ async def tidy(begun: Callable[[], int], ended: Callable[[], int]) -> None:
     tidying = Tidying()
     while True:
         await anyio.sleep(INTERVAL)
-        due = tidying.due(begun(), ended())
-        if due.collect:
+        due = tidying.due(begun(), ended(), gc.get_freeze_count())
+        if due.all:
+            gc.unfreeze()
+        if due.all or due.collect:
             gc.collect()
         gc.freeze()
         if due.give_back:

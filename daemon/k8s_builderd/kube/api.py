@@ -34,7 +34,8 @@ UNACKNOWLEDGED = 30_000
 """Milliseconds after which unanswered data or probes end a connection (TCP_USER_TIMEOUT)."""
 
 AT_ONCE = 32
-"""Requests of one verb that are on their way at once; watches and logs do not count. More are only more connections."""
+"""Requests of one verb for one resource that are on their way at once. More are only more connections. Watches and logs
+do not count."""
 
 CLOSE_TIMEOUT = 2.0
 """Seconds that the connections may take to close when the daemon ends."""
@@ -144,7 +145,7 @@ class Api:
         self._credentials = credentials
         self._session = session
         self._patience = patience
-        self._turns: dict[str, anyio.Semaphore] = defaultdict(lambda: anyio.Semaphore(AT_ONCE))
+        self._turns: dict[tuple[str, str], anyio.Semaphore] = defaultdict(lambda: anyio.Semaphore(AT_ONCE))
         # `connect` is all that comes before the request: DNS, a proxy, TCP and TLS.
         self._limits = aiohttp.ClientTimeout(total=None, connect=patience, sock_connect=patience)
 
@@ -270,7 +271,7 @@ class Api:
         with self._telling(verb, resource.rbac):
             try:
                 with anyio.fail_after(self._patience):
-                    async with self._turns[verb]:  # one verb that hangs holds up no other
+                    async with self._turns[verb, resource.rbac]:  # what hangs holds up its like only
                         response = await self._send(request)
                         async with response:
                             content = await response.read()
