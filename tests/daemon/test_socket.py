@@ -461,7 +461,7 @@ async def test_without_free_file_descriptors_the_daemon_waits_for_some(scene: Sc
 
 async def test_while_nobody_can_connect_nobody_is_missed(scene: Scene) -> None:
     """Whoever knocks is not heard then, so no grace runs out."""
-    daemon = await scene.daemon(REQUEST_TIMEOUT="5m", RECONNECT_GRACE="2s")
+    daemon = await scene.daemon(REQUEST_TIMEOUT="5m", RECONNECT_GRACE="2s", pace=3)
     run = await bystander(scene)
     leave_free(daemon, 5)
     held = [socket.socket(socket.AF_UNIX) for _ in range(50)]

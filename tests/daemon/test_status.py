@@ -287,6 +287,23 @@ async def test_a_stop_is_told_to_both_and_the_log_comes_to_its_end(scene: Scene,
     await eventually(forgotten)
 
 
+async def test_a_stop_before_the_daemon_has_seen_the_pod_knows_that_it_runs(scene: Scene, daemon: Running) -> None:
+    run = await scene.call("run", await scene.package(script=CHATTY))
+    await run.line("up")
+    await daemon.terminate()
+    await scene.fault(verb="list", resource="pods", times=2, action={"do": "status", "code": 503})
+    await scene.daemon()
+
+    async def attended() -> bool:
+        return bool((await status(scene))["chaincodes"])
+
+    await eventually(attended)
+    assert (await builder(scene, "stop", "basic_1.0", "--yes"))[0] == 0
+    assert await run.wait() == 1
+    assert run.count("ran k8s-builder stop") == 1
+    assert b"bye" in run.lines
+
+
 async def test_a_launch_that_has_not_started_is_stopped(scene: Scene, daemon: Running) -> None:
     package = await scene.package()
     image = {package.image_name: {"behaviour": "pending", "command": ["true"]}}

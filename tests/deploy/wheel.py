@@ -23,9 +23,11 @@ def context(destination: Path, containerfile: str = "Containerfile") -> Path:
     """Copy what the Containerfile's .dockerignore lets into the image's build, and return where it is."""
     patterns = (ROOT / f"deploy/{containerfile}.dockerignore").read_text().splitlines()
     rules = [rule for rule in patterns if rule and not rule.startswith("#")]
-    for file in sorted(ROOT.rglob("*")):
+    assert rules[0] == "*", "only what a later rule names has to be looked at"
+    named = [ROOT / rule[1:] for rule in rules if rule.startswith("!")]
+    for file in sorted(file for one in named for file in (one, *one.rglob("*"))):
         relative = file.relative_to(ROOT)
-        if relative.parts[0] != ".git" and file.is_file() and not _is_ignored(relative, rules):
+        if file.is_file() and not _is_ignored(relative, rules):
             (destination / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, destination / relative)
     return destination

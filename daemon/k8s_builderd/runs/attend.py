@@ -24,7 +24,7 @@ from k8s_builderd.runs.store import Store
 from k8s_builderd.settings import Settings
 
 STOP_PATIENCE = 2.0
-"""Seconds that `run` waits for the API to accept a deletion; the peer kills it after 5."""
+"""Seconds that a stop waits for the API: to know what there is, and that it is to be deleted. The peer waits for 5."""
 
 WITHDRAWAL = 30.0
 """Seconds that the API has to accept the deletion of a Job that has not started, before its `run` ends all the same."""
@@ -249,6 +249,8 @@ class Runs:
         :returns: 0 when the API has accepted the deletion.
         """
         _log.warning("stop_called", job=run.job_name, by=who)
+        with anyio.move_on_after(STOP_PATIENCE):
+            await self._store.synced()  # only then it is known whether it has started
         if run.claim is not None:
             if not run.observed.started:
                 run.claim.revoke(LaunchFailed(f"{who} stopped it with k8s-builder stop"))
