@@ -11,7 +11,7 @@ from tests.daemon.test_socket import DETECT, END, SIGN, TICKS, TOKEN, Raw, frame
 pytestmark = pytest.mark.anyio
 
 
-GRACE = 2.0
+GRACE = 1.5
 """Seconds for which the daemon leaves a Job that nobody claims; the knocks come far closer together."""
 
 
