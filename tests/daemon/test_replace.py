@@ -77,7 +77,8 @@ async def assert_only_runs(scene: Scene, run: Running, ticking: Ticking, overlap
 
 
 @TLS
-async def test_the_old_one_runs_and_its_run_is_connected(scene: Scene, daemon: Running, tls: bool) -> None:
+async def test_the_old_one_runs_and_its_run_is_connected(scene: Scene, tls: bool) -> None:
+    await scene.daemon(pace=3)
     overlaps = Overlaps(scene.directory)
     ticking = await Ticking.make(scene, prelude=overlaps.prelude())
     connect(ticking.package, tls=tls)
@@ -108,8 +109,9 @@ async def test_the_old_one_runs_for_a_peer_process_that_is_no_more(scene: Scene,
     await assert_only_runs(scene, new, ticking, overlaps)
 
 
-async def test_the_old_one_runs_and_its_run_is_dead(scene: Scene, daemon: Running) -> None:
+async def test_the_old_one_runs_and_its_run_is_dead(scene: Scene) -> None:
     """The peer still uses the old chaincode; when that is made to end, the peer drops the launch that asked."""
+    await scene.daemon(pace=3)
     overlaps = Overlaps(scene.directory)
     ticking = await Ticking.make(scene, prelude=overlaps.prelude())
     old = await scene.call("run", ticking.package)
@@ -124,8 +126,9 @@ async def test_the_old_one_runs_and_its_run_is_dead(scene: Scene, daemon: Runnin
 
 
 @pytest.mark.parametrize(("tls", "old_run"), [(True, "connected"), (False, "dead")], ids=["tls", "plain"])
-async def test_the_old_one_is_pending(scene: Scene, daemon: Running, tls: bool, old_run: str) -> None:
+async def test_the_old_one_is_pending(scene: Scene, tls: bool, old_run: str) -> None:
     """It was never connected to the peer, so its end drops nobody."""
+    await scene.daemon(pace=3)
     overlaps = Overlaps(scene.directory)
     ticking = await Ticking.make(scene, prelude=overlaps.prelude())
     connect(ticking.package, tls=tls)
@@ -148,8 +151,9 @@ async def test_the_old_one_is_pending(scene: Scene, daemon: Running, tls: bool, 
     assert len(ticking.pids) == 1
 
 
-async def test_the_old_one_was_pending_and_comes_up_while_it_is_replaced(scene: Scene, daemon: Running) -> None:
+async def test_the_old_one_was_pending_and_comes_up_while_it_is_replaced(scene: Scene) -> None:
     """It may have registered in the last moment, so the launch that asked is as good as dropped."""
+    await scene.daemon(pace=3)
     overlaps = Overlaps(scene.directory)
     ticking = await Ticking.make(scene, prelude=overlaps.prelude())
     images = (await scene.cluster.switch("GET", "environment"))["extraImages"]
@@ -172,8 +176,9 @@ async def test_the_old_one_was_pending_and_comes_up_while_it_is_replaced(scene: 
     await assert_only_runs(scene, third, ticking, overlaps)
 
 
-async def test_the_old_one_has_finished(scene: Scene, daemon: Running) -> None:
+async def test_the_old_one_has_finished(scene: Scene) -> None:
     """A finished Job is left to people."""
+    await scene.daemon(pace=3)
     ticking = await Ticking.make(scene, code=3)
     old = await scene.call("run", ticking.package)
     await old.line("line 2")
@@ -418,8 +423,9 @@ async def test_the_old_job_was_deleted_by_somebody_and_its_run_is_connected(scen
     await forgotten(scene, daemon)
 
 
-async def test_ten_launches_in_a_row_without_waiting_for_any(scene: Scene, daemon: Running) -> None:
+async def test_ten_launches_in_a_row_without_waiting_for_any(scene: Scene) -> None:
     """Each comes as soon as the one before it has ended or begun to run, whatever became of it."""
+    daemon = await scene.daemon(pace=3)
     overlaps = Overlaps(scene.directory)
     ticking = await Ticking.make(scene, prelude=overlaps.prelude())
     runs = []

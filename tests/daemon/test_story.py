@@ -103,7 +103,8 @@ async def test_a_chaincode_that_crashes_again_and_again_is_one_series_on_the_pee
     await eventually(counted)
 
 
-async def test_a_launch_that_is_replaced_says_so(scene: Scene, daemon: Running) -> None:
+async def test_a_launch_that_is_replaced_says_so(scene: Scene) -> None:
+    await scene.daemon(pace=3)
     ticking = await Ticking.make(scene)
     old = await scene.call("run", ticking.package)
     await old.line("line 2")
