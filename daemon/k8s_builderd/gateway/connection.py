@@ -18,7 +18,7 @@ SIGN_INTERVAL = 5.0
 
 _RECEIVE = 64 * 1024
 _SHOWN = 256 * 1024
-NOTHING = memoryview(b"")
+_NOTHING = memoryview(b"")
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -47,7 +47,7 @@ class Connection:
         self._frames = Frames()
         self._reader = RequestReader()
         self._received: Iterator[tuple[int, bytes]] = iter(())
-        self._unsent = NOTHING
+        self._unsent = _NOTHING
         self._sending = anyio.Lock()
         self._sent_at = anyio.current_time()
 
@@ -204,7 +204,7 @@ class Connection:
             except OSError:
                 raise ClientGone from None
             else:
-                self._unsent = self._unsent[sent:] if sent < len(self._unsent) else NOTHING
+                self._unsent = self._unsent[sent:] if sent < len(self._unsent) else _NOTHING
                 self._sent_at = anyio.current_time()
 
 
