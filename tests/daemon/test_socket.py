@@ -438,20 +438,27 @@ def leave_free(daemon: Running, number: int) -> None:
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (most, most))
 
 
-async def test_without_free_file_descriptors_the_daemon_waits_for_some(scene: Scene) -> None:
-    daemon = await scene.daemon(REQUEST_TIMEOUT="4s", pace=4)
-    run = await bystander(scene)
+@asynccontextmanager
+async def crowded(scene: Scene, daemon: Running) -> AsyncIterator[None]:
+    """Have more connect than the daemon has file descriptors for, until it cannot accept them."""
     leave_free(daemon, 5)
     held = [socket.socket(socket.AF_UNIX) for _ in range(50)]
     try:
         for connection in held:
             connection.connect(str(scene.socket))
         await daemon.line("accept_failed")
-        await undisturbed(run)
-        await daemon.line("the request was not complete", times=8)
+        yield
     finally:
         for connection in held:
             connection.close()
+
+
+async def test_without_free_file_descriptors_the_daemon_waits_for_some(scene: Scene) -> None:
+    daemon = await scene.daemon(REQUEST_TIMEOUT="4s", pace=4)
+    run = await bystander(scene)
+    async with crowded(scene, daemon):
+        await undisturbed(run)
+        await daemon.line("the request was not complete", times=8)
     code, lines = await scene.said("detect", await scene.package("after"))
     assert (code, lines[-1]) == (0, "Detected k8s chaincode: after")  # it may have waited for the daemon, and said so
     # One line a try at most, and tries with pauses: not as many as a processor can make.
@@ -463,20 +470,12 @@ async def test_while_nobody_can_connect_nobody_is_missed(scene: Scene) -> None:
     """Whoever knocks is not heard then, so no grace runs out."""
     daemon = await scene.daemon(REQUEST_TIMEOUT="5m", RECONNECT_GRACE="2s", pace=3)
     run = await bystander(scene)
-    leave_free(daemon, 5)
-    held = [socket.socket(socket.AF_UNIX) for _ in range(50)]
-    try:
-        for connection in held:
-            connection.connect(str(scene.socket))
-        await daemon.line("accept_failed")
+    async with crowded(scene, daemon):
         run.send(signal.SIGKILL)
         await ended(run)
         # One each half a second: the grace is over by then.
         await daemon.line("accept_failed", times=daemon.count("accept_failed") + 8)
         assert daemon.count("job_unclaimed") == 0
-    finally:
-        for connection in held:
-            connection.close()
 
 
 # Who may come
