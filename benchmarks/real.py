@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 import click
 
 from benchmarks.apiserver import kubeconfig
+from benchmarks.groups import Group, groups
 from benchmarks.node import Node, open_node
 from benchmarks.plan import Plan
 from benchmarks.scene import Cluster, Daemon, Run, chaincode_json, cpu_seconds, image_json, memory
@@ -100,8 +101,8 @@ class Builder:
         directory.mkdir()
         (directory / "image.json").write_bytes(image_json("idle"))
 
-    def launch(self, many: int) -> list[Launch]:
-        """Start so many programs at once."""
+    def launch(self, many: int, group: Group | None = None) -> list[Launch]:
+        """Start so many programs at once, in a CPU group of theirs where one is given."""
         labels = [f"cc{next(_numbers)}" for _ in range(many)]
         for label in labels:
             (self._directory / label).mkdir()
@@ -112,6 +113,8 @@ class Builder:
             command = [str(self._run), str(self._directory), str(self._directory / label)]
             began = time.time()
             pid = os.posix_spawn(command[0], command, self._environment, file_actions=output)
+            if group is not None:
+                group.put(pid)
             launches.append(Launch(label, pid, began))
         return launches
 
@@ -327,23 +330,39 @@ async def running(plan: Plan, cluster: RealCluster, node: Node, ours: Builder, t
 
 
 async def crowd(plan: Plan, cluster: RealCluster, node: Node, builder: Builder, daemon: Daemon) -> None:
-    """Stops and probes while a peer starts 50 chaincodes beside 300 that run, for as long as that takes."""
-    stops: list[float] = []
+    """Stops and probes while a peer starts 50 chaincodes beside 300: in one CPU group, and as in containers."""
+    await stops(plan, cluster, node, builder, daemon)
+    with groups("peer", "daemon", "server", "measuring") as made:
+        if not made:
+            click.echo("real: this user may make no CPU groups", err=True)
+            return
+        peer, its_daemon, server, measuring = made
+        its_daemon.put(daemon.process.pid)
+        server.put(*cluster.server.pids)
+        measuring.put(os.getpid())
+        await stops(plan, cluster, node, builder, daemon, peer)
+
+
+async def stops(
+    plan: Plan, cluster: RealCluster, node: Node, builder: Builder, daemon: Daemon, group: Group | None = None
+) -> None:
+    """Stop and probe while a peer starts 50 chaincodes, in a CPU group of its own or not, for as long as that takes."""
+    stopped: list[float] = []
     exits: list[float] = []
     probes: list[float] = []
     beside: list[Run] = []
-    for turn in range(plan.of(25, 2)):
-        for index in range(len(beside), BESIDE, 20):
-            new = [await Run.open(daemon.socket, "idle", f"beside{turn}x{index + each}") for each in range(20)]
+    for _ in range(plan.of(25, 2)):
+        for _ in range(len(beside), BESIDE, 20):
+            new = [await Run.open(daemon.socket, "idle", f"beside{next(_numbers)}") for _ in range(20)]
             await asyncio.gather(*(run.until(lambda run: run.job) for run in new))
             beside += new
         await node.run_all()
         await asyncio.gather(*(run.until(lambda run: run.lines) for run in beside))
-        victims = builder.launch(20)
+        victims = builder.launch(20, group)
         await cluster.made(builder, victims)
-        starting = asyncio.create_task(fifty(cluster, builder))
+        starting = asyncio.create_task(fifty(cluster, builder, group))
         while victims and not starting.done():
-            stops.append(await beside.pop().stop() * 1e3)
+            stopped.append(await beside.pop().stop() * 1e3)
             probes.append(await daemon.probe() * 1e3)
             exits.append(await victims.pop().stop() * 1e3)
         await asyncio.gather(*(each.stop() for each in [*await starting, *victims]))
@@ -351,13 +370,14 @@ async def crowd(plan: Plan, cluster: RealCluster, node: Node, builder: Builder, 
     await asyncio.gather(*(run.stop() for run in beside))
     await cluster.clear()
     await node.collect()
-    plan.add(f"a stop while a peer starts 50 beside {BESIDE}", "ms", stops)
-    plan.add("from SIGTERM to run's exit meanwhile", "ms", exits)
-    plan.add("/livez meanwhile", "ms", probes)
+    how = "as in containers" if group is not None else "all in one CPU group"
+    plan.add(f"a stop while a peer starts 50 beside {BESIDE}, {how}", "ms", stopped)
+    plan.add(f"from SIGTERM to run's exit meanwhile, {how}", "ms", exits)
+    plan.add(f"/livez meanwhile, {how}", "ms", probes)
 
 
-async def fifty(cluster: RealCluster, builder: Builder) -> list[Launch]:
+async def fifty(cluster: RealCluster, builder: Builder, group: Group | None) -> list[Launch]:
     """Start 50 chaincodes as a peer does, in a thread of its own, and wait for their Jobs."""
-    launches = await asyncio.to_thread(builder.launch, 50)
+    launches = await asyncio.to_thread(builder.launch, 50, group)
     await cluster.made(builder, launches)
     return launches
