@@ -1,13 +1,17 @@
 """The event loop's own TLS: what comes and goes is whole, ends are told apart, and nothing is left open."""
 
 import asyncio
+import ctypes
+import json
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from k8s_builderd.kube import tls
@@ -15,6 +19,8 @@ from tests.embedded.cluster import PATIENCE
 from tests.kube.certificates import Authority
 
 pytestmark = pytest.mark.anyio
+
+ROOT = Path(__file__).parents[2]
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -317,15 +323,18 @@ async def test_a_server_that_reads_nothing_holds_up_no_close_for_ever(
 
 
 @asynccontextmanager
-async def serving(authority: Authority) -> AsyncIterator[Any]:
-    """Serve an echo, and hand out where."""
+async def serving(authority: Authority, *, tickets: bool = True) -> AsyncIterator[Any]:
+    """Serve an echo, and hand out where. Without tickets no session can be resumed."""
+    context = authority.server("localhost", "127.0.0.1")
+    if not tickets:
+        context.num_tickets = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, ssl.SSLError):
             await echo(reader, writer)
         writer.transport.abort()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=authority.server("localhost", "127.0.0.1")) as it:
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as it:
         yield it.sockets[0].getsockname()
 
 
@@ -376,3 +385,44 @@ async def test_a_server_that_knows_no_session_of_an_earlier_one_gets_a_new_one(t
     async with serving(authority) as earlier, serving(authority) as later:
         assert not await resumed(earlier, context)
         assert [await resumed(later, context) for _ in range(2)] == [False, True]
+
+
+GROWTH = """
+import asyncio, ctypes, json, ssl, sys
+from k8s_builderd.kube import tls
+from tests.kube.test_tls import resumed
+
+class Mallinfo2(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks",
+                                                     "fsmblks", "uordblks", "fordblks", "keepcost")]
+
+mallinfo2 = ctypes.CDLL(None).mallinfo2
+mallinfo2.restype = Mallinfo2
+address, authority, times = json.loads(sys.argv[1])
+
+async def main():
+    context = ssl.create_default_context(cafile=authority)
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    await connect(20, context)
+    before = mallinfo2().uordblks
+    await connect(times, context)
+    print(mallinfo2().uordblks - before)
+
+async def connect(times, context):
+    for _ in range(times):
+        await resumed(tuple(address), context)
+
+with asyncio.Runner(loop_factory=tls.Loop) as runner:
+    runner.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc 2.33 or later counts memory in use")
+@pytest.mark.parametrize("tickets", [True, False], ids=["resumed", "never resumed"])
+async def test_a_connection_leaves_no_memory_in_use(tmp_path: Path, tickets: bool) -> None:
+    """OpenSSL's memory is none of Python's: neither its garbage collector nor tracemalloc knows of it."""
+    authority, times = Authority(tmp_path), 100
+    async with serving(authority, tickets=tickets) as address:
+        argument = json.dumps([address, str(authority.file), times])
+        done = await anyio.run_process([sys.executable, "-c", GROWTH, argument], cwd=ROOT, stderr=sys.stderr)
+    assert int(done.stdout) < times * 1000

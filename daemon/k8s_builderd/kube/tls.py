@@ -21,6 +21,11 @@ READ = 64 * 1024
 HIGH_WATER, LOW_WATER = 64 * 1024, 16 * 1024
 """Bytes waiting to be sent, from which on the protocol is paused, and down to which it goes on."""
 
+SESSIONS, SESSION_EVERY = 10, 600.0
+"""Sessions that may be taken at once, and the seconds in which another one may. Each costs 5 KB that are never freed:
+so much does SSLSocket.session leak each time it is read (seen with CPython 3.11, 3.12 and 3.13).
+"""
+
 HANDSHAKE_TIMEOUT, FAREWELL_TIMEOUT = 60.0, 30.0
 """Seconds for a handshake, and to send what waits when a connection is closed, as asyncio has them."""
 
@@ -40,6 +45,7 @@ class Loop(asyncio.SelectorEventLoop):
         super().__init__()
         self._shared = memoryview(bytearray(READ))
         self._newest: Resumable | None = None
+        self._sessions, self._counted_at = float(SESSIONS), self.time()
 
     async def create_connection(  # type: ignore[override] # asyncio has an overload for each use
         self, protocol_factory: Callable[[], asyncio.BaseProtocol], host: Any = None, port: Any = None, **options: Any
@@ -53,8 +59,9 @@ class Loop(asyncio.SelectorEventLoop):
         newest = self._newest
         session = newest.session if newest is not None and newest[:2] == (context, host) else None
 
-        def remember(session: ssl.SSLSession | None) -> None:
-            if session is not None:
+        def remember(wrapped: ssl.SSLSocket) -> None:
+            is_first = self._newest is newest  # of those that were connecting together
+            if is_first and self._may_take_session() and (session := wrapped.session) is not None:
                 self._newest = Resumable(context, host, session)
 
         try:
@@ -64,7 +71,19 @@ class Loop(asyncio.SelectorEventLoop):
             self._newest = None  # whatever it was, the next one shall not fail of it
             raise
         protocol = protocol_factory()
-        return Transport(self, wrapped, context, cast("asyncio.Protocol", protocol), self._shared, remember), protocol
+        made = Transport(
+            *(self, wrapped, context, cast("asyncio.Protocol", protocol), self._shared),
+            None if wrapped.session_reused else remember,
+        )
+        return made, protocol
+
+    def _may_take_session(self) -> bool:
+        since, self._counted_at = self._counted_at, self.time()
+        self._sessions = min(SESSIONS, self._sessions + (self._counted_at - since) / SESSION_EVERY)
+        if self._sessions < 1:
+            return False
+        self._sessions -= 1
+        return True
 
 
 async def _handshake(
@@ -124,12 +143,12 @@ class Transport(asyncio.Transport):
         context: ssl.SSLContext,
         protocol: asyncio.Protocol,
         shared: memoryview,
-        remember: Callable[[ssl.SSLSession | None], None],
+        remember: Callable[[ssl.SSLSocket], None] | None,
     ) -> None:
         """Begin to read.
 
         :param shared: what is read into; nothing of it is kept.
-        :param remember: is told the connection's session.
+        :param remember: is told of the socket when it has a session that is worth to be resumed.
         """
         super().__init__()
         self._loop = loop
@@ -138,7 +157,7 @@ class Transport(asyncio.Transport):
         self._context = context
         self._protocol: asyncio.BaseProtocol = protocol
         self._shared = shared
-        self._remember: Callable[[ssl.SSLSession | None], None] | None = remember
+        self._remember = remember
         self._unsent = bytearray()
         self._paused = False
         self._protocol_paused = False
@@ -288,7 +307,7 @@ class Transport(asyncio.Transport):
         protocol = cast("asyncio.Protocol", self._protocol)
         if size:
             if self._remember is not None:  # from TLS 1.3 on, it comes after the handshake, with the first data
-                self._remember(self._socket.session)
+                self._remember(self._socket)
                 self._remember = None
             try:
                 protocol.data_received(bytes(self._shared[:size]))
