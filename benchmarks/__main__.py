@@ -167,7 +167,7 @@ async def one(plan: Plan) -> None:
     """A launch, an end and a stop, of one chaincode."""
     to_job, ends, stops = [], [], []
     async with open_scene() as scene, scene.daemon() as daemon:
-        await launches(scene, daemon.socket, 2, "idle", "warm")
+        warm = await launches(scene, daemon.socket, 2, "idle", "warm")
         for turn in range(plan.of(25, 5)):
             began = time.monotonic()
             [run] = await launches(scene, daemon.socket, 1, "idle", f"one{turn}-")
@@ -179,6 +179,7 @@ async def one(plan: Plan) -> None:
             ends.append((run.ended_at - times[f"ended/{run.job}-x"]) * 1e3)
             [run] = await launches(scene, daemon.socket, 1, "idle", f"stop{turn}-")
             stops.append(await run.stop() * 1e3)
+        await asyncio.gather(*(run.stop() for run in warm))
         plan.add("from the request to the Job", "ms", to_job)
         plan.add("from the pod's end to the exit code", "ms", ends)
         plan.add("a stop", "ms", stops)
@@ -286,7 +287,7 @@ async def _lines_read(process: asyncio.subprocess.Process) -> int:
 async def api(plan: Plan) -> None:
     """What the API server is asked for by one launch, one stop, and a thousand daemons that it has left."""
     async with open_scene() as scene, scene.daemon() as daemon:
-        await launches(scene, daemon.socket, 1, "idle", "warm")
+        warm = await launches(scene, daemon.socket, 1, "idle", "warm")
         before = await scene.control("asked")
         [run] = await launches(scene, daemon.socket, 1, "idle", "asked")
         launched = await scene.control("asked")
@@ -294,6 +295,7 @@ async def api(plan: Plan) -> None:
         idle = await scene.control("asked")
         await run.stop()
         stopped = await scene.control("asked")
+        await asyncio.gather(*(run.stop() for run in warm))
     plan.add("requests for a launch", "", [float(sum(launched.values()) - sum(before.values()))])
     plan.add("requests while idle", "", [float(sum(idle.values()) - sum(launched.values()))])
     plan.add("requests for a stop", "", [float(sum(stopped.values()) - sum(idle.values()))])

@@ -244,13 +244,13 @@ class Server:
         stored = container.stored
         if (since := request.query.get("sinceTime")) is not None and container.kind in {"flood", "live"}:
             stored = stored if since <= stored[:19].decode() else b""
-        for start in range(0, len(stored), PIECE):
-            await response.write(stored[start : start + PIECE])
-        if request.query.get("follow"):
-            async for lines in container.follow():
-                await response.write(lines)
-            await asyncio.sleep(random.uniform(0, LONGEST_FOLLOW))  # noqa: S311
-        with suppress(ConnectionError):
+        with suppress(ConnectionError):  # nobody reads to the end what never ends
+            for start in range(0, len(stored), PIECE):
+                await response.write(stored[start : start + PIECE])
+            if request.query.get("follow"):
+                async for lines in container.follow():
+                    await response.write(lines)
+                await asyncio.sleep(random.uniform(0, LONGEST_FOLLOW))  # noqa: S311
             await response.write_eof()
         return response
 
