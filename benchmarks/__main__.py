@@ -94,26 +94,27 @@ async def many(plan: Plan) -> None:
     extra = 40
     costs: dict[int, list[float]] = {}
     memory: list[tuple[float, float]] = []
-    async with open_scene() as scene, scene.daemon() as daemon:
+    ratios: dict[int, list[float]] = {}
+    async with open_scene() as scene, scene.daemon() as daemon, scene.daemon() as other:
         await asyncio.sleep(1)
+        beside_few = await launches(scene, other.socket, sizes[0], "idle", "few-")
         memory.append((0, daemon.total))
         plan.add("memory without chaincode", "MB", [daemon.total])
         runs: list[Run] = []
         for size in sizes:
             runs += await launches(scene, daemon.socket, size - len(runs), "idle", f"n{size}-")
             memory.append((size, daemon.total))
-            costs[size] = []
-            for turn in range(plan.of(5, 3)):
-                before = daemon.cpu
-                more = await launches(scene, daemon.socket, extra, "idle", f"m{size}-{turn}-")
-                costs[size].append((daemon.cpu - before) / extra * 1e3)
-                await asyncio.gather(*(run.stop() for run in more))
+            costs[size], ratios[size] = [], []
+            for turn in range(plan.of(9, 3)):
+                names = f"m{size}-{turn}-", f"o{size}-{turn}-"
+                mine = await cpu_of_launches(scene, daemon, extra, names[0])
+                costs[size].append(mine)
+                ratios[size].append(mine / await cpu_of_launches(scene, other, extra, names[1]))
         most = sizes[-1]
         plan.add(f"memory at {most:,} chaincodes", "MB", [memory[-1][1]])
-        least = median(costs[sizes[0]])
+        against = f"another daemon, beside {sizes[0]}"
         for size in sizes:
-            ratios = [cost / least for cost in costs[size]]
-            plan.add(f"a launch's CPU beside {size:,} chaincodes", "ms CPU", costs[size], f"beside {sizes[0]}", ratios)
+            plan.add(f"a launch's CPU beside {size:,} chaincodes", "ms CPU", costs[size], against, ratios[size])
         before = daemon.cpu
         idle = plan.of(20, 5)
         await asyncio.sleep(idle)
@@ -126,7 +127,7 @@ async def many(plan: Plan) -> None:
             plan.add(about, "ms" if kind == "wall" else "ms CPU", found)
         stops = [await run.stop() * 1e3 for run in runs[: plan.of(20, 5)]]
         plan.add(f"a stop beside {most:,} chaincodes", "ms", stops)
-        await asyncio.gather(*(run.stop() for run in runs[plan.of(20, 5) :]))
+        await asyncio.gather(*(run.stop() for run in [*runs[plan.of(20, 5) :], *beside_few]))
         if not plan.quick:
             await asyncio.sleep(75)
             plan.add("memory 75 s after all have been stopped", "MB", [daemon.total])
@@ -148,6 +149,15 @@ async def many(plan: Plan) -> None:
             {"k8s-builderd": [(size, median(costs[size])) for size in sizes]},
         )
     )
+
+
+async def cpu_of_launches(scene: Scene, daemon: Daemon, count: int, name: str) -> float:
+    """Launch so many chaincodes, stop them again, and return the daemon's CPU for each launch in ms."""
+    before = daemon.cpu
+    runs = await launches(scene, daemon.socket, count, "idle", name)
+    cpu = (daemon.cpu - before) / count * 1e3
+    await asyncio.gather(*(run.stop() for run in runs))
+    return cpu
 
 
 async def longest_pauses(daemon: Daemon) -> dict[str, float]:
