@@ -40,6 +40,7 @@ from k8s_builderd.kube.errors import (
 from k8s_builderd.kube.objects import ObjectOnly
 from k8s_builderd.kube.resources import EVENTS, JOBS, PODS, SECRETS
 from k8s_builderd.kube.review import try_create
+from k8s_builderd.tasks import beside
 from tests.embedded.cluster import PATIENCE, Cluster, eventually, secret
 from tests.kube.certificates import Authority
 from tests.kube.rogue import Answer, Reply, Request, Rogue, rogue, status
@@ -762,6 +763,39 @@ async def test_a_list_that_is_none_is_an_error_of_ours(kubeconfig: Path, body: b
     async with rogue(answer) as server, opened(server, kubeconfig) as api:
         with pytest.raises(ApiError):
             await api.list(EVENTS, ObjectOnly)
+
+
+async def test_a_long_list_holds_up_nobody(kubeconfig: Path) -> None:
+    """A thousand objects take 30 ms and more to decode."""
+    many = [{"metadata": {"uid": str(number), "name": "n"}} for number in range(1000)]
+    one = {"metadata": {"uid": "0", "name": "n" * len(json.dumps(many))}}
+    listed: list[dict[str, Any]] = []
+
+    async def answer(request: Request, reply: Reply) -> None:
+        await reply.whole(200, json.dumps({"metadata": {"resourceVersion": "1"}, "items": listed}).encode())
+
+    async def turns_of(api: Api) -> int:
+        turns = 0
+
+        async def spin() -> None:
+            nonlocal turns
+            while True:
+                await anyio.lowlevel.checkpoint()
+                turns += 1
+
+        async def look() -> None:
+            nonlocal turns
+            turns = 0
+            assert len((await api.list(EVENTS, ObjectOnly)).items) == len(listed)
+
+        await beside(look, spin)
+        return turns
+
+    async with rogue(answer) as server, opened(server, kubeconfig) as api:
+        turns = {}
+        for listed in ([one], many):
+            turns[len(listed)] = min([await turns_of(api) for _ in range(5)])
+    assert turns[1000] >= turns[1] + 5
 
 
 async def test_credentials_go_to_no_other_server(kubeconfig: Path) -> None:

@@ -37,6 +37,9 @@ AT_ONCE = 32
 """Requests of one verb for one resource that are on their way at once. More are only more connections. Watches and logs
 do not count."""
 
+BITE = 100
+"""Objects of a list that are decoded before others have their turn: a thousand take 30 ms or more."""
+
 CLOSE_TIMEOUT = 2.0
 """Seconds that the connections may take to close when the daemon ends."""
 
@@ -190,7 +193,9 @@ class Api:
         answer = await self.request("GET", "list", resource, resource.path(self.namespace), selectors)
         raw = decoded(RawList, answer.content, "list", resource)
         items, unreadable = [], set()
-        for item in raw.items or ():
+        for number, item in enumerate(raw.items or ()):
+            if number % BITE == 0:
+                await anyio.lowlevel.checkpoint()
             try:
                 items.append(decoded(kind, item, "list", resource))
             except Unavailable as error:
