@@ -229,7 +229,7 @@ async def test_a_cursor_that_no_daemon_has_sent_starts_nothing(scene: Scene, dae
             await raw.send(request(package.root, token=b"%032x" % number, cursor=cursor))
             [(kind, line)] = await raw.rest()
             assert kind == "W"
-            assert b"cannot continue this launch: the cursor is not from a daemon of this version. The cha" in line
+            assert b"cannot continue this launch: this daemon is older than the one before. Go back to that v" in line
     assert await scene.count("jobs") == 0
 
 

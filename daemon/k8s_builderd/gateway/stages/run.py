@@ -110,4 +110,5 @@ def read_cursor(request: Request) -> Cursor | None:
     try:
         return Cursor.parse(request.cursor) if request.cursor else None
     except ValueError:
-        raise ProtocolError("the cursor is not from a daemon of this version") from None
+        # Cursors of older versions can all be read.
+        raise ProtocolError("this daemon is older than the one before. Go back to that version") from None
