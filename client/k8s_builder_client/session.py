@@ -27,6 +27,9 @@ UNANSWERED = 30.0
 """Seconds for which a daemon that has read the request of a `run` may say nothing: older ones give no signs of life,
 and their first line comes when the API has not answered for their FABRIC_K8S_BUILDER_REQUEST_TIMEOUT."""
 
+FULL = 2.0
+"""Seconds for which a `run` that has lost its daemon waits for a full stderr, before it looks for the daemon again."""
+
 CALL_TIMEOUT = 60.0
 """Seconds that the daemon has for a detect, build or release once it can be reached."""
 
@@ -60,6 +63,7 @@ class Session:
         self._heard = False  # whether there was one
         self._gives_signs = False  # whether there was an empty one, so that its silence says something
         self._broken = ""  # why nothing more comes; what came before is still to be delivered
+        self._leave_at = None  # type: float | None # until when it may wait for a full stderr
         self._requested = False  # a whole request has left: the daemon may have begun
         self._cursor = None  # type: bytes | None # of the newest log frame; once there is one, the daemon is waited for
         self._malformed_again_at = 0.0
@@ -102,6 +106,7 @@ class Session:
             return
         if self._socket is not None:
             if not self._may_read():
+                self._leave(now)
                 return  # it is not listened to, so that its silence says nothing
             self._look_for_signs(now)
         if away.over:
@@ -118,6 +123,16 @@ class Session:
             else:
                 text = "Lost k8s-builderd at %s (%s). The chaincode keeps running; reconnecting"
             self._stderr.words(text % (shown(self._path), away.reason))
+
+    def _leave(self, now: float) -> None:
+        """Look for the daemon again though stderr is full: the next one keeps a chaincode for its `run` only so long.
+
+        What is dropped here comes again after the cursor.
+        """
+        if self._leave_at is not None and now >= self._leave_at:
+            self._leave_at = None
+            if not self._frames.has(wire.EXIT):
+                self._lost(self._broken)
 
     def _look_for_signs(self, now: float) -> None:
         away = self._reconnect
@@ -175,7 +190,8 @@ class Session:
         if self._call_deadline is not None:
             times.append(self._call_deadline)
         if self._socket is not None and not reading:
-            pass
+            if self._leave_at is not None:
+                times.append(self._leave_at)
         elif away.over:
             silence = self._longest_silence()
             if silence is not None:
@@ -195,8 +211,7 @@ class Session:
         reading = self._may_read()
         if self._socket is not None and not self._broken:
             events = (select.POLLIN if reading else 0) | (select.POLLOUT if self._outgoing else 0)
-            if events:  # else a hang-up would be reported again and again while stderr is full
-                poll.register(self._socket.fileno(), events)
+            poll.register(self._socket.fileno(), events)  # a hang-up is always told
         due = self._next_time(reading=reading)
         ready = dict(poll.poll(None if due is None else max(0, (due - time.monotonic()) * 1000 + 1)))
         if not reading:
@@ -209,7 +224,7 @@ class Session:
         if self._socket is not None and self._socket.fileno() in ready:
             if self._outgoing:
                 self._send(self._socket)
-            if reading:
+            if reading or ready[self._socket.fileno()] & (select.POLLHUP | select.POLLERR):
                 self._receive(self._socket)
 
     # The connection
@@ -231,6 +246,7 @@ class Session:
         self._heard = self._gives_signs = False
         self._frames = wire.Frames()
         self._broken = ""
+        self._leave_at = None
         self._outgoing = bytearray(self._request)
         if self._cursor is not None:
             self._outgoing += wire.frame(wire.CURSOR, self._cursor)
@@ -291,12 +307,13 @@ class Session:
         except BlockingIOError:
             return
         except OSError as error:
-            self._broken = error.strerror or _CLOSED
-            return
+            data, self._broken = b"", error.strerror or _CLOSED
         if data:
             self._frames.feed(data)
-        else:
-            self._broken = _CLOSED
+            return
+        self._broken = self._broken or _CLOSED
+        if self._cursor is not None:
+            self._leave_at = time.monotonic() + FULL
 
     def _deliver(self, now: float) -> None:
         try:

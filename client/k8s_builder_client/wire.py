@@ -66,6 +66,15 @@ class Frames:
         del self._buffer[: HEADER + length]
         return kind, payload
 
+    def has(self, kind: bytes) -> bool:
+        """Whether a frame of `kind` has come and was not taken yet."""
+        at = 0
+        while at + HEADER <= len(self._buffer):
+            if self._buffer[at : at + 1] == kind:
+                return True
+            at += HEADER + int.from_bytes(self._buffer[at + 1 : at + HEADER], "big")
+        return False
+
 
 def log(payload: bytes) -> "tuple[bytes, bytes]":
     """The cursor and the lines of an `L` frame. Raises FrameError where the cursor is longer than the payload."""

@@ -333,3 +333,32 @@ def test_a_peer_that_does_not_read_holds_the_daemon_back(peer: Peer, daemon: Dae
     program.line()
     assert program.rest_while(lambda: connection.send(exits(0))) == line * (3 + sent // len(log(b"c", line)))
     assert program.ends() == 0
+
+
+def test_a_daemon_that_goes_is_looked_for_again_though_nobody_reads(peer: Peer, daemon: Daemon) -> None:
+    """The next one keeps the chaincode for its `run` only so long. What the client has not taken comes again."""
+    peer.hurry(FULL=0.1)
+    program = peer.call_with_small_pipe("run")
+    connection = daemon.accept()
+    connection.request()
+    connection.send(log(b"a", b"x" * 8191 + b"\n"), log(b"b", b"not taken\n"))
+    program.fills()
+    connection.close()
+    again = daemon.accept()
+    assert again.request().one("C") == b"a"
+    program.line()
+    assert program.rest_while(lambda: again.send(log(b"b", b"taken\n"), exits(0))) == b"taken\n"
+    assert program.ends() == 0
+
+
+def test_an_exit_that_waits_for_a_reader_is_not_left_for_another_daemon(peer: Peer, daemon: Daemon) -> None:
+    peer.hurry(FULL=0.1)
+    program = peer.call_with_small_pipe("run")
+    connection = daemon.accept()
+    connection.request()
+    connection.send(log(b"a", b"x" * 8191 + b"\n"), words(b"the end\n"), exits(3))
+    program.fills()
+    connection.close()
+    assert not select.select([daemon.listener], [], [], 0.5)[0]
+    assert program.rest() == b"x" * 8191 + b"\nthe end\n"
+    assert program.ends() == 3

@@ -132,6 +132,27 @@ async def test_the_daemon_is_replaced_while_nobody_reads(scene: Scene) -> None:
     assert last == b"and on"
 
 
+async def test_a_run_that_nobody_reads_comes_back_to_the_next_daemon(scene: Scene) -> None:
+    """Or its chaincode would be an orphan after a while."""
+    daemon = await scene.daemon()
+    flooding = await Flooding.make(scene)
+    run = await scene.call("run", flooding.package, read=False)
+    await flooding.printed()
+    await kill(daemon)
+    daemon = await scene.daemon()
+
+    async def is_back() -> bool:
+        return "k8s_builderd_connections 1.0" in (await scene.health(daemon, "/metrics"))[1]
+
+    await eventually(is_back)
+    run.reading.set()
+    flooding.go_on()
+    assert await run.wait() == 0
+    *numbered, last = chaincode_lines(run)
+    assert in_order(numbered)
+    assert last == b"and on"
+
+
 async def test_a_reader_that_never_comes_back_is_the_peers_end(scene: Scene) -> None:
     await scene.daemon()
     flooding = await Flooding.make(scene)
