@@ -221,3 +221,28 @@ def test_a_rest_that_is_refused_is_not_asked_for_in_a_storm() -> None:
         simulation.run(played())
     finally:
         simulation.close()
+
+
+@pytest.mark.parametrize("rest", [0.0, 3600.0], ids=["ends", "is quiet for an hour"])
+def test_a_nodes_clock_that_is_set_back_doubles_no_line(rest: float) -> None:
+    """The lines before it have later times than the newest line has. No line was thrown away, and none was missed."""
+    kubelet, follower = Kubelet(), Follower()
+
+    async def play() -> None:
+        follow = partial(logs.follow, cast(Api, kubelet), "pod", "chaincode", kubelet.container, None, rng=Random(1))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(follow, deliver=follower._deliver, gap=follower._gap, refused=follower._refused))
+            await anyio.sleep(60)
+            for step in [*[Step(1000, "print")] * 40, *[Step(1000, "print", back=30_000)] * 5]:
+                await anyio.sleep(step.after / 1000)
+                kubelet.do(step)
+            await anyio.sleep(rest)
+            kubelet.stop()
+
+    simulation = Simulation()
+    try:
+        simulation.run(play())
+    finally:
+        simulation.close()
+    came = [int(number) for number in re.findall(rb"line (\d+)\n", follower.lines)]
+    assert (came, follower.gaps) == (list(range(kubelet.printed)), 0)

@@ -145,3 +145,60 @@ def test_ten_launches_at_once(seed: int) -> None:
         for run in left:
             world.sim.call(run.terminate)
         over(world)
+
+
+def test_a_launch_after_one_whose_pod_no_watch_has_told_of(world: World) -> None:
+    """The watch of pods has died without a word. The `run` of a launch dies; its Job goes, its container not yet."""
+    site = world.site()
+    assert site.daemon is not None
+    world.advance(1)
+    world.sim.call(site.daemon.api.silence, "pods")
+    world.cluster.image.program = Program(obeys=False, ends_with_stream=False, connects_after=100)
+    world.ask(site)
+    assert world.sim.advance_until(lambda: len(world.cluster.containers) == 1, 10, 0.01)
+    world.sim.call(world.clients[0].kill)
+    assert world.sim.advance_until(lambda: not world.cluster.objects["jobs"], 30, 0.01)
+    world.advance(0.1)
+    assert world.cluster.containers[0].alive
+    world.cluster.image.program = Program()
+    world.ask(site)
+    world.advance(10)
+    over(world)
+
+
+def test_a_pod_that_came_after_the_api_was_asked_for_it(world: World) -> None:
+    """START_TIMEOUT: there is no pod yet. The deletion takes its time; meanwhile there is one, and no watch tells."""
+    site = world.site(startup_timeout=9, start_timeout="8s")
+    assert site.daemon is not None
+    world.advance(1)
+    world.sim.call(site.daemon.api.silence, "pods")
+    world.cluster.refuses_pods = True
+    world.cluster.image.program = Program(obeys=False, ends_with_stream=False, connects_after=100)
+    world.ask(site)
+    assert world.sim.advance_until(lambda: bool(world.cluster.objects["secrets"]), 10, 0.01)
+    site.daemon.api.faults.append(Fault("delete", "jobs", "slow", 1))
+    world.advance(8.2)
+    world.cluster.refuses_pods = False
+    assert world.sim.advance_until(lambda: len(world.cluster.containers) == 1, 60, 0.01)
+    world.ask(site)
+    assert world.sim.advance_until(lambda: not world.cluster.objects["jobs"], 30, 0.01)
+    world.cluster.image.program = Program()
+    world.advance(30)
+    over(world)
+
+
+def test_nobody_can_see_whether_an_earlier_container_has_ended(world: World) -> None:
+    """A launch waits for START_TIMEOUT at most, and is told why."""
+    site = world.site(startup_timeout=20, start_timeout="30s")
+    assert site.daemon is not None
+    world.advance(1)
+    api = site.daemon.api
+    world.sim.call(api.silence, "pods")
+    api.faults.append(Fault("list", "pods", "403", times=10**9))
+    world.cluster.image.program = Program(connects_after=1000)
+    world.request(site)
+    world.ask(site)
+    world.advance(90)
+    assert len(world.clients) == 2
+    assert world.clients[1].code == 1
+    assert world.clients[1].said("cannot list pods"), world.clients[1].words

@@ -297,11 +297,28 @@ def test_a_daemon_that_does_not_know_the_form_of_a_cursor(world: World, most: in
     world.advance(200)
     assert client.alive
     assert world.cluster.containers[0].alive
-    assert most == 0 or client.said("k8s-builderd cannot continue this launch: the cursor is not from a daemon of this")
+    assert most == 0 or client.said(
+        "k8s-builderd cannot continue this launch: this daemon is older than the one before"
+    )
     world.end_daemon(site)
     client.cursor = cursor
     site.settings["max_connections"] = 4096
     world.start_daemon(site)
     world.advance(30)
+    lives(world, site)
+    over(world)
+
+
+def test_a_container_that_starts_before_its_job_can_be_deleted_and_no_watch_tells(world: World) -> None:
+    """That it has not started is old news when the API accepts its deletion at last."""
+    site, asked = not_started(world)
+    assert site.daemon is not None
+    world.sim.call(site.daemon.api.silence, "pods")
+    world.cluster.image.there = True
+    assert world.sim.advance_until(lambda: len(world.cluster.containers) > 0, 10, 0.01)
+    world.advance(4)
+    assert asked.container is not None
+    site.daemon.api.faults.clear()
+    world.advance(40)
     lives(world, site)
     over(world)

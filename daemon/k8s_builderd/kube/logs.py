@@ -138,8 +138,8 @@ async def follow(
                 return
         except NotFound:
             if container.gone or ended:
-                if passage.broken:
-                    raise LogIncomplete("the connection broke, and the pod is gone") from None
+                if not passage.whole:
+                    raise LogIncomplete("it was not read to its end, and the pod is gone") from None
                 return  # its log went with it
         except ApiError as error:
             _log.info("log_interrupted", pod=pod, reason=str(error))
@@ -200,6 +200,8 @@ class _Passage:
         silence: float,
     ) -> None:
         self.position = after
+        self.whole = False
+        """Whether an answer has come to its end, and nothing has failed since."""
         self.broken = False
         """Whether a followed stream broke off and no answer has come to its end since: the log may have more."""
         self._api = api
@@ -237,7 +239,7 @@ class _Passage:
         else:
             reader = await self._read(before, follow=False)
             self._astray = self._astray + 1 if reader.astray else 0
-            if reader.passed_by or self._astray >= (PROOF if reader.beside else DOUBTFUL_PROOF):
+            if (reader.passed_by and not reader.found) or self._astray >= (PROOF if reader.beside else DOUBTFUL_PROOF):
                 # A rotation throws away the beginning of a log: the position is gone, and perhaps what came after it.
                 reader = await self._read(before, follow=False, everything=True)
             elif reader.astray:
@@ -280,7 +282,8 @@ class _Passage:
             async with AsyncExitStack() as stack:
                 answer = self._api.log(self._pod, self._query(after, follow=follow))
                 chunks = await stream.receive(lambda: stack.enter_async_context(answer))
-                while not reader.passed_by and (
+                # The end of an answer tells whether the position is gone: a clock may have been set back.
+                while not (follow and reader.passed_by) and (
                     chunk := await stream.receive(lambda: anext(chunks, b""), astray=follow and reader.astray)
                 ):
                     for batch in reader.feed(chunk):
@@ -296,13 +299,16 @@ class _Passage:
                 await receive()
         except _Enough as enough:
             self.broken = enough.more
+            self.whole = not enough.more
             self._kept_up = not enough.more
             return reader
         except ApiError as error:
+            self.whole = self.whole and isinstance(error, NotFound)
             self.broken = self.broken or (follow and isinstance(error, Unreachable))
             self._kept_up = False
             raise
         self.broken = False
+        self.whole = reader.found
         if follow:
             self._kept_up = reader.found
         return reader
@@ -361,12 +367,12 @@ class _Passage:
         try:
             async with self._api.log(self._pod, self._query(self.position, follow=False)) as chunks:
                 async for chunk in chunks:
-                    if any(reader.feed(chunk)) or reader.passed_by:
+                    if any(reader.feed(chunk)):
                         return True
         except ApiError as error:
             _log.info("log_interrupted", pod=self._pod, reason=str(error))
             return None
-        if reader.astray:
+        if reader.astray or (reader.passed_by and not reader.found):
             return True
         return False if reader.found else None
 

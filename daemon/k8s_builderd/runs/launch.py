@@ -78,6 +78,7 @@ class Launch:
         self._events_error = ""
         self._last_lines = b""
         self._noticing: anyio.CancelScope | None = None
+        self._followed = False
 
     async def to_end(self, owner: Owner | None, cursor: Cursor | None, deadline: float) -> int:
         """Create what is not there yet, wait until the container runs, pass on its log, and say how it ended.
@@ -105,15 +106,18 @@ class Launch:
             self._count_start()
         await self._find_pod()
         if self._seen.started or knew_pod:
-            self._seen.tell(self._look_for_faults)
-            try:
-                self._look_for_faults()
-                await self._log(cursor)
-            finally:
-                self._seen.tell(None)
-                if self._noticing is not None:
-                    self._noticing.cancel()
-        return await self._end(knew_pod=knew_pod)
+            await self._pass_on_log(cursor)
+        return await self._end(cursor, knew_pod=knew_pod)
+
+    async def _pass_on_log(self, cursor: Cursor | None) -> None:
+        self._seen.tell(self._look_for_faults)
+        try:
+            self._look_for_faults()
+            await self._log(cursor)
+        finally:
+            self._seen.tell(None)
+            if self._noticing is not None:
+                self._noticing.cancel()
 
     async def _start(self, owner: Owner | None, cursor: Cursor | None) -> None:
         async with self._store.turns.turn():
@@ -357,6 +361,7 @@ class Launch:
         pod = self._seen.pod
         if pod is None:
             return
+        self._followed = True
         uid = pod.metadata.uid
         position = cursor.position if cursor is not None and cursor.pod == uid else None
 
@@ -440,10 +445,13 @@ class Launch:
             _log.warning("chaincode_degraded", category=diagnosis.category, reason=diagnosis.text)
             await self._audience.say(f"Chaincode ID {self._plan.chaincode.chaincode_id}: {diagnosis.text}")
 
-    async def _end(self, *, knew_pod: bool) -> int:
+    async def _end(self, cursor: Cursor | None, *, knew_pod: bool) -> int:
         while True:
             await self._seen.until(lambda seen: seen.ended)
             await self._find_pod()
+            if self._seen.started and not self._followed:
+                await self._pass_on_log(cursor)  # its pod was not to be found before
+                continue
             if self._seen.terminated is None and not self._seen.job_gone:
                 await self._look_for_job()
             version = self._seen.version

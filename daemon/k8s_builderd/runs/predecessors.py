@@ -117,7 +117,7 @@ async def make_way(
         if isinstance(decision, Wait):
             await _wait(decision, siblings, version, run, plan, audience, deadline)
         else:
-            await _carry_out(decision, store, run, list(runs.values()), audience)
+            await _carry_out(decision, store, run, list(runs.values()), plan, audience, deadline)
 
 
 async def _wait(
@@ -132,7 +132,13 @@ async def _wait(
 
 
 async def _carry_out(
-    decision: Replace | Reuse | Look | GiveUp | Yield, store: Store, run: Run, others: list[Run], audience: Audience
+    decision: Replace | Reuse | Look | GiveUp | Yield,
+    store: Store,
+    run: Run,
+    others: list[Run],
+    plan: Plan,
+    audience: Audience,
+    deadline: float,
 ) -> None:
     match decision:
         case Replace(chosen):
@@ -150,6 +156,8 @@ async def _carry_out(
                         await store.look(it)
             except ApiError as error:
                 await _tell(str(error), run, audience)
+                if anyio.current_time() >= deadline:
+                    raise TimedOut(plan, str(error)) from error
                 await anyio.sleep(error.pause(1.0))
         case GiveUp(chosen):
             for it in others:

@@ -1,6 +1,6 @@
 """Carries out the deletion of a Job, from the request to the end of its container. Decides nothing."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import anyio
 import structlog
@@ -32,6 +32,7 @@ async def delete_job(
     watch_error: Callable[[], str | None],
     retried: Callable[[str, str], None] = _unnoticed,
     accepted: Callable[[], None] = _unnoticed,
+    look: Callable[[], Awaitable[None]] | None = None,
 ) -> bool:
     """Delete the run's Job until it is gone, and wait until its container has ended.
 
@@ -43,11 +44,16 @@ async def delete_job(
     """
     pauses = delays(0.1, 5.0)
     seen = run.observed
-    logged = False
+    logged = retrying = False
     while True:
         if _came_to_nothing(run, deletion):
             return False
         try:
+            if look is not None and retrying and deletion.reason is Reason.NOT_STARTED:
+                await look()  # that it has not started is old news by now
+                if _came_to_nothing(run, deletion):
+                    return False
+            retrying = True
             there = await _ask(api, run, deletion)
         except ApiError as error:
             deletion.last_error = str(error)
@@ -65,7 +71,7 @@ async def delete_job(
             _log.warning("pod_without_job", job=run.job_name, pod=deletion.orphaned_pod)
         deletion.accept()
         accepted()
-        if await _is_over(run, deletion, watch_error, there=there):
+        if await _is_over(run, deletion, watch_error, there=there) and await _is_certain(run, look):
             if deletion.is_late:
                 _log.info("deletion_done", job=run.job_name)
             return True
@@ -122,6 +128,18 @@ async def _is_over(run: Run, deletion: Deletion, watch_error: Callable[[], str |
             _log.warning("deletion_pending", job=run.job_name, job_gone=seen.job_gone, container_ended=seen.ended)
         if not seen.job_gone:
             return False
+
+
+async def _is_certain(run: Run, look: Callable[[], Awaitable[None]] | None) -> bool:
+    """Say whether its container has ended, and not only its Job: a pod may be there that no watch has told of."""
+    seen = run.observed
+    if look is None or seen.certain or seen.job is None:
+        return True
+    try:
+        await look()
+    except ApiError:
+        return False
+    return seen.ended
 
 
 def _has_job(seen: Observed) -> bool:

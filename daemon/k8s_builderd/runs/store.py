@@ -299,6 +299,7 @@ class Store:
                     lambda: self.watch_error,
                     self._metrics.retried,
                     lambda: self._ring(run),
+                    lambda: self.look(run),
                 )
                 break
             except Exception:  # noqa: BLE001 - a mistake of ours keeps no Job
@@ -357,7 +358,7 @@ class Store:
 
         :raises ApiError: if it says nothing.
         """
-        pod = run.observed.pod
+        pod, had_ended = run.observed.pod, run.observed.ended
         if pod is None:
             listed = await self._api.list(PODS, Pod, labelSelector=f"job-name={run.job_name}")
             mine = [found for found in listed.items if _is_of(found, run)]
@@ -367,7 +368,7 @@ class Store:
                     run.found(Applied(found))
                 if found.metadata.instance != self._settings.instance:
                     self.begin(self._follow_up, run, found)
-            if not mine:
+            if not mine and had_ended:  # else one may still come
                 run.lacks_pod()
         else:
             await self._look_at(run, pod)
