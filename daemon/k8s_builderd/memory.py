@@ -32,8 +32,8 @@ ENOUGH = 100
 EACH, STRAY = 1_000, 100_000
 """Blocks of memory that a launch which goes on may need (it has some 500), and how many more there may be: 10 MB."""
 
-LATER = 6
-"""Looks without another end after which it is given back once more: by then idle connections have been closed."""
+LATER = 12
+"""Looks after which it is given back anyway: connections come and go without launches, most of all in an outage."""
 
 
 def settle() -> None:
@@ -57,9 +57,9 @@ class Tidying:
 
     def __init__(self) -> None:
         """Begin, before the first launch."""
-        self._begun = self._ended = self._given_back_at = 0
-        self._quiet = LATER
-        self._at_start: int | None = None
+        self._begun = self._given_back_at = self._looks = 0
+        self._rest: int | None = None
+        self._looked_at_all = False
 
     def due(self, begun: int, ended: int, blocks: int = 0) -> Due:
         """Say what to do.
@@ -68,16 +68,16 @@ class Tidying:
         :param ended: how many of them have ended.
         :param blocks: how many blocks of memory are in use.
         """
-        if self._at_start is None:
-            self._at_start = blocks
+        rest = blocks - EACH * (begun - ended)
+        if self._rest is None or (self._looked_at_all and rest > self._rest):
+            self._rest = rest  # what was there at the start, or has been looked at: no garbage
+        self._looked_at_all = rest - self._rest > STRAY
         new, self._begun = begun - self._begun, begun
-        self._quiet = self._quiet + 1 if ended == self._ended else 0
-        self._ended = ended
-        give_back = ended - self._given_back_at >= ENOUGH
+        self._looks += 1
+        give_back = ended - self._given_back_at >= ENOUGH or self._looks == LATER
         if give_back:
-            self._given_back_at = ended
-        strays = blocks - self._at_start - EACH * (begun - ended)
-        return Due(new <= FEW, give_back or self._quiet == LATER, strays > STRAY)
+            self._given_back_at, self._looks = ended, 0
+        return Due(new <= FEW, give_back, self._looked_at_all)
 
 
 async def tidy(begun: Callable[[], int], ended: Callable[[], int]) -> None:

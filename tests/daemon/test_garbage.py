@@ -65,6 +65,14 @@ async def is_launched_again(scene: Scene, label: str) -> None:
     await second.wait()
 
 
+async def its_log_breaks(scene: Scene, label: str) -> None:
+    ticking = await Ticking.make(scene, label)
+    await scene.fault(verb="log", times=1, action={"do": "cut", "bytes": 40, "reset": True})
+    run = await scene.call("run", ticking.package)
+    await run.line("line 3")
+    assert await run.terminate() == 0
+
+
 async def never_starts(scene: Scene, label: str) -> None:
     package = await scene.package(label)
     images = {package.image_name: {"digests": ["none"]}}
@@ -73,7 +81,7 @@ async def never_starts(scene: Scene, label: str) -> None:
     assert await run.wait() == 1
 
 
-@pytest.mark.parametrize("life", [is_stopped, ends, loses_its_client, is_launched_again, never_starts])
+@pytest.mark.parametrize("life", [is_stopped, ends, loses_its_client, is_launched_again, its_log_breaks, never_starts])
 async def test_a_launch_that_has_ended_leaves_no_garbage(
     scene: Scene, tmp_path: Path, life: Callable[[Scene, str], Awaitable[None]]
 ) -> None:

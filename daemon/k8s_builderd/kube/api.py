@@ -444,7 +444,15 @@ async def _chunks(
             for _ in range(len(chunk) // TURN):
                 await anyio.lowlevel.checkpoint()
     except (aiohttp.ClientError, OSError) as error:
-        raise _unreachable(error, verb, rbac) from error
+        _forget_frames(error)
+        raise _unreachable(error, verb, rbac) from None
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Have an error of a stream hold nothing: aiohttp's reader keeps it, and its frames would keep that reader."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 async def _next_chunk(content: aiohttp.StreamReader, silence: float | None) -> bytes:
