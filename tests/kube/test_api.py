@@ -5,8 +5,10 @@ import base64
 import json
 import os
 import socket
+import ssl
 import struct
 import sys
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.abc
 import pytest
 from anyio.abc import SocketAttribute
 from structlog.testing import capture_logs
@@ -40,7 +43,7 @@ from k8s_builderd.kube.errors import (
 from k8s_builderd.kube.objects import ObjectOnly
 from k8s_builderd.kube.resources import EVENTS, JOBS, PODS, SECRETS
 from k8s_builderd.kube.review import try_create
-from k8s_builderd.tasks import beside
+from k8s_builderd.tasks import background, beside
 from tests.embedded.cluster import PATIENCE, Cluster, eventually, secret
 from tests.kube.certificates import Authority
 from tests.kube.rogue import Answer, Reply, Request, Rogue, rogue, status
@@ -126,6 +129,61 @@ async def test_a_client_certificate_that_has_changed_is_read_anew_when_it_is_ref
         async with api.watch(JOBS, {}):
             pass
     assert [request.peer for request in server.asked] == ["first", "first", "first", "second", "second"]
+
+
+def open_descriptors() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+async def test_certificates_that_are_renewed_leave_no_file_and_no_descriptor(
+    kubeconfig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL reads files only; one with a key in it is not left lying about."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    authority = Authority(tmp_path)
+    ca = {"certificate-authority-data": base64.b64encode(authority.file.read_bytes()).decode()}
+
+    def renew(number: int) -> None:
+        files = zip(("client-certificate-data", "client-key-data"), authority.issue(f"builder{number}"), strict=True)
+        user = {name: base64.b64encode(path.read_bytes()).decode() for name, path in files}
+        Rogue("https://127.0.0.1:1").kubeconfig(kubeconfig, cluster=ca, **user)
+
+    async with background() as tasks:
+        credentials = Credentials(str(kubeconfig), tasks)
+        descriptors = []
+        for number in range(3):
+            renew(number)
+            await credentials.load()
+            assert isinstance(credentials.current.tls, ssl.SSLContext)
+            assert [*folder.iterdir()] == []
+            descriptors.append(open_descriptors())
+    assert len(set(descriptors)) == 1
+
+
+async def test_a_server_that_closes_within_the_handshake_is_not_one_that_refuses_us(
+    kubeconfig: Path, tmp_path: Path
+) -> None:
+    """A load balancer without a server behind it does so. Nobody has looked at our credentials: they stay."""
+    token, program = tmp_path / "token", tmp_path / "plugin.py"
+    token.write_text("first")
+    user = plugin(program, token)
+    program.write_text(program.read_text() + f"open({str(tmp_path / 'runs')!r}, 'a').write('x')\n")
+
+    async def close(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            await stream.receive()
+
+    authority = Authority(tmp_path)
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, background() as tasks:
+        tasks.start_soon(listener.serve, close)
+        server = Rogue(f"https://127.0.0.1:{listener.extra(SocketAttribute.local_port)}")
+        async with opened(server, kubeconfig, cluster={"certificate-authority": str(authority.file)}, **user) as api:
+            for _ in range(3):
+                with pytest.raises(Unreachable, match=r"127\.0\.0\.1:\d+: .*EOF"):
+                    await api.list(JOBS, ObjectOnly)
+    assert (tmp_path / "runs").read_text() == "x"
 
 
 async def test_a_ca_that_has_changed_is_read_anew_when_it_does_not_fit(kubeconfig: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ and for those of a followed log, the first included. Whoever reads these sees to
 import os
 import re
 import socket
+import ssl
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -362,7 +363,9 @@ class Api:
         asked = anyio.current_time()
         try:
             response = await self._send_as(login, request)
-        except aiohttp.ClientSSLError:
+        except aiohttp.ClientSSLError as error:
+            if isinstance(getattr(error, "os_error", None), ssl.SSLEOFError | ssl.SSLZeroReturnError):
+                raise  # nobody has looked at our certificate: a balancer without a server behind it, say
             code = NO_ANSWER
         else:
             if response.status != HTTPStatus.UNAUTHORIZED:
@@ -482,7 +485,9 @@ def _why(error: Exception) -> str:
         return f"{error.host}:{error.port}: {error.certificate_error}"
     if isinstance(error, aiohttp.ClientConnectorError):
         number, words = error.os_error.errno, error.os_error.strerror
-        return f"{error.host}:{error.port}: {os.strerror(number) if number and number > 0 else words or error.os_error}"
+        if number and number > 0 and not isinstance(error.os_error, ssl.SSLError):  # whose numbers are OpenSSL's
+            words = os.strerror(number)
+        return f"{error.host}:{error.port}: {words or error.os_error}"
     if isinstance(error, aiohttp.ClientPayloadError):
         return "the answer broke off"
     return str(error) or type(error).__name__

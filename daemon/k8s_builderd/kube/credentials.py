@@ -6,7 +6,9 @@ kubernetes_asyncio finds them: in a pod, or in a kubeconfig with token, client c
 import os
 import signal
 import ssl
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,11 @@ class Credentials:
 
         :raises SettingsError: if there is none, it cannot be used, or an exec plugin does not end.
         """
+        with _files_for_a_moment(self._config):
+            configuration = await self._load()
+            self.current = Login(configuration, _tls(configuration))
+
+    async def _load(self) -> Any:
         configuration = self._configuration.Configuration()
         try:
             with anyio.fail_after(self._load_timeout):
@@ -91,7 +98,7 @@ class Credentials:
             raise SettingsError(
                 f"Not in a Kubernetes pod ({why}): set the KUBECONFIG_PATH environment variable to a kubeconfig"
             ) from error
-        self.current = Login(configuration, _tls(configuration))
+        return configuration
 
     async def renewed(self, than: Login) -> Login:
         """Return a newer login than one that was refused; all who ask at the same time share one load.
@@ -134,6 +141,37 @@ def _kill_plugins() -> None:
             parent = int(fields.split()[1])
             if parent == os.getpid() and b"KUBERNETES_EXEC_INFO=" in (directory / "environ").read_bytes():
                 os.kill(int(directory.name), signal.SIGKILL)
+
+
+@contextmanager
+def _files_for_a_moment(config: Any) -> Iterator[None]:
+    """Remove the files that kubernetes_asyncio writes certificates and keys into, for OpenSSL to read them.
+
+    By itself it leaves each of them, and an open descriptor, for as long as the daemon runs: two an hour, where
+    certificates are renewed every hour.
+    """
+    owner, method = getattr(config.kube_config, "FileOrData", None), "_create_temp_file_with_content"
+    original = getattr(owner, method, None)
+    if original is None:  # another layout
+        yield
+        return
+    names: list[str] = []
+
+    def write(_: object, content: str | bytes) -> str:
+        descriptor, name = tempfile.mkstemp()
+        names.append(name)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+        return name
+
+    setattr(owner, method, write)
+    try:
+        yield
+    finally:
+        setattr(owner, method, original)
+        for name in names:
+            with suppress(OSError):
+                Path(name).unlink()
 
 
 def _tls(configuration: Any) -> ssl.SSLContext | bool:
