@@ -91,16 +91,16 @@ class Launch:
         if cursor is not None and cursor.pod:
             deadline = math.inf  # it has started: an earlier daemon has passed on its log
         try:
-            with anyio.fail_after(deadline - anyio.current_time()):
+            # Not fail_after: from Python 3.12 on its error and the frames it has passed hold each other.
+            with anyio.move_on_after(deadline - anyio.current_time()) as patience:
                 await beside(lambda: self._start(owner, cursor), self._narrate)
-        except TimeoutError:
-            if not await self._started_after_all():
-                raise self._timed_out() from None
         except OtherInstance:
             raise  # it may run, but no watch would tell of its end
         except BuilderError:
             if not await self._started_after_all():
                 raise
+        if patience.cancelled_caught and not await self._started_after_all():
+            raise self._timed_out()
         knew_pod = cursor is not None and bool(cursor.pod)
         if not knew_pod:
             self._count_start()
