@@ -522,7 +522,7 @@ def seen(
     **status: Any,
 ) -> Observed:
     """Return what is known of a pod whose container is in that state; `asked` is when somebody deleted the pod."""
-    meta: dict[str, Any] = {"name": "p", "uid": "u", "ownerReferences": owners}
+    meta: dict[str, Any] = {"name": "p", "uid": "u", "ownerReferences": owners, "labels": {"job-name": "j"}}
     if asked is not None:
         meta["deletionTimestamp"] = (asked + timedelta(seconds=grace)).isoformat()
         meta["deletionGracePeriodSeconds"] = grace
@@ -1202,7 +1202,7 @@ def test_a_chaincode_whose_job_was_deleted_without_it_is_told_as_running(known: 
         assert found.category is Category.JOB_ORPHANED
         assert found.text == (
             "its job was deleted without its pod (--cascade=orphan), so the chaincode keeps running. To end it, run"
-            " kubectl delete pod p"
+            " kubectl delete pod/p secret/j"
         )
 
 

@@ -267,8 +267,8 @@ class Runs:
             await deletion.settled.wait()
         if pod := deletion.orphaned_pod:
             await audience.say(
-                f"Chaincode job {job} was deleted without its pod, and the chaincode keeps running. Delete the pod:"
-                f" kubectl -n {self._settings.namespace} delete pod {pod}"
+                f"Chaincode job {job} was deleted without its pod, and the chaincode keeps running. Delete the pod and"
+                f" its Secret: kubectl -n {self._settings.namespace} delete pod/{pod} secret/{run.job_name}"
             )
             return 1
         if deletion.accepted_at is not None:

@@ -169,7 +169,7 @@ def left_behind(seen: Seen) -> Diagnosis | None:
         return None
     text = (
         "its job was deleted without its pod (--cascade=orphan), so the chaincode keeps running."
-        f" To end it, run kubectl delete pod {pod.metadata.name}"
+        f" To end it, run kubectl delete pod/{pod.metadata.name} secret/{pod.job_name}"  # nobody else deletes that
     )
     return Diagnosis(Category.JOB_ORPHANED, "orphaned", text)
 
