@@ -21,7 +21,7 @@ READ = 64 * 1024
 HIGH_WATER, LOW_WATER = 64 * 1024, 16 * 1024
 """Bytes waiting to be sent, from which on the protocol is paused, and down to which it goes on."""
 
-SESSIONS, SESSION_EVERY = 10, 600.0
+SESSIONS, SESSION_EVERY = 10, 3600.0
 """Sessions that may be taken at once, and the seconds in which another one may. Each costs 5 KB that are never freed:
 so much does SSLSocket.session leak each time it is read (seen with CPython 3.11, 3.12 and 3.13).
 """

@@ -449,7 +449,7 @@ class Launch:
         while True:
             await self._seen.until(lambda seen: seen.ended)
             await self._find_pod()
-            if self._seen.started and not self._followed:
+            if self._seen.started and self._seen.pod is not None and not self._followed:
                 await self._pass_on_log(cursor)  # its pod was not to be found before
                 continue
             if self._seen.terminated is None and not self._seen.job_gone:
