@@ -73,6 +73,14 @@ async def its_log_breaks(scene: Scene, label: str) -> None:
     assert await run.terminate() == 0
 
 
+async def is_not_answered(scene: Scene, label: str) -> None:
+    ticking = await Ticking.make(scene, label)
+    await scene.fault(verb="create", resource="jobs", times=1, action={"do": "hang", "when": "before"})
+    run = await scene.call("run", ticking.package)
+    await run.line("line 1")
+    assert await run.terminate() == 0
+
+
 async def never_starts(scene: Scene, label: str) -> None:
     package = await scene.package(label)
     images = {package.image_name: {"digests": ["none"]}}
@@ -81,13 +89,17 @@ async def never_starts(scene: Scene, label: str) -> None:
     assert await run.wait() == 1
 
 
-@pytest.mark.parametrize("life", [is_stopped, ends, loses_its_client, is_launched_again, its_log_breaks, never_starts])
+@pytest.mark.parametrize(
+    "life", [is_stopped, ends, loses_its_client, is_launched_again, its_log_breaks, is_not_answered, never_starts]
+)
 async def test_a_launch_that_has_ended_leaves_no_garbage(
     scene: Scene, tmp_path: Path, life: Callable[[Scene, str], Awaitable[None]]
 ) -> None:
     program = tmp_path / "counting.py"
     program.write_text(COUNTING)
-    daemon = await scene.daemon(program=[sys.executable, str(program)], RECONNECT_GRACE="100ms")
+    daemon = await scene.daemon(
+        program=[sys.executable, str(program)], RECONNECT_GRACE="100ms", REQUEST_TIMEOUT="500ms"
+    )
     await life(scene, "first")
     await forgotten(scene, daemon)
     await garbage(daemon, 1)  # with that of the start

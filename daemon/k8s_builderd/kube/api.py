@@ -25,7 +25,7 @@ from k8s_builderd.kube.credentials import LOAD_TIMEOUT, Credentials, Login
 from k8s_builderd.kube.errors import ApiError, Unavailable, Unreachable, error_for_status, error_without_status
 from k8s_builderd.kube.objects import Identity, IdentityOnly, RawList, Status
 from k8s_builderd.kube.resources import PODS, Resource
-from k8s_builderd.tasks import background
+from k8s_builderd.tasks import background, in_time
 
 KEEPALIVE_IDLE = 20
 """Seconds of silence on a connection before the kernel asks whether the other side is there."""
@@ -274,13 +274,16 @@ class Api:
         data = msgspec.json.encode(body) if body is not None else None
         request = _Request(verb, resource.rbac, method, path, query, data, accept, content_type)
         asked = anyio.current_time()
+
+        async def whole() -> tuple[aiohttp.ClientResponse, bytes]:
+            async with self._turns[verb, resource.rbac]:  # what hangs holds up its like only
+                response = await self._send(request)
+                async with response:
+                    return response, await response.read()
+
         with self._telling(verb, resource.rbac):
             try:
-                with anyio.fail_after(self._patience):
-                    async with self._turns[verb, resource.rbac]:  # what hangs holds up its like only
-                        response = await self._send(request)
-                        async with response:
-                            content = await response.read()
+                response, content = await in_time(self._patience, whole)
             except (aiohttp.ClientError, OSError) as error:
                 self._asked(request, NO_ANSWER, anyio.current_time() - asked)
                 raise _unreachable(error, verb, resource.rbac) from error
@@ -334,8 +337,7 @@ class Api:
 
         with self._telling(verb, what):
             try:
-                with anyio.fail_after(head):
-                    response = await self._send(request)
+                response = await in_time(head, lambda: self._send(request))
             except (aiohttp.ClientError, OSError) as error:
                 self._asked(request, NO_ANSWER, seconds())
                 raise _unreachable(error, verb, what) from error
@@ -459,10 +461,7 @@ def _forget_frames(error: BaseException | None) -> None:
 
 
 async def _next_chunk(content: aiohttp.StreamReader, silence: float | None) -> bytes:
-    if silence is None:
-        return await content.readany()
-    with anyio.fail_after(silence):
-        return await content.readany()
+    return await (content.readany() if silence is None else in_time(silence, content.readany))
 
 
 async def _beginning(content: aiohttp.StreamReader, size: int) -> bytes:
