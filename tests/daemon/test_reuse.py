@@ -117,6 +117,32 @@ async def test_the_next_daemon_knows_whose_job_it_is_now(scene: Scene) -> None:
     await forgotten(scene, daemon)
 
 
+async def test_whose_job_it_goes_on_with_is_the_first_that_a_run_gets(scene: Scene) -> None:
+    """Cut off without that, it would come back as a launch of its own, and replace the one that it goes on with."""
+    await scene.daemon(**ROLE)
+    ticking = await Ticking.make(scene)
+    old = await scene.call("run", ticking.package)
+    await old.line(HELD_UP)
+    job = (await scene.only("jobs"))["metadata"]
+    async with Raw.open(scene) as raw:
+        await raw.send(
+            b"".join(
+                [
+                    hello("run"),
+                    frame("E", b"CORE_PEER_ID", PEER_ID.encode()),
+                    frame("D", b"image.json", (ticking.package.root / "output/image.json").read_bytes()),
+                    frame("D", b"chaincode.json", (ticking.package.root / "run/chaincode.json").read_bytes()),
+                    frame("T", b"5" * 32),
+                    END,
+                ]
+            )
+        )
+        kind, payload = await raw.frame()
+    assert kind == "L"
+    assert payload[2:].split()[0] == b"2"
+    assert payload[2:].split()[3] == job["uid"].encode()
+
+
 async def test_the_next_daemon_finds_it_ended(scene: Scene) -> None:
     daemon = await scene.daemon(**ROLE)
     ticking = await Ticking.make(scene, code=3)

@@ -116,6 +116,10 @@ class Runs:
                 )
                 await previous.left.wait()
             if plan.takeovers and cursor is None:
+                if (found := run.observed.job) is not None:
+                    # First of all, or a client that is cut off now would come back as a launch of its own, and replace
+                    # the one that it goes on with.
+                    await connection.log(str(Cursor(found.metadata.uid, token=plan.token, takeovers=plan.takeovers)))
                 job = f"{plan.namespace}/{run.job_name}"
                 await connection.say(
                     f"Reusing job {job} of an earlier launch of this chaincode, which is still starting"
