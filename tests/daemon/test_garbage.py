@@ -33,8 +33,6 @@ sys.exit(__main__.main())
 TRANSPORT = {"_SelectorSocketTransport", "TransportSocket", "socket", "dict", "method", "tuple"}
 """asyncio's own transport, without TLS, holds itself. The health port has one for each request, as has a test's API."""
 
-TIMES = 2
-
 
 async def is_stopped(scene: Scene, label: str) -> None:
     ticking = await Ticking.make(scene, label)
@@ -103,8 +101,7 @@ async def test_a_launch_that_has_ended_leaves_no_garbage(
     await life(scene, "first")
     await forgotten(scene, daemon)
     await garbage(daemon, 1)  # with that of the start
-    for number in range(TIMES):
-        await life(scene, f"next{number}")
+    await life(scene, "next")
     await forgotten(scene, daemon)
     assert await garbage(daemon, 2) == {}
 

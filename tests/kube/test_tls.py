@@ -403,7 +403,7 @@ address, authority, times = json.loads(sys.argv[1])
 async def main():
     context = ssl.create_default_context(cafile=authority)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    await connect(20, context)
+    await connect(10, context)
     before = mallinfo2().uordblks
     await connect(times, context)
     print(mallinfo2().uordblks - before)
@@ -421,7 +421,7 @@ with asyncio.Runner(loop_factory=tls.Loop) as runner:
 @pytest.mark.parametrize("tickets", [True, False], ids=["resumed", "never resumed"])
 async def test_a_connection_leaves_no_memory_in_use(tmp_path: Path, tickets: bool) -> None:
     """OpenSSL's memory is none of Python's: neither its garbage collector nor tracemalloc knows of it."""
-    authority, times = Authority(tmp_path), 100
+    authority, times = Authority(tmp_path), 40
     async with serving(authority, tickets=tickets) as address:
         argument = json.dumps([address, str(authority.file), times])
         done = await anyio.run_process([sys.executable, "-c", GROWTH, argument], cwd=ROOT, stderr=sys.stderr)
