@@ -2,9 +2,9 @@
 
 The daemon holds some hundred small objects for each chaincode, for as long as it runs. To walk all of them stops
 everything for 0.1 to 0.6 s at a thousand chaincodes, and finds nothing: what has ended was freed by its last reference
-(tests/daemon/test_garbage.py). So only what is new is ever looked at, and what has stayed is taken for what stays. An
-error that comes again and again can leave garbage among it; so all is looked at where far more has stayed than the
-launches that go on can need.
+(tests/daemon/test_garbage.py). So only what is new is looked at, and what has stayed is taken for what stays. An error
+that comes again and again can leave garbage among it; so all is looked at, once, where far more memory is in use than
+the launches that go on can need.
 """
 
 import ctypes

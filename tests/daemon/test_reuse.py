@@ -23,7 +23,7 @@ from tests.daemon.chaincodes import (
 )
 from tests.daemon.scene import PEER_ID, Running, Scene
 from tests.daemon.test_replace import AGAIN, Overlaps, assert_only_runs, connect
-from tests.daemon.test_socket import END, Raw, frame, hello
+from tests.daemon.test_socket import Raw, request
 from tests.embedded.cluster import running
 
 pytestmark = pytest.mark.anyio
@@ -125,18 +125,7 @@ async def test_whose_job_it_goes_on_with_is_the_first_that_a_run_gets(scene: Sce
     await old.line(HELD_UP)
     job = (await scene.only("jobs"))["metadata"]
     async with Raw.open(scene) as raw:
-        await raw.send(
-            b"".join(
-                [
-                    hello("run"),
-                    frame("E", b"CORE_PEER_ID", PEER_ID.encode()),
-                    frame("D", b"image.json", (ticking.package.root / "output/image.json").read_bytes()),
-                    frame("D", b"chaincode.json", (ticking.package.root / "run/chaincode.json").read_bytes()),
-                    frame("T", b"5" * 32),
-                    END,
-                ]
-            )
-        )
+        await raw.send(request(ticking.package.root, peer_id=PEER_ID, token=b"5" * 32))
         kind, payload = await raw.frame()
     assert kind == "L"
     assert payload[2:].split()[0] == b"2"
@@ -369,19 +358,7 @@ async def test_what_stands_in_the_cluster_reuses_nothing(scene: Scene, tls: bool
     )
     for cursor, end in ((f"2 {token} 1 {job['uid']}", unknown), (f"2 {token[:32]} 1 {job['uid']}", ("X", b"1"))):
         async with Raw.open(scene) as raw:
-            await raw.send(
-                b"".join(
-                    [
-                        hello("run"),
-                        frame("E", b"CORE_PEER_ID", PEER_ID.encode()),
-                        frame("D", b"image.json", (ticking.package.root / "output/image.json").read_bytes()),
-                        frame("D", b"chaincode.json", (ticking.package.root / "run/chaincode.json").read_bytes()),
-                        frame("T", b"5" * 32),
-                        frame("C", cursor.encode()),
-                        END,
-                    ]
-                )
-            )
+            await raw.send(request(ticking.package.root, peer_id=PEER_ID, token=b"5" * 32, cursor=cursor.encode()))
             said = await raw.rest()
         kind, payload = said[-1]
         assert kind == end[0]

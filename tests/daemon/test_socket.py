@@ -233,11 +233,13 @@ async def test_a_cursor_that_no_daemon_has_sent_starts_nothing(scene: Scene, dae
     assert await scene.count("jobs") == 0
 
 
-def request(root: Path, *, token: bytes = TOKEN, cursor: bytes = b"", extra: bytes = b"") -> bytes:
+def request(
+    root: Path, *, peer_id: str = "peer0", token: bytes = TOKEN, cursor: bytes = b"", extra: bytes = b""
+) -> bytes:
     """Return the request of a `run`."""
     return (
         hello()
-        + frame("E", b"CORE_PEER_ID", b"peer0")
+        + frame("E", b"CORE_PEER_ID", peer_id.encode())
         + frame("D", b"image.json", (root / "output/image.json").read_bytes())
         + frame("D", b"chaincode.json", (root / "run/chaincode.json").read_bytes())
         + frame("T", token)

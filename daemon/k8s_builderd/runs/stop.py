@@ -39,6 +39,7 @@ async def delete_job(
     :param watch_error: returns why the watches do not tell what there is, or None.
     :param retried: is told verb and resource of each request that is made again.
     :param accepted: is told when the API has accepted the deletion.
+    :param look: asks the API for the run's pod, because a watch may not have told of it.
     :returns: False where the deletion came to nothing, because the container of a Job that was to be deleted for not
         starting has started, or because it was withdrawn.
     """
