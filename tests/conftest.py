@@ -25,7 +25,7 @@ def _holds_the_tests(directory: Path, room: int = 1 << 30) -> bool:
     return may_run and status.f_bavail * status.f_frsize >= room and os.access(directory, os.W_OK | os.X_OK)
 
 
-# Some tests make files by the ten thousand: in memory they take a thirtieth of the time that a disk's file system takes.
+# Some tests make files by the ten thousand: in memory that takes a thirtieth of the time it takes on a disk.
 if "TMPDIR" not in os.environ and _holds_the_tests(Path("/dev/shm")):
     os.environ["TMPDIR"] = tempfile.tempdir = "/dev/shm"
 
