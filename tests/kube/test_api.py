@@ -162,6 +162,37 @@ async def test_certificates_that_are_renewed_leave_no_file_and_no_descriptor(
     assert len(set(descriptors)) == 1
 
 
+async def test_only_other_certificates_make_other_connections(kubeconfig: Path, tmp_path: Path) -> None:
+    """While all requests are refused, each load would leave a connection for every one of them: 400 MB at 1,000."""
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("first")
+    found = []
+
+    async with background() as tasks:
+        credentials = Credentials(str(kubeconfig), tasks)
+
+        async def load(**user: Any) -> None:
+            ca = {"certificate-authority": str(authority.file)}
+            files = {"client-certificate": str(certificate), "client-key": str(key)}
+            Rogue("https://127.0.0.1:1").kubeconfig(kubeconfig, cluster=ca, **files, **user)
+            await credentials.load()
+            found.append(credentials.current.tls)
+
+        await load(token="one")
+        await load(token="two")
+        for old, new in zip((certificate, key), authority.issue("second"), strict=True):
+            new.replace(old)
+        await load(token="two")
+        with authority.file.open("a") as file:
+            file.write(Authority(tmp_path, "other").file.read_text())
+        await load(token="two")
+        await load(token="two")
+    one, two, renewed, other, still = found
+    assert one is two
+    assert two is not renewed is not other
+    assert other is still
+
+
 async def test_a_server_that_closes_within_the_handshake_is_not_one_that_refuses_us(
     kubeconfig: Path, tmp_path: Path
 ) -> None:

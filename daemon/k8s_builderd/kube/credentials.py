@@ -3,6 +3,7 @@
 kubernetes_asyncio finds them: in a pod, or in a kubeconfig with token, client certificate or exec plugin.
 """
 
+import hashlib
 import os
 import signal
 import ssl
@@ -29,6 +30,8 @@ class Login(msgspec.Struct, frozen=True, eq=False):
 
     configuration: Any
     tls: ssl.SSLContext | bool
+    certificates: bytes
+    """A hash of the files that `tls` was made of."""
 
     async def headers(self) -> dict[str, str]:
         """Return the Authorization header, the token read anew from its file where that is due.
@@ -64,7 +67,13 @@ class Credentials:
         self._load_timeout = load_timeout
         self._configuration, self._config = slim.load()
         self._renewal: _Renewal | None = None
-        self.current: Login
+        self._newest: Login | None = None
+
+    @property
+    def current(self) -> Login:
+        """The newest login."""
+        assert self._newest is not None, "nothing has been loaded yet"
+        return self._newest
 
     async def load(self) -> None:
         """Read the configuration, now.
@@ -73,7 +82,14 @@ class Credentials:
         """
         with _files_for_a_moment(self._config):
             configuration = await self._load()
-            self.current = Login(configuration, _tls(configuration))
+            certificates = _certificates(configuration)
+            if (known := self._newest) is not None and known.certificates == certificates:
+                # Connections of another context cannot be used again. While all requests are refused, each load would
+                # leave one for every request, open for as long as aiohttp keeps it.
+                tls = known.tls
+            else:
+                tls = _tls(configuration)
+            self._newest = Login(configuration, tls, certificates)
 
     async def _load(self) -> Any:
         configuration = self._configuration.Configuration()
@@ -172,6 +188,18 @@ def _files_for_a_moment(config: Any) -> Iterator[None]:
         for name in names:
             with suppress(OSError):
                 Path(name).unlink()
+
+
+def _certificates(configuration: Any) -> bytes:
+    """Return a hash of all that `_tls` depends on; a file that cannot be read counts as empty."""
+    authorities = configuration.ssl_ca_cert or ssl.get_default_verify_paths().cafile
+    found = hashlib.blake2b(f"{configuration.host.partition(':')[0]} {configuration.verify_ssl}".encode())
+    for file in (authorities, configuration.cert_file, configuration.key_file):
+        content = b""
+        with suppress(OSError):
+            content = Path(file).read_bytes() if file else b""
+        found.update(hashlib.blake2b(content).digest())
+    return found.digest()
 
 
 def _tls(configuration: Any) -> ssl.SSLContext | bool:
