@@ -129,8 +129,8 @@ async def many(plan: Plan) -> None:
         plan.add(f"a stop beside {most:,} chaincodes", "ms", stops)
         await asyncio.gather(*(run.stop() for run in [*runs[plan.of(20, 5) :], *beside_few]))
         if not plan.quick:
-            await asyncio.sleep(75)
-            plan.add("memory 75 s after all have been stopped", "MB", [daemon.total])
+            await asyncio.sleep(180)
+            plan.add("memory 3 min after all have been stopped", "MB", [daemon.total])
     plan.plots.append(
         Plot(
             "chaincodes",

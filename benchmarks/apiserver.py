@@ -33,6 +33,8 @@ Object = dict[str, Any]
 
 LINE = b"invoke 0123456789abcdef0123456789abcdef on channel mychannel took 12.345 ms, read 17 keys, wrote 4\n"
 PIECE = 64 * 1024
+BOOKMARKS = 60.0
+"""Seconds between two bookmarks of a quiet watch, as of Kubernetes' own."""
 LONGEST_FOLLOW = 1.0
 """Seconds by which a kubelet ends a followed log later than its container, at most."""
 
@@ -177,7 +179,11 @@ class Server:
         self.watches[resource].add(queue)
         try:
             while True:
-                await response.write(await queue.get())
+                try:
+                    line = await asyncio.wait_for(queue.get(), BOOKMARKS)
+                except TimeoutError:
+                    line = event("BOOKMARK", {"metadata": {"resourceVersion": str(self.version)}})
+                await response.write(line)
         finally:
             self.watches[resource].discard(queue)
 

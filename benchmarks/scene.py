@@ -213,6 +213,7 @@ class Cluster:
         port = _free_port()
         variables = {
             "PATH": os.defpath,
+            "PYTHONMALLOC": "malloc",  # as in the image
             "KUBECONFIG_PATH": str(self.kubeconfig),
             "FABRIC_K8S_BUILDER_SOCKET": str(socket),
             "FABRIC_K8S_BUILDER_HEALTH_ADDRESS": f"127.0.0.1:{port}",

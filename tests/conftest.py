@@ -15,7 +15,7 @@ NO_SKIPS = bool(os.environ.get("K8S_BUILDER_NO_SKIPS"))
 os.environ.setdefault("SSL_CERT_FILE", os.devnull)
 
 
-def _holds_the_tests(directory: Path, room: int = 1 << 30) -> bool:
+def _holds_the_tests(directory: Path, room: int = 2 << 30) -> bool:
     """Tell whether the tests' files can be here: in `room` bytes, and with programs among them that are run."""
     try:
         status = os.statvfs(directory)

@@ -145,7 +145,7 @@ import gc
 from k8s_builderd import memory
 memory.settle()
 before = memory.blocks()
-more = [[] for _ in range(5000)]
+more = [[] for _ in range(10_000)]
 gc.freeze()
 print(0 < before <= memory.blocks() - 5000)
 """

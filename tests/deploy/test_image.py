@@ -141,6 +141,13 @@ def test_kubectl_exec_finds_the_command_without_a_shell() -> None:
     assert dict(instructions())["ENTRYPOINT"] == '["/opt/k8s-builderd/bin/k8s-builderd"]'
 
 
+def test_free_memory_is_given_back_by_the_page() -> None:
+    """Python's own allocator keeps a MiB wherever one small thing in it stays."""
+    assert ("ENV", "PYTHONMALLOC=malloc") in instructions()
+    service = (wheel.ROOT / "systemd/k8s-builderd.service").read_text()
+    assert "\nEnvironment=PYTHONMALLOC=malloc\n" in service
+
+
 def test_embedded_without_the_lab_is_told_in_one_line(production: Path) -> None:
     done = wheel.python(production, "-m", "k8s_builderd", "--embedded")
     assert done.returncode == 1

@@ -17,7 +17,7 @@ from k8s_builderd.kube.api import Api
 from k8s_builderd.kube.errors import FORBIDDEN_PATIENCE
 from k8s_builderd.kube.objects import ObjectOnly
 from k8s_builderd.kube.resources import SECRETS
-from k8s_builderd.kube.watch import MAX_EVENT, Applied, Deleted, Reflector
+from k8s_builderd.kube.watch import LATE, MAX_EVENT, Applied, Deleted, Gone, Reflector
 from tests.embedded.cluster import PATIENCE, Cluster, eventually, secret
 from tests.kube.rogue import Reply, Request, rogue, status
 
@@ -577,6 +577,30 @@ async def test_a_late_word_about_a_deleted_object_does_not_bring_it_back(kubecon
         ]
 
 
+@pytest.mark.parametrize(
+    ("calls", "is_known"),
+    [
+        ([], True),
+        ([100], True),
+        ([100, 101, 100 + LATE - 1], True),
+        ([100, 100 + LATE], False),
+        ([100 + 10 * LATE], True),
+        ([100 + 10 * LATE, 100 + 11 * LATE], False),
+    ],
+    ids=["at once", "one look", "many looks", "late", "nothing was told for long", "and late"],
+)
+def test_what_has_gone_is_remembered_until_no_answer_can_tell_of_it(calls: list[float], is_known: bool) -> None:
+    gone = Gone()
+    gone.age(50)
+    gone.add("a", "14")
+    for now in calls:
+        gone.age(now)
+    assert gone.version("a") == ("14" if is_known else None)
+    assert len(gone) == is_known
+    gone.discard("a")
+    assert gone.version("a") is None
+
+
 async def test_a_late_word_of_a_deletion_takes_nothing_away(kubeconfig: Path) -> None:
     """It lost its label for a moment, and a request of ours has seen it since. What nobody knew is no loss either."""
 
@@ -673,13 +697,13 @@ async def test_lists_and_watches_are_asked_for_in_the_apis_words(kubeconfig: Pat
 
 # One object harms no other
 
-LATE = "10000-01-01T00:00:00Z"
+TOO_LATE = "10000-01-01T00:00:00Z"
 """A time that Kubernetes can write and nobody here can read."""
 
 
 def unreadable(name: str, version: int) -> dict[str, Any]:
     item = thing(name, version)
-    item["metadata"]["deletionTimestamp"] = LATE
+    item["metadata"]["deletionTimestamp"] = TOO_LATE
     return item
 
 

@@ -28,6 +28,9 @@ WATCH_TIMEOUT = 300
 WATCH_INTERVAL = 0.5
 """Seconds from the beginning of a watch to that of the next at least, whatever ends it, and although it delivers."""
 
+LATE = 30.0
+"""Seconds for which what has gone is remembered at least: an answer that still tells of it is never so late."""
+
 _log = structlog.get_logger("k8s_builderd.watch")
 _decode_event = msgspec.json.Decoder(RawWatchEvent).decode
 _decode_bookmark = msgspec.json.Decoder(ObjectOnly).decode
@@ -65,6 +68,49 @@ class Deleted(msgspec.Struct, Generic[T], frozen=True):
     """The object is gone, or has lost the label; this was its last known state."""
 
     object: T
+
+
+class Gone:
+    """What has gone lately: each object's uid, and the resourceVersion with which it went. Pure.
+
+    An answer that was under way when an object went is not to bring it back. Nothing is kept for longer than that: a
+    few small things that stay can keep a MiB of memory each from being given back.
+    """
+
+    def __init__(self) -> None:
+        self._newer: dict[str, str] = {}
+        self._older: dict[str, str] = {}
+        self._parted_at = 0.0
+
+    def __len__(self) -> int:
+        """Return how many are remembered."""
+        return len(self._newer) + len(self._older)
+
+    def version(self, uid: str) -> str | None:
+        """Return the resourceVersion with which it went, or None where nothing is known of that."""
+        return self._newer.get(uid) or self._older.get(uid)
+
+    def add(self, uid: str, version: str) -> None:
+        """Remember it."""
+        self._newer[uid] = version
+
+    def discard(self, uid: str) -> None:
+        """Forget that it went: it is back."""
+        self._newer.pop(uid, None)
+        self._older.pop(uid, None)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._newer, self._older = {}, {}
+
+    def age(self, now: float) -> None:
+        """Forget what has been remembered for long enough: `LATE` seconds at least, and until the second call after.
+
+        :param now: seconds on a clock that never goes back.
+        """
+        if now - self._parted_at >= LATE:
+            self._newer, self._older = {}, self._newer
+            self._parted_at = now
 
 
 class Reflector(Generic[T]):
@@ -111,7 +157,7 @@ class Reflector(Generic[T]):
         self._refusal = refusal
         self._refusals = Refusals(refusal)
         self._rng = rng or Random()  # noqa: S311 - spreads load, keeps no secret
-        self._gone: dict[str, str] = {}
+        self._gone = Gone()
         self._untold: set[str] = set()
         """The uids of objects whose newest state could not be told, for a mistake of ours."""
         self._version = ""
@@ -233,6 +279,7 @@ class Reflector(Generic[T]):
                 if line is None:
                     self._restarted(self._resource.rbac, "closed")
                     break
+                self._gone.age(anyio.current_time())  # bookmarks come each minute
                 self._take(self._read(_decode_event, line))
                 if quiet:
                     # Only a stream that delivers ends the back-off: one that is opened and cut at once does not.
@@ -292,9 +339,9 @@ class Reflector(Generic[T]):
         known = self.objects.get(uid)
         # A late or repeated word about the past changes nothing; one that is newer brings back what has regained its
         # label.
-        latest = known.metadata.resource_version if known is not None else self._gone.get(uid)
+        latest = known.metadata.resource_version if known is not None else self._gone.version(uid)
         if latest is None or _newer(item.metadata.resource_version, latest) or (known and uid in self._untold):
-            self._gone.pop(uid, None)
+            self._gone.discard(uid)
             self._untold.discard(uid)
             self.objects[uid] = item
             self._tell(Applied(item))
@@ -306,9 +353,7 @@ class Reflector(Generic[T]):
             return
         self.objects.pop(uid, None)
         self._untold.discard(uid)
-        self._gone[uid] = version
-        if len(self._gone) > 1024:
-            del self._gone[next(iter(self._gone))]
+        self._gone.add(uid, version)
         if known is not None:
             self._tell(Deleted(item))
 
