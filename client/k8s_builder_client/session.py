@@ -121,7 +121,7 @@ class Session:
             if self._cursor is None:
                 text = "Waiting for k8s-builderd at %s: %s"
             else:
-                text = "Lost k8s-builderd at %s (%s). The chaincode keeps running; reconnecting"
+                text = "Lost k8s-builderd at %s (%s). Running chaincode goes on; reconnecting"
             self._stderr.words(text % (shown(self._path), away.reason))
 
     def _leave(self, now: float) -> None:

@@ -105,7 +105,7 @@ def test_a_run_with_a_job_waits_longer_than_the_time_to_connect(peer: Peer, daem
     assert program.line() == b"started"
     daemon.close()
     connection.close()
-    program.says(f"Lost k8s-builderd at {daemon.path} (No such file or directory). The chaincode keeps running")
+    program.says(f"Lost k8s-builderd at {daemon.path} (No such file or directory). Running chaincode goes on")
     connection = daemon.open().accept()
     assert connection.request().one("C") == b"c"
     connection.send(words(b"here\n"))

@@ -90,7 +90,7 @@ def test_a_run_with_a_job_waits_for_a_daemon_that_gives_signs_no_more(peer: Peer
     connection = frozen_after(peer, SIGN, log(b"c", b"line\n"))
     assert program.line() == b"line"
     for _ in range(3):
-        program.says(f"Lost k8s-builderd at {daemon.path} (the daemon does not answer). The chaincode keeps running")
+        program.says(f"Lost k8s-builderd at {daemon.path} (the daemon does not answer). Running chaincode goes on")
     connection.send(SIGN, exits(7))
     assert b"Connected to k8s-builderd after " in program.rest()
     assert program.ends() == 7
@@ -103,7 +103,7 @@ def test_a_run_that_comes_back_to_a_frozen_daemon_waits_and_says_so(peer: Peer, 
     connection.request()
     connection.send(log(b"c"))
     connection.close()  # and nobody accepts the next
-    program.says(f"Lost k8s-builderd at {daemon.path} (the daemon does not answer). The chaincode keeps running")
+    program.says(f"Lost k8s-builderd at {daemon.path} (the daemon does not answer). Running chaincode goes on")
     connection = daemon.accept()
     assert connection.request().one("C") == b"c"
     program.says("Connected to k8s-builderd after ")

@@ -33,7 +33,7 @@ async def test_calls_are_told_and_end_and_chaincode_goes_on(scene: Scene, tmp_pa
     async with anyio.create_task_group() as tasks:
         for program in ("detect", "build", "release", "run"):
             tasks.start_soon(is_told, program, await scene.package())
-    await run.line(f"Lost k8s-builderd at {scene.socket} (the daemon does not answer). The chaincode keeps running")
+    await run.line(f"Lost k8s-builderd at {scene.socket} (the daemon does not answer). Running chaincode goes on")
     daemon.send(signal.SIGCONT)
     await run.line("Connected to k8s-builderd after")
     await run.line("tick ", times=run.count("tick ") + 3)

@@ -59,7 +59,7 @@ async def test_three_chaincodes_log_on_while_the_daemon_is_away_and_after(scene:
         await run.line("line 5")
     await kill(daemon, signal.SIGTERM)
     for run in runs:
-        await run.line("The chaincode keeps running; reconnecting")
+        await run.line("Running chaincode goes on; reconnecting")
     await scene.daemon()
     for run in runs:
         await run.line("Connected to k8s-builderd after")

@@ -354,7 +354,7 @@ async def test_what_stands_in_the_cluster_reuses_nothing(scene: Scene, tls: bool
     token = job["annotations"]["fabric-builder-k8s-run"]
     unknown = (
         "W",
-        b"this daemon is older than the one before. Go back to that version. The chaincode keeps running; retrying",
+        b"this daemon is older than the one before. Go back to that version. Running chaincode goes on; retrying",
     )
     for cursor, end in ((f"2 {token} 1 {job['uid']}", unknown), (f"2 {token[:32]} 1 {job['uid']}", ("X", b"1"))):
         async with Raw.open(scene) as raw:

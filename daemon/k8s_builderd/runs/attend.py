@@ -299,4 +299,4 @@ async def _tell_of_stop(run: Run, claim: Claim, who: str) -> None:
 
 def cannot_continue(why: str) -> str:
     """Return what the `run` of a chaincode that is running, or may be, is told before it comes again."""
-    return f"k8s-builderd cannot continue this launch: {why}. The chaincode keeps running; retrying"
+    return f"k8s-builderd cannot continue this launch: {why}. Running chaincode goes on; retrying"
