@@ -19,11 +19,12 @@ NEITHER, COLLECT, GIVE_BACK, BOTH = (False, False), (True, False), (False, True)
         ([(FEW, 0), (2 * FEW, 0)], [COLLECT, COLLECT]),
         ([(FEW + 1, 0), (FEW + 1, 0)], [NEITHER, COLLECT]),
         ([(1000, 0), (2000, 0), (2000, 0)], [NEITHER, NEITHER, COLLECT]),
-        ([(1000, 0), (1000, ENOUGH - 1), (1000, ENOUGH), (1000, ENOUGH)], [NEITHER, COLLECT, BOTH, COLLECT]),
-        ([(1000, 900), (1000, 1000), (1000, 1000)], [GIVE_BACK, BOTH, COLLECT]),
-        ([(1000, 60), (1010, 120), (1020, 180)], [NEITHER, BOTH, COLLECT]),
+        ([(1000, 0), (1000, ENOUGH - 1), (1000, ENOUGH), (1000, ENOUGH)], [NEITHER, NEITHER, BOTH, COLLECT]),
+        ([(1000, 900), (1000, 1000), (1000, 1000)], [GIVE_BACK, GIVE_BACK, COLLECT]),
+        ([(1000, 60), (1010, 120), (1020, 150)], [NEITHER, GIVE_BACK, COLLECT]),
+        ([(1000, 0), (1000, FEW + 1), (1000, FEW + 1)], [NEITHER, NEITHER, COLLECT]),
     ],
-    ids=["nothing", "few come", "many come", "always many", "enough end", "all end", "few end at a time"],
+    ids=["nothing", "few come", "many come", "always many", "enough end", "all end", "few end at a time", "many end"],
 )
 def test_what_is_due(looks: list[tuple[int, int]], due: list[tuple[bool, bool]]) -> None:
     tidying = Tidying()

@@ -24,7 +24,8 @@ INTERVAL = 5.0
 """Seconds between two looks."""
 
 FEW = 50
-"""Launches since the last look up to which what has come since then is few enough to be looked at."""
+"""Launches that have begun or ended since the last look, up to which what has come since then is few enough to be
+looked at."""
 
 ENOUGH = 100
 """Ended launches after which memory is given back."""
@@ -58,7 +59,7 @@ class Tidying:
 
     def __init__(self) -> None:
         """Begin, before the first launch."""
-        self._begun = self._given_back_at = self._looks = 0
+        self._moves = self._given_back_at = self._looks = 0
         self._rest: int | None = None
         self._looked_at_all = False
 
@@ -73,12 +74,12 @@ class Tidying:
         if self._rest is None or (self._looked_at_all and rest > self._rest):
             self._rest = rest  # what was there at the start, or has been looked at: no garbage
         self._looked_at_all = rest - self._rest > STRAY
-        new, self._begun = begun - self._begun, begun
+        moves, self._moves = begun + ended - self._moves, begun + ended
         self._looks += 1
         give_back = ended - self._given_back_at >= ENOUGH or self._looks == LATER
         if give_back:
             self._given_back_at, self._looks = ended, 0
-        return Due(new <= FEW, give_back, self._looked_at_all)
+        return Due(moves <= FEW, give_back, self._looked_at_all)
 
 
 async def tidy(begun: Callable[[], int], ended: Callable[[], int]) -> None:
