@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from random import Random
 from typing import Any, Self
@@ -11,6 +12,7 @@ from typing import Any, Self
 import anyio
 import pytest
 from anyio.abc import TaskGroup
+from structlog.testing import capture_logs
 
 from k8s_builderd.backoff import delays
 from k8s_builderd.fabric.manifests import CONTAINER
@@ -286,8 +288,12 @@ async def test_refusals_while_the_container_runs_are_waited_out(printer: Printer
     """400: it is waiting to start; 404: not known to this API server yet."""
     said = await printer.say(numbered(0, 10))
     await printer.fault(times=times, action={"do": "status", "code": code})
-    follower = printer.follow()
-    await follower.until(b"line 9\n")
+    with capture_logs() as logged:
+        follower = printer.follow()
+        await follower.until(b"line 9\n")
+    levels = [line["log_level"] for line in logged if line["event"] == "log_interrupted"]
+    once = ["info", *["debug"] * (times - 1)]  # a line for each chaincode, not for each attempt
+    assert levels == ([] if code == HTTPStatus.NOT_FOUND else once)
     await printer.fault(times=times, action={"do": "status", "code": code})
     await printer.cluster.switch("POST", "drop")
     said += await printer.say(numbered(10, 20))

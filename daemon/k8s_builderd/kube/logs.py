@@ -50,6 +50,9 @@ chaincode that then says no more would have its last lines held back. An answer 
 PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between two attempts to read on."""
 
+SAME_OUTAGE = 60.0
+"""Seconds after an error within which the same one is no news."""
+
 PROOF, DOUBTFUL_PROOF = 2, 4
 """How often the rest of an ended log must come to nothing: where the end is plain to see, and where it is not."""
 
@@ -127,6 +130,7 @@ async def follow(
     give_up: float | None = None
     refusals = Refusals(refusal)
     reported = False
+    told, told_at = "", 0.0
     while True:
         ended = container.ended
         pause = next(pauses)
@@ -142,7 +146,10 @@ async def follow(
                     raise LogIncomplete("it was not read to its end, and the pod is gone") from None
                 return  # its log went with it
         except ApiError as error:
-            _log.info("log_interrupted", pod=pod, reason=str(error))
+            # An outage is a line for each chaincode, and not one for each of its attempts.
+            again = str(error) == told and anyio.current_time() < told_at + SAME_OUTAGE
+            (_log.debug if again else _log.info)("log_interrupted", pod=pod, reason=str(error))
+            told, told_at = str(error), anyio.current_time()
             interrupted(error)
             if give_up is not None:
                 if isinstance(error, Unreachable) and not await _answers(api, pod):
