@@ -126,3 +126,24 @@ async def _read(stream: Stream) -> Request:
     return Request(
         method, url.path, dict(urllib.parse.parse_qsl(url.query)), headers, body, names.get("commonName", "")
     )
+
+
+EMPTY = {"metadata": {"resourceVersion": "1"}, "items": []}
+
+
+async def well(request: Request, reply: Reply) -> None:
+    await reply.whole(200, EMPTY)
+
+
+def only_with(*tokens: str) -> Answer:
+    """Answer those who have one of the tokens, and tell all others that they are unknown."""
+
+    async def answer(request: Request, reply: Reply) -> None:
+        if request.headers.get("authorization") in {f"Bearer {token}" for token in accepted}:
+            await reply.whole(200, EMPTY)
+        else:
+            await reply.whole(401, status(401, "Unauthorized", "Unauthorized"))
+
+    accepted = [*tokens]
+    answer.accepted = accepted  # type: ignore[attr-defined]
+    return answer
