@@ -83,3 +83,44 @@ def test_a_daemon_restarts_and_the_rest_of_the_log_goes_with_the_pod(world: Worl
     client = world.clients[0]
     assert client.code == 1
     assert len(client.lines) == len(world.cluster.containers[0].lines) or client.said("chaincode's log"), client.words
+
+
+@pytest.mark.parametrize("times", [0, 1, 3])
+def test_that_its_job_was_deleted_is_told_though_the_api_does_not_answer_at_once(world: World, times: int) -> None:
+    """Job and pod went while no watch told; of pods a list is to be had then, and of Jobs nothing."""
+    site = launched(world)
+    assert site.daemon is not None
+    api = site.daemon.api
+    world.advance(5)
+    for what in ("jobs", "pods"):
+        world.sim.call(api.silence, what)
+    job = next(iter(world.cluster.objects["jobs"]))
+    world.sim.call(lambda: world.cluster.delete("jobs", job))
+    pod = world.cluster.containers[0].name
+    assert world.sim.advance_until(lambda: world.cluster.find("pods", pod) is None, 60, 0.1)
+    api.faults += [Fault("watch", what, "expired") for what in ("jobs", "pods")]
+    api.faults += [Fault("list", "jobs", "503", times=10**6), Fault("get", "jobs", "503", times=times)]
+    world.sim.call(api.drop)
+    world.advance(20)
+    client = world.clients[0]
+    assert client.code == 1
+    assert client.said("because its job was deleted"), client.words
+    over(world)
+
+
+@pytest.mark.parametrize("times", [0, 1, 3])
+def test_that_only_events_tell_of_is_told_though_the_api_does_not_answer_at_once(world: World, times: int) -> None:
+    """Whoever evicts a pod deletes it, and an event alone says why."""
+    site = launched(world)
+    assert site.daemon is not None
+    world.advance(5)
+    pod = world.cluster.find("pods", world.cluster.containers[0].name)
+    assert pod is not None
+    site.daemon.api.faults.append(Fault("list", "events", "503", times=times))
+    world.sim.call(lambda: world.cluster.event(pod, "TaintManagerEviction", "Marking for deletion Pod default/p"))
+    world.sim.call(lambda: world.cluster.delete("pods", pod["metadata"]["name"]))
+    world.advance(40)
+    client = world.clients[0]
+    assert client.code == 1
+    assert client.said("because its pod was evicted (TaintManagerEviction)"), client.words
+    over(world)

@@ -39,6 +39,10 @@ from k8s_builderd.tasks import beside
 EVENTS_FIRST, EVENTS_CAP = 0.4, 5.0
 """Seconds between two looks at the events of a launch that does not come up."""
 
+LAST_EVENTS, JOB_PATIENCE = 2.0, 10.0
+"""Seconds for which an API that does not answer is asked for the events of a chaincode that has ended, and whether its
+Job went with its pod. How it ended is told all the same."""
+
 QUIET = 5.0
 """Seconds for which a run waits for the API without a word."""
 
@@ -321,19 +325,29 @@ class Launch:
         if self._run.tells(cause):
             await self._audience.say(text)
 
-    async def _events(self) -> list[Event]:
-        """Return the events of the Job and its pod, or what is to be had of them."""
+    async def _events(self, patience: float = 0.0) -> list[Event]:
+        """Return the events of the Job and its pod, or what is to be had of them.
+
+        :param patience: seconds after which an API that does not answer is not asked again.
+        """
         pod = self._seen.pod
         uids = [self._job_uid] if pod is None else [self._job_uid, pod.metadata.uid]
         found: dict[str, list[Event]] = {}
         self._events_error = ""
 
         async def look(uid: str) -> None:
-            try:
-                found[uid] = (await self._api.list(EVENTS, Event, fieldSelector=f"involvedObject.uid={uid}")).items
-            except ApiError as error:
-                _log.warning("events_unavailable", reason=str(error))
-                self._events_error = f"; the events cannot be read: {error}"
+            pauses = delays(0.2, 1.0)
+            ask_until = anyio.current_time() + patience
+            while uid not in found:
+                try:
+                    found[uid] = (await self._api.list(EVENTS, Event, fieldSelector=f"involvedObject.uid={uid}")).items
+                except ApiError as error:
+                    _log.warning("events_unavailable", reason=str(error))
+                    self._events_error = f"; the events cannot be read: {error}"
+                    pause = error.pause(next(pauses))
+                    if not error.transient or anyio.current_time() + pause > ask_until:
+                        return
+                    await anyio.sleep(pause)
 
         async with anyio.create_task_group() as tasks:
             for uid in uids:
@@ -457,7 +471,7 @@ class Launch:
             version = self._seen.version
             how = verdict(
                 self._seen,
-                await self._events(),
+                await self._events(LAST_EVENTS),
                 pods_known=self._seen.certain,
                 knew_pod=knew_pod,
                 last_lines=self._last_lines,
@@ -478,15 +492,23 @@ class Launch:
 
     async def _look_for_job(self) -> None:
         """Find out whether the Job went with its pod, where the watch of Jobs has not told yet."""
-        try:
-            job = await self._api.get(JOBS, Job, self._plan.job_name)
-        except NotFound:
-            self._run.lost_job()
-        except ApiError as error:
-            _log.info("job_unknown", reason=str(error))
-        else:
-            if job.metadata.uid != self._job_uid:
-                self._run.lost_job()
+        pauses = delays(0.2, 5.0)
+        with anyio.move_on_after(JOB_PATIENCE):
+            while not self._seen.job_gone:
+                try:
+                    job = await self._api.get(JOBS, Job, self._plan.job_name)
+                    is_ours = job.metadata.uid == self._job_uid
+                except NotFound:
+                    is_ours = False
+                except ApiError as error:
+                    _log.info("job_unknown", reason=str(error))
+                    if not (error.transient or error.may_pass):
+                        return
+                    await anyio.sleep(error.pause(next(pauses)))
+                    continue
+                if not is_ours:
+                    self._run.lost_job()
+                return
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Ask the API until it answers; what time is left for that is the caller's.
