@@ -7,56 +7,55 @@ import sys
 import pytest
 
 from k8s_builderd import memory
-from k8s_builderd.memory import EACH, ENOUGH, FEW, LATER, STRAY, Tidying
-
-NEITHER, COLLECT, GIVE_BACK, BOTH = (False, False), (True, False), (False, True), (True, True)
+from k8s_builderd.memory import EACH, ENOUGH, LASTING, LATER, STRAY, Tidying
 
 
 @pytest.mark.parametrize(
-    ("looks", "due"),
+    ("looks", "gives_back"),
     [
-        ([(0, 0), (0, 0)], [COLLECT, COLLECT]),
-        ([(FEW, 0), (2 * FEW, 0)], [COLLECT, COLLECT]),
-        ([(FEW + 1, 0), (FEW + 1, 0)], [NEITHER, COLLECT]),
-        ([(1000, 0), (2000, 0), (2000, 0)], [NEITHER, NEITHER, COLLECT]),
-        ([(1000, 0), (1000, ENOUGH - 1), (1000, ENOUGH), (1000, ENOUGH)], [NEITHER, NEITHER, BOTH, COLLECT]),
-        ([(1000, 900), (1000, 1000), (1000, 1000)], [GIVE_BACK, GIVE_BACK, COLLECT]),
-        ([(1000, 60), (1010, 120), (1020, 150)], [NEITHER, GIVE_BACK, COLLECT]),
-        ([(1000, 0), (1000, FEW + 1), (1000, FEW + 1)], [NEITHER, NEITHER, COLLECT]),
+        ([(0, 0), (0, 0)], [False, False]),
+        ([(1000, 0), (1000, ENOUGH - 1), (1000, ENOUGH), (1000, ENOUGH)], [False, False, True, False]),
+        ([(1000, 900), (1000, 1000), (1000, 1000)], [True, True, False]),
+        ([(1000, 60), (1010, 120), (1020, 180)], [False, True, False]),
     ],
-    ids=["nothing", "few come", "many come", "always many", "enough end", "all end", "few end at a time", "many end"],
+    ids=["nothing", "enough end", "all end", "few end at a time"],
 )
-def test_what_is_due(looks: list[tuple[int, int]], due: list[tuple[bool, bool]]) -> None:
+def test_when_memory_is_given_back(looks: list[tuple[int, int]], gives_back: list[bool]) -> None:
     tidying = Tidying()
-    assert [tidying.due(begun, ended)[:2] for begun, ended in looks] == due
+    assert [tidying.due(begun, ended).give_back for begun, ended in looks] == gives_back
 
 
-def test_all_is_looked_at_where_more_is_in_use_than_the_launches_need() -> None:
+START = 60_000
+ENOUGH_FOR_ALL = START + 1000 * EACH + STRAY
+"""Blocks that a thousand launches may need, and what may be there beside."""
+
+
+@pytest.mark.parametrize(
+    ("looks", "all_at"),
+    [
+        ([(1000, 0, ENOUGH_FOR_ALL)] * 9, []),
+        ([(1000, 0, ENOUGH_FOR_ALL + 1)] * LASTING, [LASTING]),
+        ([*[(1000, 0, 2 * ENOUGH_FOR_ALL)] * (LASTING - 1), (1000, 0, ENOUGH_FOR_ALL)] * 3, []),
+        ([(1000, 900, START + 100 * EACH + STRAY)] * 9, []),
+        ([(1000, 900, START + 100 * EACH + STRAY + 1)] * LASTING, [LASTING]),
+        # Launches may need more than they usually do, and a look takes 0.2 s at a thousand.
+        ([(1000, 0, 2 * ENOUGH_FOR_ALL)] * 9, [LASTING]),
+        ([(1000, 0, 2 * n * ENOUGH_FOR_ALL) for n in (1, 2) for _ in range(4)], [LASTING, 4 + LASTING]),
+    ],
+    ids=["enough", "more", "more for a moment", "fewer launches", "and more", "they need it", "and then more still"],
+)
+def test_all_is_looked_at_where_more_is_in_use_than_the_launches_need(
+    looks: list[tuple[int, int, int]], all_at: list[int]
+) -> None:
     tidying = Tidying()
-    start = 60_000
-    looks = [
-        (0, 0, start),
-        (1000, 0, start + 1000 * EACH + STRAY),
-        (1000, 0, start + 1000 * EACH + STRAY + 1),
-        (1000, 0, start + 1000 * EACH),
-        (1000, 900, start + 100 * EACH + STRAY),
-        (1000, 900, start + 100 * EACH + STRAY + 1),
-    ]
-    assert [tidying.due(*look).all for look in looks] == [False, False, True, False, False, True]
-
-
-def test_what_a_look_at_all_leaves_is_not_looked_at_again() -> None:
-    """Launches may need more than they usually do: a look takes 0.2 s at a thousand."""
-    tidying = Tidying()
-    more = 1000 * (EACH + 2 * STRAY // 1000)
-    looks = [(0, 0, 60_000), *[(1000, 0, 60_000 + more)] * 5, (1000, 0, 60_000 + more + STRAY + 1)]
-    assert [tidying.due(*look).all for look in looks] == [False, True, *[False] * 4, True]
+    found = [tidying.due(*look).collect_all for look in [(0, 0, START), *looks]]
+    assert [number for number, is_due in enumerate(found) if is_due] == all_at
 
 
 def test_a_daemon_that_finds_many_launches_leaves_them_no_more_room() -> None:
     tidying = Tidying()
-    assert not tidying.due(1000, 0, 1000 * EACH + STRAY).all
-    assert tidying.due(1000, 1000, 2 * STRAY + 1).all
+    assert not tidying.due(1000, 0, 1000 * EACH + STRAY).collect_all
+    assert [tidying.due(1000, 1000, 2 * STRAY + 1).collect_all for _ in range(LASTING)][-1]
 
 
 def test_memory_is_given_back_now_and_then() -> None:
@@ -71,10 +70,10 @@ def test_what_is_there_at_the_start_is_never_looked_at_again() -> None:
 import gc
 from k8s_builderd import memory
 memory.settle()
-print(gc.get_freeze_count() > 1000, len(gc.get_objects()) < 1000, gc.get_threshold()[0])
+print(gc.get_freeze_count() > 1000, len(gc.get_objects()) < 1000, gc.isenabled())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == f"True True {memory.YOUNG}\n"
+    assert done.stdout == "True True False\n"
 
 
 def test_what_has_stayed_is_not_looked_at_again_either() -> None:
@@ -83,11 +82,11 @@ import gc
 import anyio
 from k8s_builderd import memory
 memory.INTERVAL = 0.001
-gc.disable()
 async def main():
     class Ring:
         def __init__(self):
             self.itself = self
+    memory.settle()
     Ring()
     stays = [[] for _ in range(5000)]
     frozen = gc.get_freeze_count()
@@ -104,6 +103,28 @@ anyio.run(main)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False 5000\n"
+
+
+def test_among_much_that_is_new_nothing_is_looked_for() -> None:
+    script = """
+import gc
+from k8s_builderd import memory
+memory.settle()
+class Ring:
+    def __init__(self):
+        self.itself = self
+for more in (memory.FEW, 0):
+    Ring()
+    stays = [[] for _ in range(more)]
+    memory.look()
+    print(len(gc.get_objects()) < 10, end=" ")
+    gc.unfreeze()
+    print(sum(type(it) is Ring for it in gc.get_objects()), end=" ")
+    gc.collect()
+    gc.freeze()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "True 1 True 0 "
 
 
 def test_what_was_taken_for_what_stays_is_collected_when_there_is_too_much_of_it() -> None:

@@ -2,9 +2,12 @@
 
 The daemon holds some hundred small objects for each chaincode, for as long as it runs. To walk all of them stops
 everything for 0.1 to 0.6 s at a thousand chaincodes, and finds nothing: what has ended was freed by its last reference
-(tests/daemon/test_garbage.py). So only what is new is looked at, and what has stayed is taken for what stays. An error
-that comes again and again can leave garbage among it; so all is looked at, once, where far more memory is in use than
-the launches that go on can need.
+(tests/daemon/test_garbage.py). So only what is new is looked at, where it is not much, and what has stayed is taken for
+what stays. An error that comes again and again can leave garbage among it; so all is looked at, once, where far more
+memory is in use than the launches that go on can need.
+
+Python's own rhythm does not do: it counts what is new less what is freed. Where a thousand connections break and come
+anew, or a thousand chaincodes stop, it looks late, and then at all of that: 40 to 400 ms.
 """
 
 import ctypes
@@ -15,17 +18,14 @@ from typing import NamedTuple
 
 import anyio
 
-YOUNG = 2_000
-"""New objects after which Python looks at them."""
+INTERVAL = 1.0
+"""Seconds between two looks at what is new."""
 
-_NEVER = 1 << 30
+FEW = 10_000
+"""New objects up to which they are few enough to be looked at: that takes some milliseconds."""
 
-INTERVAL = 5.0
-"""Seconds between two looks."""
-
-FEW = 50
-"""Launches that have begun or ended since the last look, up to which what has come since then is few enough to be
-looked at."""
+SELDOM = 5
+"""Looks at what is new for one at how much memory is in use."""
 
 ENOUGH = 100
 """Ended launches after which memory is given back."""
@@ -34,24 +34,27 @@ EACH, STRAY = 1_000, 100_000
 """Blocks of memory that a launch which goes on may need (it has some 500, or 84 KB), and how many more there may be: 10
 MB."""
 
+LASTING = 3
+"""Looks at memory for which there must be more: connections that break and come anew are there twice for a moment."""
+
 LATER = 12
-"""Looks after which it is given back anyway: connections come and go without launches, most of all in an outage."""
+"""Looks at memory after which it is given back anyway: connections come and go without launches, most of all in an
+outage."""
 
 
 def settle() -> None:
-    """Take what is there now for what stays, and set the thresholds."""
+    """Take what is there now for what stays, and leave all looks to `tidy`."""
+    gc.disable()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG, _NEVER, _NEVER)
 
 
 class Due(NamedTuple):
-    """What is to be done at a look."""
+    """What is to be done about memory."""
 
-    collect: bool
     give_back: bool
-    all: bool = False
-    """Whether to collect among what has stayed, too."""
+    collect_all: bool
+    """Whether to look for garbage among what has stayed, too."""
 
 
 class Tidying:
@@ -59,9 +62,9 @@ class Tidying:
 
     def __init__(self) -> None:
         """Begin, before the first launch."""
-        self._moves = self._given_back_at = self._looks = 0
+        self._given_back_at = self._looks = 0
         self._rest: int | None = None
-        self._looked_at_all = False
+        self._looks_with_more = 0
 
     def due(self, begun: int, ended: int, blocks: int = 0) -> Due:
         """Say what to do.
@@ -71,15 +74,14 @@ class Tidying:
         :param blocks: how many blocks of memory are in use.
         """
         rest = blocks - EACH * (begun - ended)
-        if self._rest is None or (self._looked_at_all and rest > self._rest):
+        if self._rest is None or (self._looks_with_more == LASTING and rest > self._rest):
             self._rest = rest  # what was there at the start, or has been looked at: no garbage
-        self._looked_at_all = rest - self._rest > STRAY
-        moves, self._moves = begun + ended - self._moves, begun + ended
+        self._looks_with_more = self._looks_with_more % LASTING + 1 if rest - self._rest > STRAY else 0
         self._looks += 1
         give_back = ended - self._given_back_at >= ENOUGH or self._looks == LATER
         if give_back:
             self._given_back_at, self._looks = ended, 0
-        return Due(moves <= FEW, give_back, self._looked_at_all)
+        return Due(give_back, self._looks_with_more == LASTING)
 
 
 async def tidy(begun: Callable[[], int], ended: Callable[[], int]) -> None:
@@ -90,15 +92,23 @@ async def tidy(begun: Callable[[], int], ended: Callable[[], int]) -> None:
     """
     tidying = Tidying()
     while True:
-        await anyio.sleep(INTERVAL)
+        for _ in range(SELDOM):
+            await anyio.sleep(INTERVAL)
+            look()
         due = tidying.due(begun(), ended(), blocks())
-        if due.all:
+        if due.collect_all:
             gc.unfreeze()
-        if due.all or due.collect:
             gc.collect()
-        gc.freeze()
+            gc.freeze()
         if due.give_back:
             give_back()
+
+
+def look() -> None:
+    """Collect garbage among what is new, if that is not much, and take the rest for what stays."""
+    if sum(len(gc.get_objects(generation)) for generation in range(3)) <= FEW:
+        gc.collect()
+    gc.freeze()
 
 
 _SIZES = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]

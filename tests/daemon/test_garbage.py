@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 COUNTING = """
 import collections, gc, signal, sys
-from k8s_builderd import __main__
+from k8s_builderd import __main__, memory
 def count(*_):
     gc.set_debug(gc.DEBUG_SAVEALL)
     gc.collect()
@@ -25,6 +25,7 @@ def count(*_):
     gc.set_debug(0)
     gc.collect()
 gc.disable()
+memory.INTERVAL = 1e9
 signal.signal(signal.SIGUSR1, count)
 sys.exit(__main__.main())
 """
