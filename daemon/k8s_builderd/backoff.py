@@ -1,4 +1,4 @@
-"""How long to wait before trying again."""
+"""How long to wait before trying again, and how often something may be done."""
 
 from collections.abc import Iterator
 from random import Random, uniform
@@ -11,3 +11,20 @@ def delays(first: float, cap: float, rng: Random | None = None) -> Iterator[floa
     while True:
         yield draw(first / 2, first)
         first = min(cap, first * 2)
+
+
+class Allowance:
+    """So many at once, and after that one each so many seconds. Pure: the caller says what time it is."""
+
+    def __init__(self, at_once: int, every: float, now: float) -> None:
+        self._most, self._every = at_once, every
+        self._left, self._counted_at = float(at_once), now
+
+    def take(self, now: float) -> bool:
+        """Take one, and return whether there was one."""
+        self._left = min(self._most, self._left + (now - self._counted_at) / self._every)
+        self._counted_at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True

@@ -20,7 +20,7 @@ from anyio.abc import SocketAttribute
 from k8s_builderd.errors import SettingsError
 from k8s_builderd.kube import slim
 from k8s_builderd.kube.api import AT_ONCE, Api
-from k8s_builderd.kube.credentials import Credentials
+from k8s_builderd.kube.credentials import LOADS, Credentials
 from k8s_builderd.kube.errors import ApiError, Unauthorized, Unreachable
 from k8s_builderd.kube.objects import ObjectOnly
 from k8s_builderd.kube.resources import JOBS, PODS
@@ -430,6 +430,33 @@ async def test_many_requests_refused_at_once_load_the_credentials_once(
                 tasks.start_soon(api.list, JOBS, ObjectOnly)
     assert loads.count == 2  # at the start, and now
     assert len(server.asked) == 2 * AT_ONCE
+
+
+async def test_while_everybody_is_refused_the_credentials_are_not_loaded_each_time(
+    kubeconfig: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exec plugin is a process each time."""
+    file = tmp_path / "token"
+    file.write_text("first")
+    loads, answer = Loads(monkeypatch), only_with()
+    async with rogue(answer) as server, opened(server, kubeconfig, tokenFile=str(file)) as api:
+        for _ in range(20):
+            with pytest.raises(Unauthorized, match=r"cannot list jobs\.batch: Unauthorized"):
+                await api.list(JOBS, ObjectOnly)
+    assert loads.count == 1 + LOADS
+    assert len(server.asked) == 20 + LOADS
+
+
+async def test_why_the_last_load_failed_is_told_until_the_next(kubeconfig: Path, tmp_path: Path) -> None:
+    program = tmp_path / "plugin.py"
+    file = tmp_path / "token"
+    file.write_text("first")
+    user = plugin(program, file)
+    async with rogue(only_with()) as server, opened(server, kubeconfig, **user) as api:
+        program.write_text("raise SystemExit('no luck')")
+        for _ in range(2 * LOADS):
+            with pytest.raises(Unauthorized, match="no luck"):
+                await api.list(JOBS, ObjectOnly)
 
 
 async def test_who_was_refused_with_older_credentials_takes_the_newer_ones(

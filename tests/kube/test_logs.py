@@ -321,6 +321,26 @@ async def test_a_log_that_is_refused_is_told_once_and_asked_for_again(printer: P
     assert (follower.gaps, len(follower.refusals)) == (0, 1)
 
 
+async def test_a_log_is_asked_for_when_the_api_server_wants_it(kubeconfig: Path) -> None:
+    asked: list[float] = []
+
+    async def answer(request: Request, reply: Reply) -> None:
+        asked.append(anyio.current_time())
+        if len(asked) <= 2:
+            await reply.whole(429, {"kind": "Status", "code": 429, "details": {"retryAfterSeconds": 1}})
+        else:
+            container.end()
+            await reply.chunked(stamped(1))
+
+    container, follower = Running(), Follower()
+    async with rogue(answer) as server, Api.open(str(server.kubeconfig(kubeconfig)), "default") as api:
+        with anyio.fail_after(PATIENCE):
+            await follower.run(api, "pod", container)
+    assert asked[1] - asked[0] >= 1
+    assert asked[2] - asked[1] >= 1
+    assert follower.lines == b"line 1\n"
+
+
 async def test_an_outage_of_the_api_loses_nothing(printer: Printer) -> None:
     follower = printer.follow()
     said = await printer.say(numbered(0, 10))

@@ -368,14 +368,16 @@ class Api:
         except aiohttp.ClientSSLError as error:
             if isinstance(getattr(error, "os_error", None), ssl.SSLEOFError | ssl.SSLZeroReturnError):
                 raise  # nobody has looked at our certificate: a balancer without a server behind it, say
+            if (renewal := self._credentials.renewal(login)) is None:
+                raise
             code = NO_ANSWER
         else:
-            if response.status != HTTPStatus.UNAUTHORIZED:
+            if response.status != HTTPStatus.UNAUTHORIZED or (renewal := self._credentials.renewal(login)) is None:
                 return response
             code = str(response.status)
             _leave(response)
         self._asked(request, code, anyio.current_time() - asked)
-        return await self._send_as(await self._credentials.renewed(login), request)
+        return await self._send_as(await renewal.login(), request)
 
     async def _send_as(self, login: Login, request: _Request) -> aiohttp.ClientResponse:
         headers = await login.headers()

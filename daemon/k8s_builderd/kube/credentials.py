@@ -17,12 +17,20 @@ import anyio
 import msgspec
 from anyio.abc import TaskGroup
 
+from k8s_builderd.backoff import Allowance
 from k8s_builderd.errors import SettingsError
 from k8s_builderd.kube import slim
 from k8s_builderd.kube.errors import Unauthorized
 
 LOAD_TIMEOUT = 60.0
 """Seconds that loading the credentials may take; an exec plugin may have to ask somebody far away."""
+
+LOADS, LOAD_EVERY = 3, 15.0
+"""Loads for a refused login that may follow each other at once, and the seconds in which another one may.
+
+While the API server refuses everybody, none of them helps. An exec plugin is a process each time, and another
+certificate leaves a connection for every request.
+"""
 
 
 class Login(msgspec.Struct, frozen=True, eq=False):
@@ -66,7 +74,8 @@ class Credentials:
         self._tasks = tasks
         self._load_timeout = load_timeout
         self._configuration, self._config = slim.load()
-        self._renewal: _Renewal | None = None
+        self._loads = Allowance(LOADS, LOAD_EVERY, anyio.current_time())
+        self._renewal: Renewal | None = None
         self._newest: Login | None = None
 
     @property
@@ -116,37 +125,67 @@ class Credentials:
             ) from error
         return configuration
 
-    async def renewed(self, than: Login) -> Login:
-        """Return a newer login than one that was refused; all who ask at the same time share one load.
+    def renewal(self, than: Login) -> "Renewal | None":
+        """Return where a newer login comes from than one that was refused; None where it is too early to load another.
 
-        :raises Unauthorized: if it cannot be loaded.
+        All who ask at the same time share one load.
         """
-        if self.current is than:
-            if self._renewal is None:
-                self._renewal = _Renewal()
-                self._tasks.start_soon(self._renew, self._renewal)
-            renewal = self._renewal
-            await renewal.done.wait()
-            if renewal.error is not None:
-                raise Unauthorized(str(renewal.error)) from renewal.error
-        return self.current
+        if self.current is not than:
+            return Renewal(self.current)
+        newest = self._renewal
+        if newest is not None and not newest.over:
+            return newest
+        if self._loads.take(anyio.current_time()):
+            self._renewal = Renewal()
+            self._tasks.start_soon(self._renew, self._renewal)
+            return self._renewal
+        return newest if newest is not None and newest.failed else None
 
-    async def _renew(self, renewal: "_Renewal") -> None:
+    async def _renew(self, renewal: "Renewal") -> None:
+        found, error = None, "the credentials were not loaded"
         try:
             await self.load()
-        except SettingsError as error:
-            renewal.error = error
+            found = self.current
+        except SettingsError as failure:
+            error = str(failure)
         finally:
-            self._renewal = None
-            renewal.done.set()
+            renewal.end(found, error)
 
 
-class _Renewal:
-    """One load that some wait for."""
+class Renewal:
+    """One load, for all who wait for it."""
 
-    def __init__(self) -> None:
-        self.done = anyio.Event()
-        self.error: SettingsError | None = None
+    def __init__(self, found: Login | None = None) -> None:
+        self._found = found
+        self._error = ""
+        self._over = anyio.Event()
+        if found is not None:
+            self._over.set()
+
+    @property
+    def over(self) -> bool:
+        """Say whether it has ended."""
+        return self._over.is_set()
+
+    @property
+    def failed(self) -> bool:
+        """Say whether it has ended without a login."""
+        return self.over and self._found is None
+
+    def end(self, found: Login | None, error: str = "") -> None:
+        """Tell what has come of it."""
+        self._found, self._error = found, error
+        self._over.set()
+
+    async def login(self) -> Login:
+        """Wait for it.
+
+        :raises Unauthorized: if the credentials could not be loaded.
+        """
+        await self._over.wait()
+        if self._found is None:
+            raise Unauthorized(self._error)
+        return self._found
 
 
 def _kill_plugins() -> None:

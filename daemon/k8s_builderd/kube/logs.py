@@ -156,6 +156,8 @@ async def follow(
                     give_up = None  # the log is not lost because the API server is away
                 elif anyio.current_time() > give_up:
                     raise LogIncomplete(f"{error}") from error
+            if give_up is None:  # else the rest is asked for while it is there
+                pause += error.pause(0)
             if not isinstance(error, Invalid) and refusals.last(error, anyio.current_time()):
                 # Invalid says that the container waits to start. The rest is no reason to stop listening: a Role can be
                 # mended.

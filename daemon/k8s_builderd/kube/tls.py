@@ -15,6 +15,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
+from k8s_builderd.backoff import Allowance
+
 READ = 64 * 1024
 """Bytes that one connection may read before another's turn."""
 
@@ -45,7 +47,7 @@ class Loop(asyncio.SelectorEventLoop):
         super().__init__()
         self._shared = memoryview(bytearray(READ))
         self._newest: Resumable | None = None
-        self._sessions, self._counted_at = float(SESSIONS), self.time()
+        self._sessions = Allowance(SESSIONS, SESSION_EVERY, self.time())
 
     async def create_connection(  # type: ignore[override] # asyncio has an overload for each use
         self, protocol_factory: Callable[[], asyncio.BaseProtocol], host: Any = None, port: Any = None, **options: Any
@@ -61,7 +63,7 @@ class Loop(asyncio.SelectorEventLoop):
 
         def remember(wrapped: ssl.SSLSocket) -> None:
             is_first = self._newest is newest  # of those that were connecting together
-            if is_first and self._may_take_session() and (session := wrapped.session) is not None:
+            if is_first and self._sessions.take(self.time()) and (session := wrapped.session) is not None:
                 self._newest = Resumable(context, host, session)
 
         try:
@@ -76,14 +78,6 @@ class Loop(asyncio.SelectorEventLoop):
             None if wrapped.session_reused else remember,
         )
         return made, protocol
-
-    def _may_take_session(self) -> bool:
-        since, self._counted_at = self._counted_at, self.time()
-        self._sessions = min(SESSIONS, self._sessions + (self._counted_at - since) / SESSION_EVERY)
-        if self._sessions < 1:
-            return False
-        self._sessions -= 1
-        return True
 
 
 async def _handshake(
