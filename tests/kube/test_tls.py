@@ -88,6 +88,7 @@ async def connected(directory: Path, handler: Handler, **options: Any) -> AsyncI
         await loop.sock_connect(plain, server.sockets[0].getsockname())
         trusted = ssl.create_default_context(cafile=str(authority.file))
         trusted.verify_flags &= ~ssl.VERIFY_X509_STRICT  # as in credentials.py
+        trusted.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # as there
         if version := options.pop("version", None):
             trusted.maximum_version = version
         transport, protocol = await loop.create_connection(

@@ -366,7 +366,7 @@ class Api:
         try:
             response = await self._send_as(login, request)
         except aiohttp.ClientSSLError as error:
-            if isinstance(getattr(error, "os_error", None), ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            if _is_end(getattr(error, "os_error", None)):
                 raise  # nobody has looked at our certificate: a balancer without a server behind it, say
             if (renewal := self._credentials.renewal(login)) is None:
                 raise
@@ -398,6 +398,13 @@ class Api:
             ssl=login.tls,
             server_hostname=login.configuration.tls_server_name,
         )
+
+
+def _is_end(error: OSError | None) -> bool:
+    """Say whether the other side has closed the connection, by what OpenSSL has said."""
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return True
+    return isinstance(error, ssl.SSLError) and error.reason == "UNEXPECTED_EOF_WHILE_READING"  # Python 3.11.2
 
 
 @asynccontextmanager

@@ -257,6 +257,8 @@ def _tls(configuration: Any) -> ssl.SSLContext | bool:
     # What Go's clients do not ask for either: from Python 3.13 on, a cluster whose CA lacks a key usage extension
     # would be refused. Chain and name are checked all the same.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    # Python 3.11.2, Debian's, takes a connection that is cut for one that has ended.
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
     if not configuration.verify_ssl:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
