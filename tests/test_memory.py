@@ -140,9 +140,11 @@ async def main():
         def __init__(self):
             self.itself = self
     memory.settle()
+    looks = []
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(memory.tidy, lambda: 0, lambda: 0)
-        await anyio.sleep(0.01)
+        tasks.start_soon(memory.tidy, lambda: looks.append(None) or 0, lambda: 0)
+        while not looks:  # at what is there at the start
+            await anyio.sleep(0.001)
         rings = [Ring() for _ in range(2000)]
         while any(type(it) is Ring for it in gc.get_objects()):
             await anyio.sleep(0.001)
