@@ -591,14 +591,20 @@ async def test_a_late_word_about_a_deleted_object_does_not_bring_it_back(kubecon
 )
 def test_what_has_gone_is_remembered_until_no_answer_can_tell_of_it(calls: list[float], is_known: bool) -> None:
     gone = Gone()
-    gone.age(50)
-    gone.add("a", "14")
+    gone.add("a", "14", 50)
     for now in calls:
         gone.age(now)
     assert gone.version("a") == ("14" if is_known else None)
     assert len(gone) == is_known
     gone.discard("a")
     assert gone.version("a") is None
+
+
+def test_what_has_gone_is_forgotten_though_nothing_but_lists_tells_of_it() -> None:
+    gone = Gone()
+    for second in range(1000):
+        gone.add(str(second), "14", second)
+        assert len(gone) <= 2 * LATE
 
 
 async def test_a_late_word_of_a_deletion_takes_nothing_away(kubeconfig: Path) -> None:

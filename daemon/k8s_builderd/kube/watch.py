@@ -90,8 +90,9 @@ class Gone:
         """Return the resourceVersion with which it went, or None where nothing is known of that."""
         return self._newer.get(uid) or self._older.get(uid)
 
-    def add(self, uid: str, version: str) -> None:
-        """Remember it."""
+    def add(self, uid: str, version: str, now: float) -> None:
+        """Remember it, and forget what `age` does: where a watch is forbidden, nothing but lists tells what goes."""
+        self.age(now)
         self._newer[uid] = version
 
     def discard(self, uid: str) -> None:
@@ -353,7 +354,7 @@ class Reflector(Generic[T]):
             return
         self.objects.pop(uid, None)
         self._untold.discard(uid)
-        self._gone.add(uid, version)
+        self._gone.add(uid, version, anyio.current_time())
         if known is not None:
             self._tell(Deleted(item))
 
