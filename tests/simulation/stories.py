@@ -11,6 +11,18 @@ def launched(world: World, **rest: object) -> Site:
     return site
 
 
+def deleted_unseen(world: World) -> Site:
+    """Return a place where one chaincode worked, and somebody deletes its Job while no watch tells."""
+    site = launched(world)
+    assert site.daemon is not None
+    world.advance(5)
+    for what in ("jobs", "pods"):
+        world.sim.call(site.daemon.api.silence, what)
+    job = next(iter(world.cluster.objects["jobs"]))
+    world.sim.call(lambda: world.cluster.delete("jobs", job))
+    return site
+
+
 def not_started(world: World) -> tuple[Site, Asked]:
     """Return a place where a Job is to be deleted for not starting, and the API refuses; and the peer's request."""
     site = world.site(start_timeout="8s")

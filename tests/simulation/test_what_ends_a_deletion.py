@@ -3,7 +3,7 @@
 from k8s_builderd.runs.decide import END_NEWS
 from tests.simulation.api import Fault
 from tests.simulation.cluster import Program
-from tests.simulation.stories import launched, not_started, over
+from tests.simulation.stories import deleted_unseen, launched, not_started, over
 from tests.simulation.world import Site, World
 
 
@@ -14,14 +14,9 @@ def remembers_nothing(site: Site) -> None:
 
 
 def test_a_job_that_is_gone_while_no_watch_tells(world: World) -> None:
-    site = launched(world)
+    site = deleted_unseen(world)
     assert site.daemon is not None
     api = site.daemon.api
-    world.advance(5)
-    for what in ("jobs", "pods"):
-        world.sim.call(api.silence, what)
-    job = next(iter(world.cluster.objects["jobs"]))
-    world.sim.call(lambda: world.cluster.delete("jobs", job))
     world.advance(0.1)
     before = len(api.requests)
     world.sim.call(world.clients[0].terminate)

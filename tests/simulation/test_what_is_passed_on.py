@@ -8,7 +8,7 @@ import pytest
 from k8s_builderd.kube.errors import Unavailable
 from tests.simulation.api import Fault
 from tests.simulation.cluster import Program
-from tests.simulation.stories import launched, over
+from tests.simulation.stories import deleted_unseen, launched, over
 from tests.simulation.world import Site, World
 
 MISSING = "The end of the chaincode's log is missing"
@@ -88,14 +88,9 @@ def test_a_daemon_restarts_and_the_rest_of_the_log_goes_with_the_pod(world: Worl
 @pytest.mark.parametrize("times", [0, 1, 3])
 def test_that_its_job_was_deleted_is_told_though_the_api_does_not_answer_at_once(world: World, times: int) -> None:
     """Job and pod went while no watch told; of pods a list is to be had then, and of Jobs nothing."""
-    site = launched(world)
+    site = deleted_unseen(world)
     assert site.daemon is not None
     api = site.daemon.api
-    world.advance(5)
-    for what in ("jobs", "pods"):
-        world.sim.call(api.silence, what)
-    job = next(iter(world.cluster.objects["jobs"]))
-    world.sim.call(lambda: world.cluster.delete("jobs", job))
     pod = world.cluster.containers[0].name
     assert world.sim.advance_until(lambda: world.cluster.find("pods", pod) is None, 60, 0.1)
     api.faults += [Fault("watch", what, "expired") for what in ("jobs", "pods")]
